@@ -62,14 +62,22 @@ pub fn authority_context(cluster_id: &str, replica_id: u64) -> Vec<u8> {
 
 /// One or more certificates (DER) as PEM blocks.
 pub fn certificates_to_pem<C: AsRef<[u8]>>(ders: &[C]) -> String {
-    ders.iter().map(|der| pem::encode(&pem::Pem::new(CERTIFICATE_LABEL, der.as_ref().to_vec()))).collect()
+    ders.iter()
+        .map(|der| pem::encode(&pem::Pem::new(CERTIFICATE_LABEL, der.as_ref().to_vec())))
+        .collect()
 }
 
 /// The certificates (DER) in PEM text, in order; blocks of other labels are passed over. Nothing when the text is
 /// not PEM.
 pub fn certificates_from_pem(text: &str) -> Option<Vec<Vec<u8>>> {
     let blocks = pem::parse_many(text).ok()?;
-    Some(blocks.into_iter().filter(|block| block.tag() == CERTIFICATE_LABEL).map(pem::Pem::into_contents).collect())
+    Some(
+        blocks
+            .into_iter()
+            .filter(|block| block.tag() == CERTIFICATE_LABEL)
+            .map(pem::Pem::into_contents)
+            .collect(),
+    )
 }
 
 /// What a new replica's configuration file says.
@@ -94,7 +102,11 @@ pub struct NewConfig<'a> {
 /// `host:port` of a listener, `offset` behind the base port; an IPv6 address gets its brackets.
 pub fn address(host: &str, base_port: u16, offset: u16) -> String {
     let port = base_port.saturating_add(offset);
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 /// The text of [`CONFIG`] for a new replica. Only what differs between replicas is set; the rest is named with its
