@@ -1,1 +1,16 @@
-//! placeholder
+//! Client of the control plane: several replicas behind one handle, failover, retries that never apply twice, and a
+//! journal feed that survives the loss of the replica it is read from.
+//!
+//! What never lives here: printing, and decisions of the control plane. The command line and the node agent use it.
+//! Invariants: a mutation keeps its request id over all tries; a refusal is never retried; an outcome that is not
+//! known is reported as such.
+
+pub mod connect;
+pub mod error;
+pub mod ids;
+pub mod pool;
+
+pub use connect::{ConnectError, ConnectErrorKind, ConnectOptions, connect};
+pub use error::{Attempt, Class, Error};
+pub use ids::{fill_random, new_ulid, wall_ms};
+pub use pool::{Endpoints, Limits, Pool, Reached, Repeat};

@@ -1,0 +1,488 @@
+//! The replicas that a client knows, which of them to ask next, and the calls it makes to them.
+//!
+//! What never lives here: what the calls mean (see `ops`), and how a connection is made (see [`crate::connect`]).
+//! Invariants: the replica that answered last is asked first, the others in random order, so that a lost replica's
+//! load spreads; a mutation goes out again only with the request id of its first try; a refusal ends the call; every
+//! call ends at its deadline, and says then what is known about its outcome.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use tokio::time::{Instant, timeout_at};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use crate::connect::{ConnectError, ConnectErrorKind, ConnectOptions, connect};
+use crate::error::{Attempt, Class, E_NO_ANSWER, E_UNKNOWN_OUTCOME, E_UNREACHABLE, Error, Failure, classify};
+use crate::ids::below;
+
+/// The longest pause between two rounds over all replicas.
+const PAUSE_MAX_MS: u64 = 1_000;
+/// The longest first pause.
+const PAUSE_MIN_MS: u64 = 50;
+/// How many attempts an error lists at most.
+const ATTEMPTS_SHOWN: usize = 16;
+
+/// Where replicas can be reached: one or more `host:port`, without doubles, in the order given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoints(Vec<String>);
+
+impl Endpoints {
+    /// Takes `host:port` entries.
+    ///
+    /// # Errors
+    /// [`Class::Invalid`] when there is none, or one has no port.
+    pub fn new<S: AsRef<str>>(entries: impl IntoIterator<Item = S>) -> Result<Endpoints, Error> {
+        let mut list: Vec<String> = Vec::new();
+        for entry in entries {
+            let entry = entry.as_ref().trim();
+            let port = entry.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+            if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port != 0)) {
+                let message = format!("{entry:?} is no endpoint");
+                return Err(Error::local(Class::Invalid, message, "write HOST:PORT, for example 127.0.0.1:7441"));
+            }
+            if !list.iter().any(|known| known == entry) {
+                list.push(entry.to_owned());
+            }
+        }
+        if list.is_empty() {
+            return Err(Error::local(Class::Invalid, "no endpoint is given", "name one: --endpoint HOST:PORT"));
+        }
+        Ok(Endpoints(list))
+    }
+
+    /// Takes a comma-separated list.
+    ///
+    /// # Errors
+    /// See [`Endpoints::new`].
+    pub fn parse(text: &str) -> Result<Endpoints, Error> {
+        Endpoints::new(text.split(',').filter(|entry| !entry.trim().is_empty()))
+    }
+
+    /// The addresses.
+    #[must_use]
+    pub fn as_slice(&self) -> &[String] {
+        &self.0
+    }
+}
+
+/// How a call may be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    /// It changes nothing: repeated after any failure that is not a refusal.
+    Read,
+    /// It carries a request id, the same in each try: repeated like a read, and its outcome may stay unknown.
+    WithRequestId,
+    /// It must not be sent twice: repeated only when it was not sent, or the server says that it may be.
+    Once,
+}
+
+/// Limits of one call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For the call with all its tries.
+    pub total: Duration,
+    /// For one try at one replica.
+    pub attempt: Duration,
+}
+
+struct Slot {
+    address: String,
+    channel: tokio::sync::Mutex<Option<Channel>>,
+}
+
+/// The replicas that a client knows. Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    slots: RwLock<Vec<Arc<Slot>>>,
+    good: AtomicUsize,
+    tls: Arc<ClientConfig>,
+    options: ConnectOptions,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("endpoints", &self.addresses()).finish_non_exhaustive()
+    }
+}
+
+/// A channel and the address that it leads to.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    /// `host:port`.
+    pub address: String,
+    /// The connection.
+    pub channel: Channel,
+}
+
+impl Pool {
+    /// A pool over `endpoints`. Connects when it is first used.
+    #[must_use]
+    pub fn new(endpoints: &Endpoints, tls: Arc<ClientConfig>, options: ConnectOptions) -> Pool {
+        let pool = Pool {
+            inner: Arc::new(Inner { slots: RwLock::default(), good: AtomicUsize::new(0), tls, options }),
+        };
+        pool.learn(endpoints.as_slice());
+        pool
+    }
+
+    /// Adds replicas that were not known yet.
+    pub fn learn(&self, addresses: &[String]) {
+        let mut slots = self.inner.slots.write().unwrap_or_else(PoisonError::into_inner);
+        for address in addresses {
+            if !slots.iter().any(|slot| slot.address == *address) {
+                slots.push(Arc::new(Slot { address: address.clone(), channel: tokio::sync::Mutex::default() }));
+            }
+        }
+    }
+
+    /// All addresses, in the order they were learned.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.slots().iter().map(|slot| slot.address.clone()).collect()
+    }
+
+    /// Connects to one replica, the best first. `avoid` is tried last.
+    ///
+    /// # Errors
+    /// [`Class::Unreachable`] or [`Class::Denied`] when none lets itself be reached, with what each try came to.
+    pub async fn reach(&self, avoid: Option<&str>) -> Result<Reached, Error> {
+        let mut attempts = Vec::new();
+        let mut refusal = None;
+        let mut order = self.order();
+        order.sort_by_key(|(_, slot)| avoid == Some(slot.address.as_str()));
+        for (index, slot) in order {
+            match self.channel(&slot).await {
+                Ok(channel) => {
+                    self.inner.good.store(index, Ordering::Relaxed);
+                    return Ok(Reached { address: slot.address.clone(), channel });
+                }
+                Err(error) => note(&mut attempts, &mut refusal, error),
+            }
+        }
+        Err(unreachable(refusal, attempts))
+    }
+
+    /// Forgets the connection to `address`, so that the next call makes a new one.
+    pub async fn forget(&self, address: &str) {
+        let slot = self.slots().into_iter().find(|slot| slot.address == address);
+        if let Some(slot) = slot {
+            *slot.channel.lock().await = None;
+        }
+    }
+
+    /// Makes a call, on other replicas when one fails, until it is answered or `limits` end.
+    ///
+    /// # Errors
+    /// The refusal; or what is known when time ran out: [`Class::Unknown`] when a mutation may have been applied,
+    /// [`Class::Unreachable`] when no replica was reached, [`Class::Unavailable`] otherwise.
+    pub async fn call<T, F, Fut>(&self, repeat: Repeat, limits: Limits, send: F) -> Result<T, Error>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + limits.total;
+        let mut story = Story::default();
+        let mut pause = PAUSE_MIN_MS;
+        loop {
+            for (index, slot) in self.order() {
+                let until = deadline.min(Instant::now() + limits.attempt);
+                match self.attempt(&slot, until, &send).await {
+                    Outcome::Answer(value) => {
+                        self.inner.good.store(index, Ordering::Relaxed);
+                        return Ok(value);
+                    }
+                    Outcome::Final(error) => return Err(story.finish(error)),
+                    Outcome::NotSent(error) => story.not_sent(error),
+                    Outcome::Retryable(error) => story.answered(&slot.address, error),
+                    Outcome::Lost { cause, refused } => {
+                        story.lost(&slot.address, cause, refused);
+                        if repeat == Repeat::Once && !refused {
+                            return Err(story.give_up(repeat));
+                        }
+                    }
+                }
+                if Instant::now() >= deadline {
+                    return Err(story.give_up(repeat));
+                }
+            }
+            if story.hopeless() {
+                return Err(story.give_up(repeat));
+            }
+            // Full jitter: clients that lost the same replica must not come back in step.
+            let wait = Duration::from_millis(1 + below(pause));
+            if Instant::now() + wait >= deadline {
+                return Err(story.give_up(repeat));
+            }
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(PAUSE_MAX_MS);
+        }
+    }
+
+    async fn attempt<T, F, Fut>(&self, slot: &Slot, until: Instant, send: &F) -> Outcome<T>
+    where
+        F: Fn(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let channel = match timeout_at(until, self.channel(slot)).await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => return Outcome::NotSent(error),
+            Err(_) => {
+                let cause = "no connection in time".to_owned();
+                let kind = ConnectErrorKind::Unreachable;
+                return Outcome::NotSent(ConnectError { address: slot.address.clone(), kind, cause, chain: None });
+            }
+        };
+        let failure = match timeout_at(until, send(channel)).await {
+            Ok(Ok(response)) => return Outcome::Answer(response.into_inner()),
+            Ok(Err(status)) => classify(&status),
+            Err(_) => Failure::Lost { cause: "no answer in time".to_owned(), refused: false },
+        };
+        match failure {
+            Failure::Answered(error) if error.retryable || error.unknown => Outcome::Retryable(error),
+            Failure::Answered(error) => Outcome::Final(error),
+            Failure::Lost { cause, refused } => {
+                *slot.channel.lock().await = None;
+                Outcome::Lost { cause, refused }
+            }
+        }
+    }
+
+    async fn channel(&self, slot: &Slot) -> Result<Channel, ConnectError> {
+        // Held while connecting: calls that come together share one connection.
+        let mut place = slot.channel.lock().await;
+        if let Some(channel) = place.as_ref() {
+            return Ok(channel.clone());
+        }
+        let channel = connect(&slot.address, &self.inner.tls, &self.inner.options).await?;
+        *place = Some(channel.clone());
+        Ok(channel)
+    }
+
+    fn slots(&self) -> Vec<Arc<Slot>> {
+        self.inner.slots.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The last good replica, then the others in random order.
+    fn order(&self) -> Vec<(usize, Arc<Slot>)> {
+        let mut order: Vec<(usize, Arc<Slot>)> = self.slots().into_iter().enumerate().collect();
+        let good = self.inner.good.load(Ordering::Relaxed).min(order.len().saturating_sub(1));
+        if order.is_empty() {
+            return order;
+        }
+        order.swap(0, good);
+        for end in (2..order.len()).rev() {
+            let pick = 1 + usize::try_from(below(end as u64)).unwrap_or(0);
+            order.swap(pick, end);
+        }
+        order
+    }
+}
+
+enum Outcome<T> {
+    Answer(T),
+    Final(Error),
+    Retryable(Error),
+    NotSent(ConnectError),
+    Lost { cause: String, refused: bool },
+}
+
+/// What the tries of one call came to.
+#[derive(Default)]
+struct Story {
+    attempts: Vec<Attempt>,
+    /// The last typed answer that allowed another try.
+    answer: Option<Error>,
+    /// A try may have been applied.
+    ambiguous: bool,
+    reached: bool,
+    /// This side's certificate or the server's was refused.
+    refusal: Option<ConnectError>,
+    /// Some try failed for another reason than a refusal: another may still succeed.
+    hope: bool,
+}
+
+impl Story {
+    fn not_sent(&mut self, error: ConnectError) {
+        self.hope |= error.kind == ConnectErrorKind::Unreachable;
+        note(&mut self.attempts, &mut self.refusal, error);
+    }
+
+    fn answered(&mut self, address: &str, error: Error) {
+        self.hope = true;
+        self.reached = true;
+        self.ambiguous |= error.unknown;
+        push(&mut self.attempts, Attempt { endpoint: address.to_owned(), cause: error.to_string() });
+        self.answer = Some(error);
+    }
+
+    fn lost(&mut self, address: &str, cause: String, refused: bool) {
+        push(&mut self.attempts, Attempt { endpoint: address.to_owned(), cause: cause.clone() });
+        if refused {
+            let (address, kind) = (address.to_owned(), ConnectErrorKind::Refused);
+            self.refusal = Some(ConnectError { address, kind, cause, chain: None });
+        } else {
+            self.hope = true;
+            self.reached = true;
+            self.ambiguous = true;
+        }
+    }
+
+    /// Every replica refuses to talk to this side: waiting won't change it.
+    fn hopeless(&self) -> bool {
+        self.refusal.is_some() && !self.hope
+    }
+
+    fn finish(self, mut error: Error) -> Error {
+        error.attempts = self.attempts;
+        error
+    }
+
+    fn give_up(self, repeat: Repeat) -> Error {
+        if self.ambiguous && repeat != Repeat::Read {
+            let mut error = Error::new(
+                Class::Unknown,
+                E_UNKNOWN_OUTCOME,
+                "the request was sent and no answer came: it may have been applied",
+            );
+            error.unknown = true;
+            error.retryable = repeat == Repeat::WithRequestId;
+            return self.finish(error);
+        }
+        match &self.answer {
+            Some(answer) => {
+                let answer = answer.clone();
+                self.finish(answer)
+            }
+            None if self.reached => {
+                let error = Error::new(Class::Unavailable, E_NO_ANSWER, "no replica answered in time")
+                    .with_next("palyra cluster status, or give more time: --timeout 30s");
+                self.finish(error)
+            }
+            None => unreachable(self.refusal, self.attempts),
+        }
+    }
+}
+
+fn note(attempts: &mut Vec<Attempt>, refusal: &mut Option<ConnectError>, error: ConnectError) {
+    push(attempts, Attempt { endpoint: error.address.clone(), cause: error.cause.clone() });
+    if error.kind != ConnectErrorKind::Unreachable {
+        *refusal = Some(error);
+    }
+}
+
+/// Keeps the first tries and the last one: a long outage must not make a long error.
+fn push(attempts: &mut Vec<Attempt>, attempt: Attempt) {
+    if attempts.last() == Some(&attempt) {
+        return;
+    }
+    if attempts.len() == ATTEMPTS_SHOWN {
+        attempts.pop();
+    }
+    attempts.push(attempt);
+}
+
+fn unreachable(refusal: Option<ConnectError>, attempts: Vec<Attempt>) -> Error {
+    let mut error = match refusal {
+        Some(refusal) => Error::from(refusal),
+        None => {
+            let mut tried: Vec<String> = Vec::new();
+            for attempt in &attempts {
+                let line = format!("{} ({})", attempt.endpoint, attempt.cause);
+                if !tried.contains(&line) {
+                    tried.push(line);
+                }
+            }
+            Error::new(Class::Unreachable, E_UNREACHABLE, format!("no replica can be reached: {}", tried.join(", ")))
+                .with_next("is the cluster running? see `palyra context show` for the addresses in use")
+        }
+    };
+    error.retryable = error.class == Class::Unreachable;
+    error.attempts = attempts;
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palyra_pki::tls::SeenServer;
+
+    fn pool(addresses: &[&str]) -> Pool {
+        let tls = crate::connect::enrol_recording(SeenServer::new()).unwrap();
+        Pool::new(&Endpoints::new(addresses).unwrap(), tls, ConnectOptions::default())
+    }
+
+    #[test]
+    fn endpoints_are_checked_and_doubles_dropped() {
+        let list = Endpoints::parse("a:1, b:2,a:1,,[::1]:3").unwrap();
+        assert_eq!(list.as_slice(), ["a:1", "b:2", "[::1]:3"]);
+        for bad in ["", "a", "a:", ":1", "a:0", "a:70000", "a:b"] {
+            assert_eq!(Endpoints::parse(bad).unwrap_err().class, Class::Invalid, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_good_replica_is_first_and_every_one_is_in_the_order() {
+        let pool = pool(&["a:1", "b:2", "c:3", "d:4"]);
+        pool.inner.good.store(2, Ordering::Relaxed);
+        let mut seconds = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let order: Vec<usize> = pool.order().iter().map(|(index, _)| *index).collect();
+            assert_eq!(order[0], 2);
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, [0, 1, 2, 3]);
+            seconds.insert(order[1]);
+        }
+        assert_eq!(seconds.into_iter().collect::<Vec<_>>(), [0, 1, 3], "any other may come second");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unreachable_replicas_are_all_named() {
+        let limits = Limits { total: Duration::from_millis(200), attempt: Duration::from_millis(200) };
+        let send = |_channel| async { Ok(Response::new(())) };
+        let error = pool(&["127.0.0.1:1", "127.0.0.1:2"]).call(Repeat::Read, limits, send).await.unwrap_err();
+        assert_eq!((error.class, error.exit_code()), (Class::Unreachable, 4));
+        assert!(error.message.contains("127.0.0.1:1") && error.message.contains("127.0.0.1:2"), "{error}");
+    }
+
+    #[test]
+    fn a_lost_mutation_is_unknown_and_a_lost_read_is_not() {
+        let story = || {
+            let mut story = Story::default();
+            story.lost("a:1", "broken pipe".to_owned(), false);
+            story
+        };
+        let error = story().give_up(Repeat::WithRequestId);
+        assert_eq!((error.class, error.unknown, error.exit_code()), (Class::Unknown, true, 13));
+        assert_eq!(story().give_up(Repeat::Read).exit_code(), 9);
+        assert_eq!(story().give_up(Repeat::Once).exit_code(), 13);
+    }
+
+    #[test]
+    fn a_refused_certificate_is_told_as_such_unless_another_replica_gives_hope() {
+        let mut story = Story::default();
+        story.lost("a:1", "the server does not know who issued this".to_owned(), true);
+        assert!(story.hopeless());
+        story.answered("b:1", Error::new(Class::Unavailable, "E1", "no leader"));
+        assert!(!story.hopeless());
+        assert_eq!(story.give_up(Repeat::Read).exit_code(), 9);
+    }
+
+    #[test]
+    fn attempts_are_bounded() {
+        let mut attempts = Vec::new();
+        for index in 0..100 {
+            push(&mut attempts, Attempt { endpoint: format!("a:{index}"), cause: "x".to_owned() });
+        }
+        assert_eq!(attempts.len(), ATTEMPTS_SHOWN);
+        assert_eq!(attempts.last().unwrap().endpoint, "a:99");
+    }
+}
