@@ -217,3 +217,81 @@ pub fn to_rustls(chain: &[Vec<u8>]) -> Vec<CertificateDer<'static>> {
         .map(|der| CertificateDer::from(der.clone()))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::HostNames;
+    use crate::testing::{NOW, Seeded, cluster};
+    use crate::{Role, SpiffeId};
+
+    fn credential() -> Credential {
+        let mut rng = Seeded::new(3);
+        let cluster = cluster(1);
+        let key = KeyPair::generate(&mut rng).unwrap();
+        let id = SpiffeId::new(cluster.domain.clone(), Role::Operator, "ann").unwrap();
+        let csr = key.make_csr().unwrap();
+        let names = HostNames::default();
+        let issued = cluster
+            .authority
+            .issue_from_csr(&csr, &id, 1000, &names, NOW, &mut rng)
+            .unwrap();
+        let chain = [issued.der, cluster.authority.der().to_vec()];
+        Credential::new(&cluster.bundle, vec!["127.0.0.1:7441".to_owned()], &chain, &key).unwrap()
+    }
+
+    #[test]
+    fn credentials_are_read_back() {
+        let made = credential();
+        let text = made.to_json().unwrap();
+        let read = Credential::from_json(&text).unwrap();
+        assert_eq!(read, made);
+        assert_eq!(read.identity().unwrap().id.id(), "ann");
+        assert_eq!(read.chain().unwrap().len(), 2);
+        assert!(read.for_tls().is_ok());
+        assert!(!format!("{read:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn what_is_not_usable_is_refused() {
+        let text = credential().to_json().unwrap();
+        let changed = |from: &str, to: &str| Credential::from_json(&text.replacen(from, to, 1)).unwrap_err();
+        assert_eq!(changed("\"form\": 1", "\"form\": 2"), CredentialError::Form(2));
+        assert!(matches!(
+            changed("\"form\": 1", "\"form\": 1, \"x\": 2"),
+            CredentialError::Json(_)
+        ));
+        assert!(matches!(
+            changed("127.0.0.1:7441", "127.0.0.1"),
+            CredentialError::Endpoints(_)
+        ));
+        assert!(matches!(
+            changed("\"palyra.", "\"q."),
+            CredentialError::Chain(ChainError::WrongDomain { .. })
+        ));
+        assert_eq!(changed("BEGIN PRIVATE", "BEGIN PUBLIC"), CredentialError::Key);
+        assert_eq!(
+            changed("BEGIN CERTIFICATE", "BEGIN CERT"),
+            CredentialError::Pem("certificates")
+        );
+        let mut other_key = credential();
+        other_key.key = KeyPair::generate(&mut Seeded::new(4))
+            .unwrap()
+            .to_pem()
+            .to_string();
+        let refused = Credential::from_json(&other_key.to_json().unwrap()).unwrap_err();
+        assert_eq!(refused, CredentialError::Key);
+        assert!(matches!(
+            Credential::from_json("{"),
+            Err(CredentialError::Json(_))
+        ));
+        let large = " ".repeat(MAX_TEXT + 1);
+        assert_eq!(
+            Credential::from_json(&large).unwrap_err(),
+            CredentialError::TooLarge(MAX_TEXT + 1)
+        );
+        for cut in (0..text.len() - 2).step_by(97) {
+            assert!(Credential::from_json(&text[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+}

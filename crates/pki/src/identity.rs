@@ -341,3 +341,138 @@ pub(crate) fn parse_certificate(der: &[u8]) -> Result<X509Certificate<'_>, Ident
 pub(crate) fn to_ms(seconds: i64) -> u64 {
     u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{CLUSTER, DEVICE, NOW, Seeded, cluster};
+    use crate::{KeyPair, ca::HostNames};
+
+    #[test]
+    fn identities_are_read_back() {
+        let domain = TrustDomain::for_cluster(CLUSTER).unwrap();
+        assert_eq!(domain.as_str(), "palyra.01jd7z8q.internal");
+        let pairs = [
+            (Role::Node, DEVICE),
+            (Role::Worker, DEVICE),
+            (Role::Replica, "18446744073709551615"),
+            (Role::Operator, "ann.b-c_1"),
+            (Role::Egress, "e"),
+        ];
+        for (role, id) in pairs {
+            let made = SpiffeId::new(domain.clone(), role, id).unwrap();
+            assert_eq!(SpiffeId::parse(&made.to_string()).unwrap(), made);
+            assert_eq!((made.role(), made.id()), (role, id));
+        }
+        assert_eq!(
+            SpiffeId::replica(domain.clone(), 3).unwrap().replica_id(),
+            Some(3)
+        );
+        assert!(SpiffeId::replica(domain, 0).is_err());
+    }
+
+    #[test]
+    fn there_is_no_second_spelling() {
+        let refused = [
+            "",
+            "spiffe://",
+            "spiffe://td",
+            "spiffe://td/node",
+            "spiffe://td/node/",
+            "SPIFFE://td/replica/1",
+            "https://td/replica/1",
+            "spiffe://TD/replica/1",
+            "spiffe:///replica/1",
+            "spiffe://t:1/replica/1",
+            "spiffe://u@t/replica/1",
+            "spiffe://td/Replica/1",
+            "spiffe://td/admin/1",
+            "spiffe://td/replica/01",
+            "spiffe://td/replica/+1",
+            "spiffe://td/replica/0",
+            "spiffe://td/replica/18446744073709551616",
+            "spiffe://td/replica/1/",
+            "spiffe://td//replica/1",
+            "spiffe://td/replica/1/2",
+            "spiffe://td/replica/1?x",
+            "spiffe://td/operator/%61nn",
+            "spiffe://td/operator/Ann",
+            "spiffe://td/operator/.ann",
+            "spiffe://td/operator/a b",
+            "spiffe://td/node/01jd7zb2c4d6e8f0g1h3j5k7m9",
+            "spiffe://td/node/01JD7ZB2C4D6E8F0G1H3J5K7M",
+            "spiffe://td/node/01JD7ZB2C4D6E8F0G1H3J5K7MU",
+            "spiffe://td/node/81JD7ZB2C4D6E8F0G1H3J5K7M9",
+        ];
+        for text in refused {
+            assert!(SpiffeId::parse(text).is_err(), "{text}");
+        }
+        assert!(SpiffeId::parse(&format!("spiffe://td/operator/{}", "a".repeat(65))).is_err());
+        assert!(TrustDomain::new(&"a".repeat(256)).is_err());
+        assert!(TrustDomain::for_cluster("short").is_err());
+    }
+
+    fn with_sans(sans: Vec<rcgen::SanType>) -> Vec<u8> {
+        let mut params = rcgen::CertificateParams::default();
+        params.subject_alt_names = sans;
+        params
+            .self_signed(&KeyPair::generate(&mut Seeded::new(1)).unwrap())
+            .unwrap()
+            .der()
+            .to_vec()
+    }
+
+    #[test]
+    fn a_certificate_names_exactly_one_holder() {
+        let uri = |text: &str| rcgen::SanType::URI(text.try_into().unwrap());
+        let dns = rcgen::SanType::DnsName("localhost".try_into().unwrap());
+        let one =
+            PeerIdentity::from_der(&with_sans(vec![dns.clone(), uri("spiffe://td/replica/1")])).unwrap();
+        assert_eq!(one.id.to_string(), "spiffe://td/replica/1");
+        assert_eq!(
+            PeerIdentity::from_der(&with_sans(vec![])),
+            Err(IdentityError::NoUriSan)
+        );
+        assert_eq!(
+            PeerIdentity::from_der(&with_sans(vec![dns])),
+            Err(IdentityError::NoUriSan)
+        );
+        let two = with_sans(vec![uri("spiffe://td/replica/1"), uri("spiffe://td/replica/2")]);
+        assert_eq!(PeerIdentity::from_der(&two), Err(IdentityError::ManyUriSans(2)));
+        let web = PeerIdentity::from_der(&with_sans(vec![uri("https://example.org/")]));
+        assert!(matches!(web, Err(IdentityError::Form(_))), "{web:?}");
+    }
+
+    #[test]
+    fn hostile_certificates_are_refused() {
+        let mut rng = Seeded::new(2);
+        let cluster = cluster(1);
+        let csr = KeyPair::generate(&mut rng).unwrap().make_csr().unwrap();
+        let id = SpiffeId::new(cluster.domain.clone(), Role::Node, DEVICE).unwrap();
+        let day = crate::ca::NODE_VALIDITY_MS;
+        let issued = cluster
+            .authority
+            .issue_from_csr(&csr, &id, day, &HostNames::default(), NOW, &mut rng)
+            .unwrap();
+        for cut in 0..issued.der.len() {
+            assert!(
+                PeerIdentity::from_der(&issued.der[..cut]).is_err(),
+                "cut at {cut}"
+            );
+        }
+        let mut longer = issued.der.clone();
+        longer.push(0);
+        assert_eq!(PeerIdentity::from_der(&longer), Err(IdentityError::Malformed));
+        let large = vec![0x30; MAX_CERTIFICATE + 1];
+        assert_eq!(
+            PeerIdentity::from_der(&large),
+            Err(IdentityError::TooLarge(MAX_CERTIFICATE + 1))
+        );
+        for index in 0..issued.der.len() {
+            let mut bent = issued.der.clone();
+            bent[index] ^= 0x20;
+            // Must not panic; whether it parses is the signature's business.
+            let _ = PeerIdentity::from_der(&bent);
+        }
+    }
+}

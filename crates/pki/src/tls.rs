@@ -440,7 +440,6 @@ fn alert_of(error: &ChainError) -> CertificateError {
         ChainError::UnknownIssuer { .. } | ChainError::PinMismatch => CertificateError::UnknownIssuer,
         ChainError::Expired { .. } => CertificateError::Expired,
         ChainError::NotYetValid { .. } => CertificateError::NotValidYet,
-        ChainError::BadSignature => CertificateError::BadSignature,
         ChainError::WrongUsage => CertificateError::InvalidPurpose,
         ChainError::WrongRole { .. } | ChainError::WrongDomain { .. } | ChainError::WrongIdentity { .. } => {
             CertificateError::ApplicationVerificationFailure
