@@ -333,7 +333,7 @@ pub(crate) fn parse_certificate(der: &[u8]) -> Result<X509Certificate<'_>, Ident
         return Err(IdentityError::TooLarge(der.len()));
     }
     match X509Certificate::from_der(der) {
-        Ok((rest, certificate)) if rest.is_empty() => Ok(certificate),
+        Ok(([], certificate)) => Ok(certificate),
         _ => Err(IdentityError::Malformed),
     }
 }

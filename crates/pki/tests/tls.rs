@@ -145,10 +145,7 @@ fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Outcome 
                 server.write_tls(&mut alert).unwrap();
                 client.read_tls(&mut alert.as_slice()).unwrap();
                 let seen = client.process_new_packets().unwrap_err();
-                return Outcome::ServerRefused {
-                    server: refusal,
-                    client: seen,
-                };
+                return Outcome::ServerRefused(seen);
             }
         }
         let mut wire = Vec::new();
@@ -216,11 +213,7 @@ fn each_refusal_of_a_client_has_its_own_alert() {
         &ALPN,
     )
     .unwrap();
-    let strange = alert_of(handshake(&stranger, &ours.mutual(&[Role::Node])));
-    assert!(
-        strange.contains("another cluster") || strange.contains("can't use"),
-        "{strange}"
-    );
+    assert!(alert_of(handshake(&stranger, &ours.mutual(&[Role::Node]))).contains("another cluster"));
     let later = at(NOW + DAY + 2000);
     let late = server_mutual(
         ours.identity("replica/1", 50),
@@ -239,11 +232,12 @@ fn a_client_knows_a_replica_by_its_uri_name_only() {
     let open = ours.enrol(70).config;
     assert!(matches!(handshake(&ours.client(None), &open), Outcome::Both(..)));
     let foreign = refused_by_client(handshake(&theirs.client(None), &open));
-    let unknown = matches!(
+    assert_eq!(
         foreign,
-        ChainError::UnknownIssuer { .. } | ChainError::BadSignature
+        ChainError::UnknownIssuer {
+            cluster_id: CLUSTER.to_owned()
+        }
     );
-    assert!(unknown, "{foreign:?}");
     let id = |id| Some(SpiffeId::replica(ours.domain.clone(), id).unwrap());
     let exact = client_verified(ours.trust(), id(1), None, &clock(), &ALPN).unwrap();
     assert!(matches!(handshake(&exact, &open), Outcome::Both(..)));
