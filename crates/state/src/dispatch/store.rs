@@ -1,0 +1,155 @@
+//! Where dispatches lie: the record, its payload and result, and the indexes that follow its state.
+//!
+//! Only [`insert`], [`update`] and [`forget_finished`] write, so that no index can lag behind its record.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::{Dispatch, State, dispatch, totals};
+use crate::ids::Id;
+use crate::limits;
+use crate::read::Read;
+use crate::tables::{self, Blob};
+use crate::txn::Txn;
+
+/// The payload of a dispatch.
+#[must_use]
+pub fn payload(r: &dyn Read, id: Id) -> Option<Bytes> {
+    tables::PAYLOADS.get(r, id).map(|blob| blob.bytes)
+}
+
+/// The result of a dispatch, once it has one.
+#[must_use]
+pub fn result(r: &dyn Read, id: Id) -> Option<Bytes> {
+    tables::RESULTS.get(r, id).map(|blob| blob.bytes)
+}
+
+/// Dispatches by id, from the one after `after` on, at most `limit`.
+#[must_use]
+pub fn list(r: &dyn Read, after: Option<Id>, limit: usize) -> Vec<Dispatch> {
+    tables::DISPATCHES.page(r, (), after, limit)
+}
+
+/// Dispatches of a device by id, ended ones too.
+#[must_use]
+pub fn list_of_device(r: &dyn Read, device_id: Id, after: Option<Id>, limit: usize) -> Vec<Dispatch> {
+    let ids = tables::DISPATCHES_OF.ids(r, device_id, after, limit);
+    ids.into_iter().filter_map(|id| dispatch(r, id)).collect()
+}
+
+/// Dispatches in a state, by id.
+#[must_use]
+pub fn by_state(r: &dyn Read, state: State, after: Option<Id>, limit: usize) -> Vec<Dispatch> {
+    let ids = tables::DISPATCHES_BY_STATE.ids(r, state as u32, after, limit);
+    ids.into_iter().filter_map(|id| dispatch(r, id)).collect()
+}
+
+/// Dispatches of a device that have not ended, by id.
+#[must_use]
+pub fn open_of_device(r: &dyn Read, device_id: Id, after: Option<Id>, limit: usize) -> Vec<Dispatch> {
+    let ids = tables::QUEUES.ids(r, device_id, after, limit);
+    ids.into_iter().filter_map(|id| dispatch(r, id)).collect()
+}
+
+/// Open dispatches whose deadline has passed at `now`, earliest first, at most `limit`: for the sweeper.
+#[must_use]
+pub fn due(r: &dyn Read, now: u64, limit: usize) -> Vec<Id> {
+    let mut found = Vec::new();
+    tables::DEADLINES.visit(r, (), None, &mut |key, _| {
+        let deadline = key.first_chunk().map_or(u64::MAX, |bytes| u64::from_be_bytes(*bytes));
+        if deadline > now || found.len() >= limit {
+            return ControlFlow::Break(());
+        }
+        found.extend(Id::from_slice(&key[8..]));
+        ControlFlow::Continue(())
+    });
+    found
+}
+
+/// The earliest deadline of an open dispatch: when the sweeper has to look next.
+#[must_use]
+pub fn next_deadline(r: &dyn Read) -> Option<u64> {
+    let mut first = None;
+    tables::DEADLINES.visit(r, (), None, &mut |key, _| {
+        first = key.first_chunk().map(|bytes| u64::from_be_bytes(*bytes));
+        ControlFlow::Break(())
+    });
+    first
+}
+
+/// Writes a new, open dispatch.
+pub(super) fn insert(txn: &mut Txn<'_>, new: &Dispatch, payload: &Bytes) {
+    txn.put(&tables::DISPATCHES, new.id, new);
+    txn.put(&tables::PAYLOADS, new.id, &Blob { bytes: payload.clone() });
+    txn.mark(&tables::QUEUES, (new.device_id, new.id));
+    txn.mark(&tables::DEADLINES, (new.deadline_at, new.id));
+    txn.mark(&tables::DISPATCHES_BY_STATE, (new.state as u32, new.id));
+    txn.mark(&tables::DISPATCHES_OF, (new.device_id, new.id));
+    let mut queue = tables::QUEUE_LENGTHS.get(txn, new.device_id).unwrap_or_default();
+    queue.open += 1;
+    txn.put(&tables::QUEUE_LENGTHS, new.device_id, &queue);
+    let mut sums = totals(txn);
+    sums.open += 1;
+    sums.open_bytes += u64::from(new.payload_size);
+    txn.put(&tables::DISPATCH_TOTALS, (), &sums);
+}
+
+/// Writes a changed dispatch; `before` is its state until now. An ended one leaves the queue.
+pub(super) fn update(txn: &mut Txn<'_>, before: State, changed: &Dispatch) {
+    txn.put(&tables::DISPATCHES, changed.id, changed);
+    if before != changed.state() {
+        txn.delete(&tables::DISPATCHES_BY_STATE, (before as u32, changed.id));
+        txn.mark(&tables::DISPATCHES_BY_STATE, (changed.state as u32, changed.id));
+    }
+    if !before.is_terminal() && changed.state().is_terminal() {
+        close(txn, changed);
+    }
+}
+
+fn close(txn: &mut Txn<'_>, ended: &Dispatch) {
+    txn.delete(&tables::QUEUES, (ended.device_id, ended.id));
+    txn.delete(&tables::DEADLINES, (ended.deadline_at, ended.id));
+    txn.mark(&tables::FINISHED, (ended.ended_at, ended.id));
+    let mut queue = tables::QUEUE_LENGTHS.get(txn, ended.device_id).unwrap_or_default();
+    queue.open = queue.open.saturating_sub(1);
+    if queue.open == 0 {
+        txn.delete(&tables::QUEUE_LENGTHS, ended.device_id);
+    } else {
+        txn.put(&tables::QUEUE_LENGTHS, ended.device_id, &queue);
+    }
+    let mut sums = totals(txn);
+    sums.open = sums.open.saturating_sub(1);
+    sums.open_bytes = sums.open_bytes.saturating_sub(u64::from(ended.payload_size));
+    sums.finished += 1;
+    sums.finished_bytes += size(ended);
+    txn.put(&tables::DISPATCH_TOTALS, (), &sums);
+}
+
+/// Forgets a few of the oldest ended dispatches while there are too many, or too many bytes of them.
+pub(crate) fn forget_finished(txn: &mut Txn<'_>) {
+    let mut sums = totals(txn);
+    let full = |sums: &super::Totals| {
+        sums.finished > limits::FINISHED || sums.finished_bytes > limits::FINISHED_BYTES
+    };
+    if !full(&sums) {
+        return;
+    }
+    let oldest = tables::FINISHED.suffixes(txn, (), limits::FINISHED_EVICT);
+    for id in oldest.iter().filter_map(|key| Id::from_slice(&key[8..])) {
+        let Some(old) = dispatch(txn, id).filter(|_| full(&sums)) else { continue };
+        sums.finished = sums.finished.saturating_sub(1);
+        sums.finished_bytes = sums.finished_bytes.saturating_sub(size(&old));
+        txn.delete(&tables::DISPATCHES, id);
+        txn.delete(&tables::PAYLOADS, id);
+        txn.delete(&tables::RESULTS, id);
+        txn.delete(&tables::DISPATCHES_BY_STATE, (old.state as u32, id));
+        txn.delete(&tables::DISPATCHES_OF, (old.device_id, id));
+        txn.delete(&tables::FINISHED, (old.ended_at, id));
+    }
+    txn.put(&tables::DISPATCH_TOTALS, (), &sums);
+}
+
+fn size(dispatch: &Dispatch) -> u64 {
+    u64::from(dispatch.payload_size) + u64::from(dispatch.result_size)
+}

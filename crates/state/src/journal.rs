@@ -1,0 +1,184 @@
+//! The journal: one row for each thing that happened, hash-chained, in the same entry as the thing itself.
+//!
+//! What never lives here: secrets, payloads, and refusals (they change nothing).
+//! Invariants: cursors strictly increase; each row's hash covers the row before it and every field; trimming takes
+//! the oldest rows only. Actions are stable strings, because followers and auditors match on them.
+
+mod chain;
+
+pub use chain::{Broken, Summary, row_hash, verify, verify_all};
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use crate::ids::{Digest, Id};
+use crate::limits;
+use crate::meta::{Meta, meta};
+use crate::read::Read;
+use crate::tables;
+use crate::txn::Txn;
+
+/// Position in the journal and in the feed: the same on every replica.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Message)]
+pub struct Cursor {
+    /// Log index of the entry.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// Place within the entry, from 0.
+    #[prost(uint32, tag = "2")]
+    pub ordinal: u32,
+}
+
+/// One thing that happened.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Row {
+    /// Log index of the entry.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// Place within the entry, from 0.
+    #[prost(uint32, tag = "2")]
+    pub ordinal: u32,
+    /// Time of the state.
+    #[prost(uint64, tag = "3")]
+    pub at_ms: u64,
+    /// Who asked, as `Actor` prints itself.
+    #[prost(string, tag = "4")]
+    pub actor: String,
+    /// What happened, such as `pairing.approved`.
+    #[prost(string, tag = "5")]
+    pub action: String,
+    /// To what: an id or a name.
+    #[prost(string, tag = "6")]
+    pub subject: String,
+    /// Under which request.
+    #[prost(message, required, tag = "7")]
+    pub request_id: Id,
+    /// More, by name; at most `limits::DETAILS`, each value at most `limits::DETAIL_VALUE` bytes.
+    #[prost(btree_map = "string, string", tag = "8")]
+    pub detail: BTreeMap<String, String>,
+    /// Hash of the row before; zero for the first.
+    #[prost(message, required, tag = "9")]
+    pub prev_hash: Digest,
+    /// Hash of this row.
+    #[prost(message, required, tag = "10")]
+    pub hash: Digest,
+}
+
+impl Row {
+    /// Where the row is.
+    #[must_use]
+    pub fn cursor(&self) -> Cursor {
+        Cursor { index: self.index, ordinal: self.ordinal }
+    }
+
+    /// A detail; empty when there is none of that name.
+    #[must_use]
+    pub fn detail(&self, name: &str) -> &str {
+        self.detail.get(name).map_or("", String::as_str)
+    }
+}
+
+/// What a reader of the journal finds after its cursor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rows {
+    /// Rows in order; none when the reader has seen all.
+    Rows(Vec<Row>),
+    /// Rows after the reader's cursor were trimmed; what is held begins here.
+    Gap {
+        /// The first row held.
+        first: Cursor,
+    },
+}
+
+/// Rows after `after`, at most `limit`, or the gap when some of them were trimmed.
+///
+/// A reader that starts anew and wants what is held begins at [`before_first`].
+#[must_use]
+pub fn rows_after(r: &dyn Read, after: Cursor, limit: usize) -> Rows {
+    let meta = meta(r);
+    if after < meta.journal_trimmed {
+        return Rows::Gap { first: meta.journal_first };
+    }
+    Rows::Rows(read_after(r, after, limit))
+}
+
+/// The cursor right before the first row held, from which [`rows_after`] finds no gap.
+#[must_use]
+pub fn before_first(r: &dyn Read) -> Cursor {
+    meta(r).journal_trimmed
+}
+
+/// The newest `count` rows, oldest first.
+#[must_use]
+pub fn last_rows(r: &dyn Read, count: usize) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if count == 0 {
+        return rows;
+    }
+    let (from, to) = (tables::JOURNAL.key(0u64), tables::JOURNAL.key(u64::MAX));
+    r.scan_rev(&from, &to, &mut |_, value| {
+        rows.push(tables::JOURNAL.decode(value));
+        if rows.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    rows.reverse();
+    rows
+}
+
+/// Turns what an entry said into rows, writes them, and trims a few old ones.
+pub(crate) fn append(txn: &mut Txn<'_>, meta: &mut Meta) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (ordinal, draft) in (0u32..).zip(txn.take_drafts()) {
+        let mut row = Row {
+            index: txn.index,
+            ordinal,
+            at_ms: txn.now,
+            actor: txn.actor.to_string(),
+            action: draft.action.to_owned(),
+            subject: draft.subject,
+            request_id: txn.request_id,
+            detail: draft.detail,
+            prev_hash: meta.journal_head,
+            hash: Digest::ZERO,
+        };
+        row.hash = row_hash(&row);
+        txn.put(&tables::JOURNAL, (row.index, row.ordinal), &row);
+        if meta.journal_rows == 0 {
+            meta.journal_first = row.cursor();
+        }
+        meta.journal_rows += 1;
+        meta.journal_last = row.cursor();
+        meta.journal_head = row.hash;
+        rows.push(row);
+    }
+    trim(txn, meta);
+    rows
+}
+
+fn trim(txn: &mut Txn<'_>, meta: &mut Meta) {
+    let surplus = meta.journal_rows.saturating_sub(limits::JOURNAL_ROWS).min(limits::JOURNAL_TRIM) as usize;
+    if surplus == 0 {
+        return;
+    }
+    let oldest = read_after(txn, meta.journal_trimmed, surplus + 1);
+    for row in &oldest[..surplus.min(oldest.len())] {
+        txn.delete(&tables::JOURNAL, (row.index, row.ordinal));
+        meta.journal_rows -= 1;
+        meta.journal_trimmed = row.cursor();
+        meta.journal_trimmed_hash = row.hash;
+    }
+    meta.journal_first = oldest.get(surplus).map(Row::cursor).unwrap_or_default();
+}
+
+fn read_after(r: &dyn Read, after: Cursor, limit: usize) -> Vec<Row> {
+    let mut from = tables::JOURNAL.key((after.index, after.ordinal));
+    from.push(0);
+    let mut rows = Vec::new();
+    r.scan(&from, &tables::JOURNAL.key(u64::MAX), &mut |_, value| {
+        if rows.len() >= limit {
+            return ControlFlow::Break(());
+        }
+        rows.push(tables::JOURNAL.decode(value));
+        ControlFlow::Continue(())
+    });
+    rows
+}

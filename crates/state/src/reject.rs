@@ -1,0 +1,124 @@
+//! Refusals: a closed list of stable codes, each with a class, a message and the next step.
+//!
+//! A refusal is kept with its request id as code and arguments, never as text: two versions that word a message
+//! differently must still write the same bytes. `docs/errors/` has a page for each code, and a test compares both.
+
+mod texts;
+
+pub use texts::Code;
+
+use std::fmt;
+
+/// A deterministic refusal.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[prost(skip_debug)]
+pub struct Reject {
+    /// Number of the code.
+    #[prost(enumeration = "Code", tag = "1")]
+    number: i32,
+    /// What the message names, in order.
+    #[prost(string, repeated, tag = "2")]
+    pub args: Vec<String>,
+}
+
+/// What kind of refusal it is: the edges map this to gRPC statuses and exit codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// There is no such thing.
+    NotFound,
+    /// Somebody else was first, or it exists already.
+    Conflict,
+    /// Something else must be done or true first.
+    Precondition,
+    /// This actor may not.
+    Denied,
+    /// The request itself is wrong.
+    Invalid,
+    /// A limit is reached.
+    Exhausted,
+    /// Its time has passed.
+    Expired,
+}
+
+impl Class {
+    /// Stable text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Class::NotFound => "not_found",
+            Class::Conflict => "conflict",
+            Class::Precondition => "precondition",
+            Class::Denied => "denied",
+            Class::Invalid => "invalid",
+            Class::Exhausted => "exhausted",
+            Class::Expired => "expired",
+        }
+    }
+}
+
+impl Reject {
+    /// A refusal that names `args`.
+    #[must_use]
+    pub fn new<const N: usize>(code: Code, args: [&dyn fmt::Display; N]) -> Reject {
+        debug_assert_eq!(N, code.arguments(), "{code:?}");
+        Reject { number: code as i32, args: args.iter().map(ToString::to_string).collect() }
+    }
+
+    /// What was refused.
+    #[must_use]
+    pub fn kind(&self) -> Code {
+        self.number()
+    }
+
+    /// Stable code, `E0403`.
+    #[must_use]
+    pub fn code(&self) -> String {
+        self.kind().to_string()
+    }
+
+    /// What kind of refusal it is.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        self.kind().class()
+    }
+
+    /// The thing and the cause.
+    #[must_use]
+    pub fn message(&self) -> String {
+        self.fill(self.kind().text().1)
+    }
+
+    /// What to do now, often a command.
+    #[must_use]
+    pub fn next(&self) -> String {
+        self.fill(self.kind().text().2)
+    }
+
+    fn fill(&self, template: &str) -> String {
+        let mut text = template.to_owned();
+        for (at, arg) in self.args.iter().enumerate() {
+            text = text.replace(&format!("{{{at}}}"), arg);
+        }
+        text
+    }
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.code(), self.message(), self.next())
+    }
+}
+
+impl fmt::Debug for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reject({} {:?})", self.code(), self.args)
+    }
+}
+
+impl std::error::Error for Reject {}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "E{:04}", *self as i32)
+    }
+}

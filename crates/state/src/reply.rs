@@ -1,0 +1,219 @@
+//! What an accepted command produced. Stored with the request id, so that a retry gets the same answer; hence no
+//! secrets here, and nothing that a retry could not use.
+
+use crate::dispatch;
+use crate::ids::{Fingerprint, Id};
+use crate::pairing;
+
+/// What an accepted command produced.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Reply {
+    /// Nothing but the fact.
+    #[prost(message, tag = "1")]
+    Done(Done),
+    /// A join token.
+    #[prost(message, tag = "2")]
+    TokenMinted(TokenMinted),
+    /// A replica id.
+    #[prost(message, tag = "3")]
+    ReplicaAllocated(ReplicaAllocated),
+    /// A pairing code.
+    #[prost(message, tag = "4")]
+    CodeMinted(CodeMinted),
+    /// An attempt was counted.
+    #[prost(message, tag = "5")]
+    Attempt(AttemptCounted),
+    /// A pairing request waits for an operator.
+    #[prost(message, tag = "6")]
+    Proved(Proved),
+    /// A certificate was issued.
+    #[prost(message, tag = "7")]
+    Approved(Approved),
+    /// A device is revoked.
+    #[prost(message, tag = "8")]
+    Revoked(Revoked),
+    /// A node is registered.
+    #[prost(message, tag = "9")]
+    Registered(Registered),
+    /// A session began.
+    #[prost(message, tag = "10")]
+    Attached(Attached),
+    /// A dispatch was accepted.
+    #[prost(message, tag = "11")]
+    Submitted(Submitted),
+    /// A batch was worked off.
+    #[prost(message, tag = "12")]
+    Counted(Counted),
+}
+
+impl Reply {
+    /// [`Reply::Done`].
+    #[must_use]
+    pub fn done() -> Reply {
+        Reply::Done(Done {})
+    }
+}
+
+/// Nothing but the fact.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Done {}
+
+/// A join token.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct TokenMinted {
+    /// Its id.
+    #[prost(message, required, tag = "1")]
+    pub token_id: Id,
+    /// Last moment at which it is good.
+    #[prost(uint64, tag = "2")]
+    pub expires_at: u64,
+}
+
+/// A replica id.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct ReplicaAllocated {
+    /// The id.
+    #[prost(uint64, tag = "1")]
+    pub replica_id: u64,
+}
+
+/// A pairing code.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct CodeMinted {
+    /// Its id.
+    #[prost(message, required, tag = "1")]
+    pub code_id: Id,
+    /// Its number.
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+    /// First moment at which it is not good any more.
+    #[prost(uint64, tag = "3")]
+    pub expires_at: u64,
+}
+
+/// What became of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum AttemptOutcome {
+    /// Refused: the code is burned.
+    Burned = 0,
+    /// Counted; the exchange may go on.
+    Granted = 1,
+    /// Its proof was wrong; the code is still open.
+    Failed = 2,
+}
+
+/// An attempt was counted.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AttemptCounted {
+    /// What became of it.
+    #[prost(enumeration = "AttemptOutcome", tag = "1")]
+    pub outcome: i32,
+    /// The code that it is for.
+    #[prost(message, required, tag = "2")]
+    pub code_id: Id,
+    /// The code's number.
+    #[prost(uint32, tag = "3")]
+    pub code_number: u32,
+    /// PIN or ticket.
+    #[prost(enumeration = "pairing::Method", tag = "4")]
+    pub method: i32,
+    /// Attempts left after this one.
+    #[prost(uint32, tag = "5")]
+    pub tries_left: u32,
+    /// The attempt, as it was first named.
+    #[prost(message, required, tag = "6")]
+    pub attempt_id: Id,
+}
+
+/// A pairing request waits for an operator.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Proved {
+    /// The request.
+    #[prost(message, required, tag = "1")]
+    pub pairing_id: Id,
+    /// First moment at which it can be decided no more.
+    #[prost(uint64, tag = "2")]
+    pub expires_at: u64,
+}
+
+/// A certificate was issued.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Approved {
+    /// The device.
+    #[prost(message, required, tag = "1")]
+    pub device_id: Id,
+    /// Its certificate.
+    #[prost(message, required, tag = "2")]
+    pub fingerprint: Fingerprint,
+}
+
+/// A device is revoked.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Revoked {
+    /// Log index of the entry that did it, now or earlier.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// It was revoked before.
+    #[prost(bool, tag = "2")]
+    pub already: bool,
+    /// How many dispatches this ended.
+    #[prost(uint32, tag = "3")]
+    pub cancelled: u32,
+}
+
+/// A node is registered.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Registered {
+    /// Its generation.
+    #[prost(uint64, tag = "1")]
+    pub generation: u64,
+    /// Whether anything changed.
+    #[prost(bool, tag = "2")]
+    pub changed: bool,
+}
+
+/// A session began.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Attached {
+    /// Its epoch.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Dispatches to deliver in it.
+    #[prost(uint32, tag = "2")]
+    pub assigned: u32,
+    /// Dispatches that the node holds and may finish in it.
+    #[prost(uint32, tag = "3")]
+    pub rebound: u32,
+    /// Dispatches that ended because the node does not hold them.
+    #[prost(uint32, tag = "4")]
+    pub lost: u32,
+}
+
+/// A dispatch was accepted.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Submitted {
+    /// Its id, as it was first named.
+    #[prost(message, required, tag = "1")]
+    pub dispatch_id: Id,
+    /// `queued` or `dispatched`.
+    #[prost(enumeration = "dispatch::State", tag = "2")]
+    pub state: i32,
+    /// Session that it is bound to; 0 when it is queued.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// Replica that holds that session; 0 when it is queued.
+    #[prost(uint64, tag = "4")]
+    pub replica_id: u64,
+    /// First moment at which it is too late.
+    #[prost(uint64, tag = "5")]
+    pub deadline_at: u64,
+}
+
+/// A batch was worked off.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Counted {
+    /// How many were changed.
+    #[prost(uint32, tag = "1")]
+    pub count: u32,
+}

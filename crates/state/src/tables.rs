@@ -1,0 +1,343 @@
+//! The registry of tables: each has a tag that is its keys' first byte and is never reused, even when a table goes.
+//!
+//! Keys are big endian, so that tables are ordered by number and by time. Nothing else in the crate makes keys.
+
+use std::marker::PhantomData;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::ids::{Digest, Id};
+use crate::read::Read;
+use crate::{access, cluster, dedup, dispatch, identity, journal, meta, nodes, pairing};
+
+/// Bookkeeping of the state machine: clock, position, hash, journal head.
+pub const META: Table<meta::Meta> = Table::new(0x01, "meta");
+/// Remembered requests by (actor, request id).
+pub const REQUESTS_SEEN: Table<dedup::Seen> = Table::new(0x02, "requests_seen");
+/// Remembered requests by (request id, actor): the order in which they are forgotten.
+pub const REQUESTS_BY_AGE: Table<Present> = Table::new(0x03, "requests_by_age");
+/// What is remembered of each actor's requests.
+pub const REQUESTERS: Table<dedup::Requester> = Table::new(0x04, "requesters");
+/// Journal rows by cursor.
+pub const JOURNAL: Table<journal::Row> = Table::new(0x05, "journal");
+
+/// The cluster.
+pub const CLUSTER: Table<cluster::Cluster> = Table::new(0x10, "cluster");
+/// Replicas by id.
+pub const REPLICAS: Table<cluster::Replica> = Table::new(0x11, "replicas");
+/// Join tokens by id.
+pub const JOIN_TOKENS: Table<cluster::JoinToken> = Table::new(0x12, "join_tokens");
+
+/// Operators by name.
+pub const OPERATORS: Table<access::Operator> = Table::new(0x18, "operators");
+
+/// Devices by id.
+pub const DEVICES: Table<identity::Device> = Table::new(0x20, "devices");
+/// Certificates by fingerprint.
+pub const CERTIFICATES: Table<identity::Certificate> = Table::new(0x21, "certificates");
+/// Fingerprints by (kind, subject).
+pub const CERTIFICATES_OF: Table<Present> = Table::new(0x22, "certificates_of");
+/// Device ids by public key, revoked ones included.
+pub const DEVICE_KEYS: Table<identity::KeyOwner> = Table::new(0x23, "device_keys");
+
+/// Pairing codes by id.
+pub const CODES: Table<pairing::Code> = Table::new(0x28, "codes");
+/// Ids of open codes.
+pub const CODES_OPEN: Table<Present> = Table::new(0x29, "codes_open");
+/// Pairing requests by id.
+pub const PAIRINGS: Table<pairing::Request> = Table::new(0x2A, "pairings");
+/// Ids of pending pairing requests by device id.
+pub const PAIRINGS_PENDING: Table<pairing::Pending> = Table::new(0x2B, "pairings_pending");
+/// Counters of pairing.
+pub const PAIRING_TOTALS: Table<pairing::Totals> = Table::new(0x2C, "pairing_totals");
+
+/// Nodes by device id.
+pub const NODES: Table<nodes::Node> = Table::new(0x30, "nodes");
+/// Device ids of live sessions by replica.
+pub const SESSIONS_OF: Table<Present> = Table::new(0x31, "sessions_of");
+/// Counters of the registry.
+pub const NODE_TOTALS: Table<nodes::Totals> = Table::new(0x32, "node_totals");
+
+/// Dispatches by id.
+pub const DISPATCHES: Table<dispatch::Dispatch> = Table::new(0x38, "dispatches");
+/// Payloads by dispatch id.
+pub const PAYLOADS: Table<Blob> = Table::new(0x39, "payloads");
+/// Results by dispatch id.
+pub const RESULTS: Table<Blob> = Table::new(0x3A, "results");
+/// Open dispatches by (device id, dispatch id).
+pub const QUEUES: Table<Present> = Table::new(0x3B, "queues");
+/// How long each queue is, by device id.
+pub const QUEUE_LENGTHS: Table<dispatch::QueueLength> = Table::new(0x3C, "queue_lengths");
+/// Open dispatches by (deadline, dispatch id).
+pub const DEADLINES: Table<Present> = Table::new(0x3D, "deadlines");
+/// All dispatches by (state, dispatch id).
+pub const DISPATCHES_BY_STATE: Table<Present> = Table::new(0x3E, "dispatches_by_state");
+/// All dispatches by (device id, dispatch id).
+pub const DISPATCHES_OF: Table<Present> = Table::new(0x3F, "dispatches_of");
+/// Ended dispatches by (end, dispatch id): the order in which they are forgotten.
+pub const FINISHED: Table<Present> = Table::new(0x40, "finished");
+/// Counters of dispatches.
+pub const DISPATCH_TOTALS: Table<dispatch::Totals> = Table::new(0x41, "dispatch_totals");
+
+/// Tag and name of every table, in order of tags.
+pub const ALL: &[(u8, &str)] = &[
+    META.entry(),
+    REQUESTS_SEEN.entry(),
+    REQUESTS_BY_AGE.entry(),
+    REQUESTERS.entry(),
+    JOURNAL.entry(),
+    CLUSTER.entry(),
+    REPLICAS.entry(),
+    JOIN_TOKENS.entry(),
+    OPERATORS.entry(),
+    DEVICES.entry(),
+    CERTIFICATES.entry(),
+    CERTIFICATES_OF.entry(),
+    DEVICE_KEYS.entry(),
+    CODES.entry(),
+    CODES_OPEN.entry(),
+    PAIRINGS.entry(),
+    PAIRINGS_PENDING.entry(),
+    PAIRING_TOTALS.entry(),
+    NODES.entry(),
+    SESSIONS_OF.entry(),
+    NODE_TOTALS.entry(),
+    DISPATCHES.entry(),
+    PAYLOADS.entry(),
+    RESULTS.entry(),
+    QUEUES.entry(),
+    QUEUE_LENGTHS.entry(),
+    DEADLINES.entry(),
+    DISPATCHES_BY_STATE.entry(),
+    DISPATCHES_OF.entry(),
+    FINISHED.entry(),
+    DISPATCH_TOTALS.entry(),
+];
+
+// Tags rise strictly: no two tables share one.
+const _: () = {
+    let mut at = 1;
+    while at < ALL.len() {
+        assert!(ALL[at - 1].0 < ALL[at].0);
+        at += 1;
+    }
+};
+
+/// A value that says nothing but that its key is there.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Present {}
+
+/// Bytes beside a record.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Blob {
+    /// The bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub bytes: Bytes,
+}
+
+/// A table of `V`.
+#[derive(Debug)]
+pub struct Table<V> {
+    tag: u8,
+    name: &'static str,
+    value: PhantomData<fn() -> V>,
+}
+
+/// A key, or the beginning of one.
+pub trait Key {
+    /// Appends the key's bytes; their order is the order of the keys.
+    fn write(&self, out: &mut Vec<u8>);
+}
+
+/// A string that another part of the key follows; must not hold a zero byte.
+#[derive(Clone, Copy, Debug)]
+pub struct Text<'a>(pub &'a str);
+
+impl Key for () {
+    fn write(&self, _out: &mut Vec<u8>) {}
+}
+
+impl Key for u32 {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_be_bytes());
+    }
+}
+
+impl Key for u64 {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_be_bytes());
+    }
+}
+
+impl Key for Id {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_bytes());
+    }
+}
+
+impl Key for Digest {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_bytes());
+    }
+}
+
+impl Key for &str {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.as_bytes());
+    }
+}
+
+impl Key for Text<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.0.as_bytes());
+        out.push(0);
+    }
+}
+
+impl<A: Key, B: Key> Key for (A, B) {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.0.write(out);
+        self.1.write(out);
+    }
+}
+
+impl<A: Key, B: Key, C: Key> Key for (A, B, C) {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.0.write(out);
+        self.1.write(out);
+        self.2.write(out);
+    }
+}
+
+/// The first key after all that begin with `prefix`.
+fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    // Only bytes 0xFF, and no tag is 0xFF.
+    vec![u8::MAX; prefix.len() + 1]
+}
+
+impl<V: prost::Message + Default> Table<V> {
+    const fn new(tag: u8, name: &'static str) -> Table<V> {
+        assert!(tag != 0 && tag != u8::MAX);
+        Table { tag, name, value: PhantomData }
+    }
+
+    const fn entry(&self) -> (u8, &'static str) {
+        (self.tag, self.name)
+    }
+
+    /// The full key of a row, or the common beginning of several.
+    pub fn key(&self, key: impl Key) -> Vec<u8> {
+        let mut out = Vec::with_capacity(48);
+        out.push(self.tag);
+        key.write(&mut out);
+        out
+    }
+
+    /// A stored value. One that does not decode ends the replica: going on would let it differ from the others.
+    pub fn decode(&self, bytes: &[u8]) -> V {
+        match V::decode(bytes) {
+            Ok(value) => value,
+            Err(error) => panic!("table {} holds a record that does not decode: {error}", self.name),
+        }
+    }
+
+    /// The row under `key`.
+    pub fn get(&self, r: &dyn Read, key: impl Key) -> Option<V> {
+        r.get(&self.key(key)).map(|bytes| self.decode(&bytes))
+    }
+
+    /// Whether there is a row under `key`.
+    pub fn has(&self, r: &dyn Read, key: impl Key) -> bool {
+        r.get(&self.key(key)).is_some()
+    }
+
+    /// Visits rows whose key begins with `prefix` and is above `after`; the callback gets the key behind the prefix.
+    pub fn visit(
+        &self,
+        r: &dyn Read,
+        prefix: impl Key,
+        after: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) {
+        let prefix = self.key(prefix);
+        let mut from = prefix.clone();
+        if let Some(after) = after {
+            from.extend_from_slice(after);
+            from.push(0); // the key right behind `after`
+        }
+        r.scan(&from, &end_of(&prefix), &mut |key, value| visit(&key[prefix.len()..], value));
+    }
+
+    /// Rows whose key begins with `prefix`, at most `limit`.
+    pub fn list(&self, r: &dyn Read, prefix: impl Key, limit: usize) -> Vec<V> {
+        self.page(r, prefix, None::<()>, limit)
+    }
+
+    /// Rows whose key begins with `prefix`, from the one after `after` on, at most `limit`.
+    pub fn page(&self, r: &dyn Read, prefix: impl Key, after: Option<impl Key>, limit: usize) -> Vec<V> {
+        let after = after.map(|after| bytes_of(&after));
+        let mut rows = Vec::new();
+        self.visit(r, prefix, after.as_deref(), &mut |_, value| {
+            if rows.len() >= limit {
+                return ControlFlow::Break(());
+            }
+            rows.push(self.decode(value));
+            ControlFlow::Continue(())
+        });
+        rows
+    }
+
+    /// Rows with keys from `first` to `last`, both included, at most `limit`.
+    pub fn between(&self, r: &dyn Read, first: impl Key, last: impl Key, limit: usize) -> Vec<V> {
+        let mut rows = Vec::new();
+        r.scan(&self.key(first), &end_of(&self.key(last)), &mut |_, value| {
+            if rows.len() >= limit {
+                return ControlFlow::Break(());
+            }
+            rows.push(self.decode(value));
+            ControlFlow::Continue(())
+        });
+        rows
+    }
+
+    /// What follows `prefix` in the keys that begin with it, at most `limit`.
+    pub fn suffixes(&self, r: &dyn Read, prefix: impl Key, limit: usize) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        self.visit(r, prefix, None, &mut |key, _| {
+            if found.len() >= limit {
+                return ControlFlow::Break(());
+            }
+            found.push(key.to_vec());
+            ControlFlow::Continue(())
+        });
+        found
+    }
+
+    /// The ids that follow `prefix` in the keys, from the one after `after` on, at most `limit`.
+    pub fn ids(&self, r: &dyn Read, prefix: impl Key, after: Option<Id>, limit: usize) -> Vec<Id> {
+        let after = after.map(Id::to_bytes);
+        let mut found = Vec::new();
+        self.visit(r, prefix, after.as_ref().map(|bytes| bytes.as_slice()), &mut |key, _| {
+            if found.len() >= limit {
+                return ControlFlow::Break(());
+            }
+            found.extend(Id::from_slice(key));
+            ControlFlow::Continue(())
+        });
+        found
+    }
+}
+
+fn bytes_of(key: &impl Key) -> Vec<u8> {
+    let mut out = Vec::new();
+    key.write(&mut out);
+    out
+}
