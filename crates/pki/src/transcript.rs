@@ -71,8 +71,8 @@ pub struct Opening<'a> {
     pub node_id: &'a str,
     /// `tls-server-end-point` of the enrol server's certificate as this side sees it.
     pub server_end_point: [u8; 32],
-    /// The node's signing request, DER.
-    pub csr_der: &'a [u8],
+    /// SHA-256 of the node's signing request (DER). Whoever gets the request itself must compare.
+    pub csr_sha256: [u8; 32],
     /// Drawn by the node.
     pub node_nonce: [u8; NONCE_LEN],
     /// Drawn by the server.
@@ -104,7 +104,6 @@ impl Transcript {
                 });
             }
         }
-        let csr = sha256(opening.csr_der);
         let mut fields = Fields::default();
         let parts: [&[u8]; 9] = [
             LABEL.as_bytes(),
@@ -113,7 +112,7 @@ impl Transcript {
             opening.code_id.as_bytes(),
             opening.node_id.as_bytes(),
             &opening.server_end_point,
-            &csr,
+            &opening.csr_sha256,
             &opening.node_nonce,
             &opening.server_nonce,
         ];
@@ -215,7 +214,7 @@ mod tests {
             code_id: CODE,
             node_id: DEVICE,
             server_end_point: [1; 32],
-            csr_der: b"csr",
+            csr_sha256: [4; 32],
             node_nonce: [2; 32],
             server_nonce: [3; 32],
         }
@@ -235,7 +234,7 @@ mod tests {
             begun(&|o| o.code_id = DEVICE),
             begun(&|o| o.node_id = CODE),
             begun(&|o| o.server_end_point[31] ^= 1),
-            begun(&|o| o.csr_der = b"csR"),
+            begun(&|o| o.csr_sha256[0] ^= 1),
             begun(&|o| o.node_nonce[0] ^= 1),
             begun(&|o| o.server_nonce[0] ^= 1),
             Transcript::new(&opening()).unwrap().with_messages(b"ke2", b"ke1"),
