@@ -101,7 +101,11 @@ pub fn enrol_trusted(trust: Arc<SharedTrust>) -> Result<Arc<ClientConfig>, Chain
 ///
 /// # Errors
 /// When the configuration can't be made.
-pub fn enrol_pinned(pin: [u8; 32], cluster_id: &str, seen: Arc<SeenServer>) -> Result<Arc<ClientConfig>, ChainError> {
+pub fn enrol_pinned(
+    pin: [u8; 32],
+    cluster_id: &str,
+    seen: Arc<SeenServer>,
+) -> Result<Arc<ClientConfig>, ChainError> {
     tls::client_pinned(pin, cluster_id, seen, &wall_clock(), &[ALPN_H2])
 }
 
@@ -123,11 +127,19 @@ pub async fn connect(
     tls: &Arc<ClientConfig>,
     options: &ConnectOptions,
 ) -> Result<Channel, ConnectError> {
-    let fail = |kind, cause: String| ConnectError { address: address.to_owned(), kind, cause, chain: None };
+    let fail = |kind, cause: String| ConnectError {
+        address: address.to_owned(),
+        kind,
+        cause,
+        chain: None,
+    };
     let opened = tokio::time::timeout(options.connect_timeout, open(address, tls)).await;
     let stream = opened.map_err(|_| {
         let waited = options.connect_timeout.as_millis();
-        fail(ConnectErrorKind::Unreachable, format!("no TLS connection within {waited} ms"))
+        fail(
+            ConnectErrorKind::Unreachable,
+            format!("no TLS connection within {waited} ms"),
+        )
     })??;
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| fail(ConnectErrorKind::Unreachable, format!("not an address: {error}")))?
@@ -147,15 +159,28 @@ pub async fn connect(
 }
 
 async fn open(address: &str, tls: &Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, ConnectError> {
-    let fail = |kind, cause: String| ConnectError { address: address.to_owned(), kind, cause, chain: None };
+    let fail = |kind, cause: String| ConnectError {
+        address: address.to_owned(),
+        kind,
+        cause,
+        chain: None,
+    };
     let tcp = TcpStream::connect(address)
         .await
         .map_err(|error| fail(ConnectErrorKind::Unreachable, plain_io(&error)))?;
     // Requests are small and answered one by one: waiting to fill a segment only adds latency.
-    tcp.set_nodelay(true).map_err(|error| fail(ConnectErrorKind::Unreachable, plain_io(&error)))?;
-    let name = server_name(address)
-        .ok_or_else(|| fail(ConnectErrorKind::Unreachable, "not an address: expected host:port".to_owned()))?;
-    TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await.map_err(|error| handshake_error(address, &error))
+    tcp.set_nodelay(true)
+        .map_err(|error| fail(ConnectErrorKind::Unreachable, plain_io(&error)))?;
+    let name = server_name(address).ok_or_else(|| {
+        fail(
+            ConnectErrorKind::Unreachable,
+            "not an address: expected host:port".to_owned(),
+        )
+    })?;
+    TlsConnector::from(Arc::clone(tls))
+        .connect(name, tcp)
+        .await
+        .map_err(|error| handshake_error(address, &error))
 }
 
 /// What goes into SNI. Nothing is verified against it.
@@ -166,14 +191,24 @@ fn server_name(address: &str) -> Option<ServerName<'static>> {
 }
 
 fn handshake_error(address: &str, error: &std::io::Error) -> ConnectError {
-    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let chain = tls.and_then(tls::chain_error).cloned();
     let (kind, cause) = match (&chain, tls.and_then(tls::explain_alert)) {
         (Some(chain), _) => (ConnectErrorKind::WrongServer, chain.to_string()),
         (None, Some(words)) => (ConnectErrorKind::Refused, words.to_owned()),
-        (None, None) => (ConnectErrorKind::Unreachable, format!("no TLS: {}", plain_io(error))),
+        (None, None) => (
+            ConnectErrorKind::Unreachable,
+            format!("no TLS: {}", plain_io(error)),
+        ),
     };
-    ConnectError { address: address.to_owned(), kind, cause, chain }
+    ConnectError {
+        address: address.to_owned(),
+        kind,
+        cause,
+        chain,
+    }
 }
 
 fn plain_io(error: &std::io::Error) -> String {
@@ -195,7 +230,9 @@ mod tests {
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
         let tls = enrol_recording(SeenServer::new()).unwrap();
-        let error = connect(&address, &tls, &ConnectOptions::default()).await.unwrap_err();
+        let error = connect(&address, &tls, &ConnectOptions::default())
+            .await
+            .unwrap_err();
         assert_eq!(error.kind, ConnectErrorKind::Unreachable);
         assert!(error.cause.contains("refused"), "{error}");
     }
@@ -205,7 +242,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let tls = enrol_recording(SeenServer::new()).unwrap();
-        let options = ConnectOptions { connect_timeout: Duration::from_millis(50), ..ConnectOptions::default() };
+        let options = ConnectOptions {
+            connect_timeout: Duration::from_millis(50),
+            ..ConnectOptions::default()
+        };
         let error = connect(&address, &tls, &options).await.unwrap_err();
         assert!(error.cause.contains("within 50 ms"), "{error}");
     }

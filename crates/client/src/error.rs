@@ -102,7 +102,9 @@ impl Class {
             Class::Unreachable,
             Class::Unsupported,
         ];
-        ALL.into_iter().find(|class| class.as_str() == text).unwrap_or(Class::Internal)
+        ALL.into_iter()
+            .find(|class| class.as_str() == text)
+            .unwrap_or(Class::Internal)
     }
 
     /// The exit code of a command that ends with this class.
@@ -228,12 +230,18 @@ pub fn classify(status: &Status) -> Failure {
     if let Some(source) = std::error::Error::source(status) {
         let refusal = refusal_in(source);
         let cause = refusal.map_or_else(|| describe(source), str::to_owned);
-        return Failure::Lost { cause, refused: refusal.is_some() };
+        return Failure::Lost {
+            cause,
+            refused: refusal.is_some(),
+        };
     }
     match status.code() {
         // Without a detail, these come from the transport of either side and say nothing about the outcome.
         Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown | Code::Aborted => {
-            Failure::Lost { cause: plain(status), refused: false }
+            Failure::Lost {
+                cause: plain(status),
+                refused: false,
+            }
         }
         _ => Failure::Answered(from_code(status)),
     }
@@ -272,7 +280,8 @@ fn from_code(status: &Status) -> Error {
     };
     let error = Error::new(class, code, plain(status));
     if class == Class::Unsupported {
-        return error.with_next("compare `palyra version` with the replica's version in `palyra cluster status`");
+        return error
+            .with_next("compare `palyra version` with the replica's version in `palyra cluster status`");
     }
     error
 }
@@ -292,7 +301,11 @@ fn describe(error: &(dyn std::error::Error + 'static)) -> String {
         words = inner.to_string();
         current = inner.source();
     }
-    if words.is_empty() { "the connection broke".to_owned() } else { words }
+    if words.is_empty() {
+        "the connection broke".to_owned()
+    } else {
+        words
+    }
 }
 
 /// What a TLS alert in a chain of errors says about this side's certificate, if there is one.
@@ -347,20 +360,40 @@ mod tests {
             leader_id: 3,
             ..ErrorDetail::default()
         };
-        let Failure::Answered(error) = classify(&status_with(&detail)) else { panic!("not answered") };
+        let Failure::Answered(error) = classify(&status_with(&detail)) else {
+            panic!("not answered")
+        };
         assert_eq!((error.class, error.exit_code()), (Class::NotFound, 8));
-        assert_eq!((error.code.as_str(), error.served_by, error.leader_id), ("E0403", 2, 3));
+        assert_eq!(
+            (error.code.as_str(), error.served_by, error.leader_id),
+            ("E0403", 2, 3)
+        );
         assert_eq!(error.next, "palyra node ls");
     }
 
     #[test]
     fn a_status_without_detail_is_lost_when_the_transport_may_have_made_it() {
-        for code in [Code::Unavailable, Code::Cancelled, Code::DeadlineExceeded, Code::Unknown] {
-            assert!(matches!(classify(&Status::new(code, "x")), Failure::Lost { refused: false, .. }), "{code:?}");
+        for code in [
+            Code::Unavailable,
+            Code::Cancelled,
+            Code::DeadlineExceeded,
+            Code::Unknown,
+        ] {
+            assert!(
+                matches!(
+                    classify(&Status::new(code, "x")),
+                    Failure::Lost { refused: false, .. }
+                ),
+                "{code:?}"
+            );
         }
-        let Failure::Answered(error) = classify(&Status::unimplemented("no")) else { panic!("not answered") };
+        let Failure::Answered(error) = classify(&Status::unimplemented("no")) else {
+            panic!("not answered")
+        };
         assert_eq!(error.exit_code(), 5);
-        let Failure::Answered(error) = classify(&Status::permission_denied("no")) else { panic!("not answered") };
+        let Failure::Answered(error) = classify(&Status::permission_denied("no")) else {
+            panic!("not answered")
+        };
         assert_eq!(error.exit_code(), 3);
     }
 
@@ -368,14 +401,22 @@ mod tests {
     fn an_alert_about_our_certificate_is_found_deep_in_the_chain() {
         let alert = rustls::Error::AlertReceived(rustls::AlertDescription::UnknownCA);
         let io = std::io::Error::new(std::io::ErrorKind::InvalidData, alert);
-        let Failure::Lost { cause, refused } = classify(&Status::from_error(Box::new(io))) else { panic!("answered") };
+        let Failure::Lost { cause, refused } = classify(&Status::from_error(Box::new(io))) else {
+            panic!("answered")
+        };
         assert!(refused, "{cause}");
         assert!(cause.contains("another cluster"), "{cause}");
     }
 
     #[test]
     fn classes_read_back_and_unknown_words_are_internal() {
-        for class in [Class::NotFound, Class::Conflict, Class::Stale, Class::Unknown, Class::Unreachable] {
+        for class in [
+            Class::NotFound,
+            Class::Conflict,
+            Class::Stale,
+            Class::Unknown,
+            Class::Unreachable,
+        ] {
             assert_eq!(Class::parse(class.as_str()), class);
         }
         assert_eq!(Class::parse("something newer"), Class::Internal);

@@ -4,13 +4,22 @@
 //! What never lives here: printing, and decisions of the control plane. The command line and the node agent use it.
 //! Invariants: a mutation keeps its request id over all tries; a refusal is never retried; an outcome that is not
 //! known is reported as such.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod client;
 pub mod connect;
+pub mod context;
 pub mod error;
+mod follow;
 pub mod ids;
 pub mod pool;
+mod services;
 
+pub use client::{ATTEMPT_TIMEOUT, Client, DEFAULT_TIMEOUT, Mutation};
 pub use connect::{ConnectError, ConnectErrorKind, ConnectOptions, connect};
+pub use context::{Context, Contexts};
 pub use error::{Attempt, Class, Error};
+pub use follow::{Follow, Step};
 pub use ids::{fill_random, new_ulid, wall_ms};
 pub use pool::{Endpoints, Limits, Pool, Reached, Repeat};
+pub use services::{MAX_ANSWER, MAX_WAIT_MS};

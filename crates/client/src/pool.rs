@@ -39,17 +39,28 @@ impl Endpoints {
         let mut list: Vec<String> = Vec::new();
         for entry in entries {
             let entry = entry.as_ref().trim();
-            let port = entry.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+            let port = entry
+                .rsplit_once(':')
+                .filter(|(host, _)| !host.is_empty())
+                .map(|(_, port)| port);
             if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port != 0)) {
                 let message = format!("{entry:?} is no endpoint");
-                return Err(Error::local(Class::Invalid, message, "write HOST:PORT, for example 127.0.0.1:7441"));
+                return Err(Error::local(
+                    Class::Invalid,
+                    message,
+                    "write HOST:PORT, for example 127.0.0.1:7441",
+                ));
             }
             if !list.iter().any(|known| known == entry) {
                 list.push(entry.to_owned());
             }
         }
         if list.is_empty() {
-            return Err(Error::local(Class::Invalid, "no endpoint is given", "name one: --endpoint HOST:PORT"));
+            return Err(Error::local(
+                Class::Invalid,
+                "no endpoint is given",
+                "name one: --endpoint HOST:PORT",
+            ));
         }
         Ok(Endpoints(list))
     }
@@ -109,7 +120,9 @@ struct Inner {
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pool").field("endpoints", &self.addresses()).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("endpoints", &self.addresses())
+            .finish_non_exhaustive()
     }
 }
 
@@ -127,7 +140,12 @@ impl Pool {
     #[must_use]
     pub fn new(endpoints: &Endpoints, tls: Arc<ClientConfig>, options: ConnectOptions) -> Pool {
         let pool = Pool {
-            inner: Arc::new(Inner { slots: RwLock::default(), good: AtomicUsize::new(0), tls, options }),
+            inner: Arc::new(Inner {
+                slots: RwLock::default(),
+                good: AtomicUsize::new(0),
+                tls,
+                options,
+            }),
         };
         pool.learn(endpoints.as_slice());
         pool
@@ -138,7 +156,10 @@ impl Pool {
         let mut slots = self.inner.slots.write().unwrap_or_else(PoisonError::into_inner);
         for address in addresses {
             if !slots.iter().any(|slot| slot.address == *address) {
-                slots.push(Arc::new(Slot { address: address.clone(), channel: tokio::sync::Mutex::default() }));
+                slots.push(Arc::new(Slot {
+                    address: address.clone(),
+                    channel: tokio::sync::Mutex::default(),
+                }));
             }
         }
     }
@@ -162,7 +183,10 @@ impl Pool {
             match self.channel(&slot).await {
                 Ok(channel) => {
                     self.inner.good.store(index, Ordering::Relaxed);
-                    return Ok(Reached { address: slot.address.clone(), channel });
+                    return Ok(Reached {
+                        address: slot.address.clone(),
+                        channel,
+                    });
                 }
                 Err(error) => note(&mut attempts, &mut refusal, error),
             }
@@ -237,13 +261,21 @@ impl Pool {
             Err(_) => {
                 let cause = "no connection in time".to_owned();
                 let kind = ConnectErrorKind::Unreachable;
-                return Outcome::NotSent(ConnectError { address: slot.address.clone(), kind, cause, chain: None });
+                return Outcome::NotSent(ConnectError {
+                    address: slot.address.clone(),
+                    kind,
+                    cause,
+                    chain: None,
+                });
             }
         };
         let failure = match timeout_at(until, send(channel)).await {
             Ok(Ok(response)) => return Outcome::Answer(response.into_inner()),
             Ok(Err(status)) => classify(&status),
-            Err(_) => Failure::Lost { cause: "no answer in time".to_owned(), refused: false },
+            Err(_) => Failure::Lost {
+                cause: "no answer in time".to_owned(),
+                refused: false,
+            },
         };
         match failure {
             Failure::Answered(error) if error.retryable || error.unknown => Outcome::Retryable(error),
@@ -267,13 +299,21 @@ impl Pool {
     }
 
     fn slots(&self) -> Vec<Arc<Slot>> {
-        self.inner.slots.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.inner
+            .slots
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The last good replica, then the others in random order.
     fn order(&self) -> Vec<(usize, Arc<Slot>)> {
         let mut order: Vec<(usize, Arc<Slot>)> = self.slots().into_iter().enumerate().collect();
-        let good = self.inner.good.load(Ordering::Relaxed).min(order.len().saturating_sub(1));
+        let good = self
+            .inner
+            .good
+            .load(Ordering::Relaxed)
+            .min(order.len().saturating_sub(1));
         if order.is_empty() {
             return order;
         }
@@ -319,15 +359,32 @@ impl Story {
         self.hope = true;
         self.reached = true;
         self.ambiguous |= error.unknown;
-        push(&mut self.attempts, Attempt { endpoint: address.to_owned(), cause: error.to_string() });
+        push(
+            &mut self.attempts,
+            Attempt {
+                endpoint: address.to_owned(),
+                cause: error.to_string(),
+            },
+        );
         self.answer = Some(error);
     }
 
     fn lost(&mut self, address: &str, cause: String, refused: bool) {
-        push(&mut self.attempts, Attempt { endpoint: address.to_owned(), cause: cause.clone() });
+        push(
+            &mut self.attempts,
+            Attempt {
+                endpoint: address.to_owned(),
+                cause: cause.clone(),
+            },
+        );
         if refused {
             let (address, kind) = (address.to_owned(), ConnectErrorKind::Refused);
-            self.refusal = Some(ConnectError { address, kind, cause, chain: None });
+            self.refusal = Some(ConnectError {
+                address,
+                kind,
+                cause,
+                chain: None,
+            });
         } else {
             self.hope = true;
             self.reached = true;
@@ -372,7 +429,13 @@ impl Story {
 }
 
 fn note(attempts: &mut Vec<Attempt>, refusal: &mut Option<ConnectError>, error: ConnectError) {
-    push(attempts, Attempt { endpoint: error.address.clone(), cause: error.cause.clone() });
+    push(
+        attempts,
+        Attempt {
+            endpoint: error.address.clone(),
+            cause: error.cause.clone(),
+        },
+    );
     if error.kind != ConnectErrorKind::Unreachable {
         *refusal = Some(error);
     }
@@ -400,8 +463,12 @@ fn unreachable(refusal: Option<ConnectError>, attempts: Vec<Attempt>) -> Error {
                     tried.push(line);
                 }
             }
-            Error::new(Class::Unreachable, E_UNREACHABLE, format!("no replica can be reached: {}", tried.join(", ")))
-                .with_next("is the cluster running? see `palyra context show` for the addresses in use")
+            Error::new(
+                Class::Unreachable,
+                E_UNREACHABLE,
+                format!("no replica can be reached: {}", tried.join(", ")),
+            )
+            .with_next("is the cluster running? see `palyra context show` for the addresses in use")
         }
     };
     error.retryable = error.class == Class::Unreachable;
@@ -416,7 +483,11 @@ mod tests {
 
     fn pool(addresses: &[&str]) -> Pool {
         let tls = crate::connect::enrol_recording(SeenServer::new()).unwrap();
-        Pool::new(&Endpoints::new(addresses).unwrap(), tls, ConnectOptions::default())
+        Pool::new(
+            &Endpoints::new(addresses).unwrap(),
+            tls,
+            ConnectOptions::default(),
+        )
     }
 
     #[test]
@@ -424,7 +495,11 @@ mod tests {
         let list = Endpoints::parse("a:1, b:2,a:1,,[::1]:3").unwrap();
         assert_eq!(list.as_slice(), ["a:1", "b:2", "[::1]:3"]);
         for bad in ["", "a", "a:", ":1", "a:0", "a:70000", "a:b"] {
-            assert_eq!(Endpoints::parse(bad).unwrap_err().class, Class::Invalid, "{bad:?}");
+            assert_eq!(
+                Endpoints::parse(bad).unwrap_err().class,
+                Class::Invalid,
+                "{bad:?}"
+            );
         }
     }
 
@@ -441,16 +516,29 @@ mod tests {
             assert_eq!(sorted, [0, 1, 2, 3]);
             seconds.insert(order[1]);
         }
-        assert_eq!(seconds.into_iter().collect::<Vec<_>>(), [0, 1, 3], "any other may come second");
+        assert_eq!(
+            seconds.into_iter().collect::<Vec<_>>(),
+            [0, 1, 3],
+            "any other may come second"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn unreachable_replicas_are_all_named() {
-        let limits = Limits { total: Duration::from_millis(200), attempt: Duration::from_millis(200) };
+        let limits = Limits {
+            total: Duration::from_millis(200),
+            attempt: Duration::from_millis(200),
+        };
         let send = |_channel| async { Ok(Response::new(())) };
-        let error = pool(&["127.0.0.1:1", "127.0.0.1:2"]).call(Repeat::Read, limits, send).await.unwrap_err();
+        let error = pool(&["127.0.0.1:1", "127.0.0.1:2"])
+            .call(Repeat::Read, limits, send)
+            .await
+            .unwrap_err();
         assert_eq!((error.class, error.exit_code()), (Class::Unreachable, 4));
-        assert!(error.message.contains("127.0.0.1:1") && error.message.contains("127.0.0.1:2"), "{error}");
+        assert!(
+            error.message.contains("127.0.0.1:1") && error.message.contains("127.0.0.1:2"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -461,7 +549,10 @@ mod tests {
             story
         };
         let error = story().give_up(Repeat::WithRequestId);
-        assert_eq!((error.class, error.unknown, error.exit_code()), (Class::Unknown, true, 13));
+        assert_eq!(
+            (error.class, error.unknown, error.exit_code()),
+            (Class::Unknown, true, 13)
+        );
         assert_eq!(story().give_up(Repeat::Read).exit_code(), 9);
         assert_eq!(story().give_up(Repeat::Once).exit_code(), 13);
     }
@@ -480,7 +571,13 @@ mod tests {
     fn attempts_are_bounded() {
         let mut attempts = Vec::new();
         for index in 0..100 {
-            push(&mut attempts, Attempt { endpoint: format!("a:{index}"), cause: "x".to_owned() });
+            push(
+                &mut attempts,
+                Attempt {
+                    endpoint: format!("a:{index}"),
+                    cause: "x".to_owned(),
+                },
+            );
         }
         assert_eq!(attempts.len(), ATTEMPTS_SHOWN);
         assert_eq!(attempts.last().unwrap().endpoint, "a:99");
