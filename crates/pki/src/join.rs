@@ -56,13 +56,34 @@ impl JoinRequest<'_> {
 
     /// The proof of the token: HMAC-SHA256(derived key, `palyra join v1 replica` || hash).
     pub fn proof(&self, secret: &Secret) -> [u8; 32] {
-        let key = Zeroizing::new(derive(secret.as_bytes(), "palyra join v1 proof key", &[]));
-        hmac256(key.as_slice(), &[b"palyra join v1 replica", &self.hash()])
+        hmac256(
+            proof_key(secret).as_slice(),
+            &[b"palyra join v1 replica", &self.hash()],
+        )
     }
 
     /// Whether `proof` was made with this token over this request, compared in constant time.
     pub fn check_proof(&self, secret: &Secret, proof: &[u8]) -> bool {
         same(&self.proof(secret), proof)
+    }
+
+    /// The cluster's proof over its answer: HMAC-SHA256(derived key, `palyra join v1 cluster` || hash || SHA-256 over
+    /// the answer's parts as fields). Both sides give the parts in the order that `docs/protocol/pairing.md` says.
+    pub fn answer_proof(&self, secret: &Secret, parts: &[&[u8]]) -> [u8; 32] {
+        let mut fields = Fields::default();
+        for part in parts {
+            fields.push(part);
+        }
+        let answer = sha256(fields.as_bytes());
+        hmac256(
+            proof_key(secret).as_slice(),
+            &[b"palyra join v1 cluster", &self.hash(), &answer],
+        )
+    }
+
+    /// Whether `proof` is the cluster's over these parts, compared in constant time.
+    pub fn check_answer_proof(&self, secret: &Secret, parts: &[&[u8]], proof: &[u8]) -> bool {
+        same(&self.answer_proof(secret, parts), proof)
     }
 
     /// The key encryption key, sealed for who sent this request with this token.
@@ -85,6 +106,10 @@ impl JoinRequest<'_> {
             blob,
         )?)
     }
+}
+
+fn proof_key(secret: &Secret) -> Zeroizing<[u8; 32]> {
+    Zeroizing::new(derive(secret.as_bytes(), "palyra join v1 proof key", &[]))
 }
 
 fn wrap_key(secret: &Secret) -> Zeroizing<[u8; 32]> {
@@ -163,6 +188,11 @@ mod tests {
             request(&addresses[..1]),
             request(&joined),
         ];
+        let answer = request(&addresses).answer_proof(&secret, &[b"a", b"b"]);
+        assert!(request(&addresses).check_answer_proof(&secret, &[b"a", b"b"], &answer));
+        assert!(!request(&addresses).check_answer_proof(&secret, &[b"ab", b""], &answer));
+        assert!(!changed[0].check_answer_proof(&secret, &[b"a", b"b"], &answer));
+        assert!(!request(&addresses).check_answer_proof(&secret, &[b"a", b"b"], &proof));
         for (index, other) in changed.iter().enumerate() {
             assert!(!other.check_proof(&secret, &proof), "case {index}");
         }

@@ -150,6 +150,15 @@ fn join_proof_and_key_hand_over() {
     let secret = Secret::from_bytes(&bytes(given, "secret")).unwrap();
     assert_eq!(hex::encode(request.hash()), text(given, "request_sha256"));
     assert_eq!(hex::encode(request.proof(&secret)), text(given, "proof"));
+    let parts: Vec<Vec<u8>> = texts(given, "answer_parts")
+        .iter()
+        .map(|part| hex::decode(part).unwrap())
+        .collect();
+    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+    assert_eq!(
+        hex::encode(request.answer_proof(&secret, &parts)),
+        text(given, "answer_proof")
+    );
     let kek = Kek::from_bytes(&bytes(given, "kek")).unwrap();
     let wrapped = request
         .wrap_kek(&secret, &kek, &mut fixed(bytes(given, "nonce")))
