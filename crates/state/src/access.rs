@@ -6,7 +6,7 @@
 
 mod rules;
 
-pub(crate) use rules::apply;
+pub(crate) use rules::{active, admit, apply, is_last_admin};
 
 use crate::identity::NewCertificate;
 use crate::read::Read;
@@ -38,7 +38,9 @@ impl Role {
     /// From the text form.
     #[must_use]
     pub fn parse(text: &str) -> Option<Role> {
-        [Role::Viewer, Role::Operator, Role::Admin].into_iter().find(|role| role.as_str() == text)
+        [Role::Viewer, Role::Operator, Role::Admin]
+            .into_iter()
+            .find(|role| role.as_str() == text)
     }
 }
 

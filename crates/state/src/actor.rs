@@ -44,7 +44,9 @@ impl Actor {
         let name = match self {
             // One key for all of them: otherwise strangers could fill the table with addresses.
             Actor::Anonymous { .. } => "anonymous".to_owned(),
-            Actor::System | Actor::Replica { .. } | Actor::Operator { .. } | Actor::Node { .. } => self.to_string(),
+            Actor::System | Actor::Replica { .. } | Actor::Operator { .. } | Actor::Node { .. } => {
+                self.to_string()
+            }
         };
         let digest = Digest::of(name.as_bytes()).to_bytes();
         Id::from_slice(&digest[..16]).unwrap_or(Id::ZERO)
@@ -106,12 +108,17 @@ impl From<&Actor> for WireActor {
         let who = match actor {
             Actor::System => Who::System(true),
             Actor::Replica { id } => Who::Replica(*id),
-            Actor::Operator { name, fingerprint } => {
-                Who::Operator(WireOperator { name: name.clone(), fingerprint: *fingerprint })
-            }
-            Actor::Node { device_id, fingerprint } => {
-                Who::Node(WireNode { device_id: *device_id, fingerprint: *fingerprint })
-            }
+            Actor::Operator { name, fingerprint } => Who::Operator(WireOperator {
+                name: name.clone(),
+                fingerprint: *fingerprint,
+            }),
+            Actor::Node {
+                device_id,
+                fingerprint,
+            } => Who::Node(WireNode {
+                device_id: *device_id,
+                fingerprint: *fingerprint,
+            }),
             Actor::Anonymous { source } => Who::Anonymous(source.clone()),
         };
         WireActor { who: Some(who) }
@@ -124,8 +131,14 @@ impl WireActor {
         Some(match self.who? {
             Who::System(_) => Actor::System,
             Who::Replica(id) => Actor::Replica { id },
-            Who::Operator(wire) => Actor::Operator { name: wire.name, fingerprint: wire.fingerprint },
-            Who::Node(wire) => Actor::Node { device_id: wire.device_id, fingerprint: wire.fingerprint },
+            Who::Operator(wire) => Actor::Operator {
+                name: wire.name,
+                fingerprint: wire.fingerprint,
+            },
+            Who::Node(wire) => Actor::Node {
+                device_id: wire.device_id,
+                fingerprint: wire.fingerprint,
+            },
             Who::Anonymous(source) => Actor::Anonymous { source },
         })
     }

@@ -37,15 +37,26 @@ pub(crate) fn admit(r: &dyn Read, now: u64, envelope: &Envelope) -> Result<(), R
     let refused = || Err(Reject::new(Code::NotAllowed, [actor, &envelope.command.name()]));
     match (need(&envelope.command), actor) {
         (Need::System, Actor::System)
-        | (Need::Replica | Need::ReplicaOr(_) | Need::NodeOrReplica(_), Actor::System | Actor::Replica { .. })
+        | (
+            Need::Replica | Need::ReplicaOr(_) | Need::NodeOrReplica(_),
+            Actor::System | Actor::Replica { .. },
+        )
         | (Need::Enrol, Actor::Replica { .. } | Actor::Anonymous { .. })
         | (Need::AnyNode, Actor::Node { .. }) => Ok(()),
         (Need::Role(role) | Need::ReplicaOr(role), Actor::Operator { name, .. }) => has_role(r, name, role),
         (Need::Operator(own), Actor::Operator { name, .. }) => {
-            if own == *name { Ok(()) } else { has_role(r, name, Role::Admin) }
+            if own == *name {
+                Ok(())
+            } else {
+                has_role(r, name, Role::Admin)
+            }
         }
         (Need::Node(own) | Need::NodeOrReplica(own), Actor::Node { device_id, .. }) => {
-            if own == *device_id { Ok(()) } else { Err(Reject::new(Code::NotYours, [actor, &own])) }
+            if own == *device_id {
+                Ok(())
+            } else {
+                Err(Reject::new(Code::NotYours, [actor, &own]))
+            }
         }
         _ => refused(),
     }
@@ -56,7 +67,10 @@ fn has_role(r: &dyn Read, name: &str, needed: Role) -> Result<(), Reject> {
     if role >= needed {
         return Ok(());
     }
-    Err(Reject::new(Code::RoleTooLow, [&name, &role.as_str(), &needed.as_str()]))
+    Err(Reject::new(
+        Code::RoleTooLow,
+        [&name, &role.as_str(), &needed.as_str()],
+    ))
 }
 
 fn need(command: &Command) -> Need {

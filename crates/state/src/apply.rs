@@ -53,7 +53,12 @@ pub fn apply(base: &dyn Read, pos: Position, at_ms: u64, envelope: &Envelope, en
     let rows = journal::append(&mut txn, &mut meta);
     meta.state_hash = state_hash(&meta, txn.writes(), encoded);
     txn.put(&tables::META, (), &meta);
-    Applied { reply, rows, writes: txn.into_writes(), duplicate }
+    Applied {
+        reply,
+        rows,
+        writes: txn.into_writes(),
+        duplicate,
+    }
 }
 
 /// The answer, and whether it is an old one.

@@ -8,7 +8,10 @@ use crate::reject::{Code, Reject};
 /// A text of at most `max` bytes without control characters.
 pub(crate) fn text(field: &str, value: &str, max: usize) -> Result<(), Reject> {
     if value.len() > max {
-        return Err(invalid(field, &format_args!("it has {} bytes; the limit is {max}", value.len())));
+        return Err(invalid(
+            field,
+            &format_args!("it has {} bytes; the limit is {max}", value.len()),
+        ));
     }
     if value.chars().any(char::is_control) {
         return Err(invalid(field, &"it holds control characters"));
@@ -30,19 +33,30 @@ pub(crate) fn bytes(field: &str, value: &[u8], max: usize) -> Result<(), Reject>
         return Err(invalid(field, &"it is empty"));
     }
     if value.len() > max {
-        return Err(invalid(field, &format_args!("it has {} bytes; the limit is {max}", value.len())));
+        return Err(invalid(
+            field,
+            &format_args!("it has {} bytes; the limit is {max}", value.len()),
+        ));
     }
     Ok(())
 }
 
 /// An id that must be one.
 pub(crate) fn id(field: &str, value: crate::Id) -> Result<(), Reject> {
-    if value.is_zero() { Err(invalid(field, &"it is empty")) } else { Ok(()) }
+    if value.is_zero() {
+        Err(invalid(field, &"it is empty"))
+    } else {
+        Ok(())
+    }
 }
 
 /// A list of at most `max` entries.
 pub(crate) fn count(field: &str, entries: usize, max: usize) -> Result<(), Reject> {
-    if entries > max { Err(Reject::new(Code::TooMany, [&field, &entries, &max])) } else { Ok(()) }
+    if entries > max {
+        Err(Reject::new(Code::TooMany, [&field, &entries, &max]))
+    } else {
+        Ok(())
+    }
 }
 
 /// `[a-z0-9][a-z0-9._-]{0,62}`: what may stand in a certificate's name or a command line.

@@ -124,7 +124,10 @@ impl Replica {
     /// Admitted and not removed: it may act.
     #[must_use]
     pub fn is_member(&self) -> bool {
-        matches!(self.status(), ReplicaStatus::Joining | ReplicaStatus::Learner | ReplicaStatus::Voter)
+        matches!(
+            self.status(),
+            ReplicaStatus::Joining | ReplicaStatus::Learner | ReplicaStatus::Voter
+        )
     }
 }
 
@@ -164,6 +167,7 @@ pub struct Command {
 
 /// One thing to ask of the cluster.
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(clippy::large_enum_variant, reason = "one is in memory at a time")]
 pub enum Action {
     /// See [`Genesis`].
     #[prost(message, tag = "1")]

@@ -24,6 +24,7 @@ pub struct Envelope {
 
 /// What is asked, by domain.
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(clippy::large_enum_variant, reason = "one is in memory at a time")]
 pub enum Command {
     /// Of the cluster.
     #[prost(message, tag = "10")]
@@ -59,7 +60,11 @@ impl Envelope {
     /// A request.
     #[must_use]
     pub fn new(request_id: Id, actor: Actor, command: impl Into<Command>) -> Envelope {
-        Envelope { request_id, actor, command: command.into() }
+        Envelope {
+            request_id,
+            actor,
+            command: command.into(),
+        }
     }
 
     /// The bytes for the log. Encode once and carry these: `apply` hashes nothing else.
@@ -92,10 +97,18 @@ impl fmt::Display for Undecodable {
         match self {
             Undecodable::Malformed(cause) => write!(f, "the entry is damaged: {cause}"),
             Undecodable::TooLarge(size) => {
-                write!(f, "the entry has {size} bytes; the limit is {}", limits::ENVELOPE_MAX)
+                write!(
+                    f,
+                    "the entry has {size} bytes; the limit is {}",
+                    limits::ENVELOPE_MAX
+                )
             }
-            Undecodable::UnknownActor => f.write_str("the entry names an actor that this version does not know"),
-            Undecodable::UnknownCommand => f.write_str("the entry holds a command that this version does not know"),
+            Undecodable::UnknownActor => {
+                f.write_str("the entry names an actor that this version does not know")
+            }
+            Undecodable::UnknownCommand => {
+                f.write_str("the entry holds a command that this version does not know")
+            }
         }
     }
 }
@@ -116,7 +129,11 @@ pub fn decode(bytes: &[u8]) -> Result<Envelope, Undecodable> {
     if !command.is_known() {
         return Err(Undecodable::UnknownCommand);
     }
-    Ok(Envelope { request_id: wire.request_id, actor, command })
+    Ok(Envelope {
+        request_id: wire.request_id,
+        actor,
+        command,
+    })
 }
 
 impl Command {
@@ -236,9 +253,10 @@ fn pairing_is_known(action: &pairing::Action) -> bool {
 
 fn nodes_is_known(action: &nodes::Action) -> bool {
     match action {
-        nodes::Action::Register(command) => {
-            command.capabilities.iter().all(|capability| nodes::Effect::is_valid(capability.effect))
-        }
+        nodes::Action::Register(command) => command
+            .capabilities
+            .iter()
+            .all(|capability| nodes::Effect::is_valid(capability.effect)),
         _ => true,
     }
 }

@@ -72,7 +72,10 @@ pub(crate) enum Known {
 
 /// Whether requests of this command are remembered. Sweeps are not: doing one again does nothing.
 fn remembers(command: &str) -> bool {
-    !matches!(command, "nodes.detach" | "nodes.detach_replica" | "dispatch.expire" | "pairing.expire")
+    !matches!(
+        command,
+        "nodes.detach" | "nodes.detach_replica" | "dispatch.expire" | "pairing.expire"
+    )
 }
 
 /// Looks a request up.
@@ -122,10 +125,16 @@ pub(crate) fn remember(
     let requester = envelope.actor.dedup_key();
     forget_old(txn, meta, requester);
     let answer = match answer {
-        Ok(reply) => Answer::Reply(Accepted { reply: Some(reply.clone()) }),
+        Ok(reply) => Answer::Reply(Accepted {
+            reply: Some(reply.clone()),
+        }),
         Err(reject) => Answer::Reject(reject.clone()),
     };
-    let seen = Seen { command: command.to_owned(), index: txn.index, answer: Some(answer) };
+    let seen = Seen {
+        command: command.to_owned(),
+        index: txn.index,
+        answer: Some(answer),
+    };
     txn.put(&REQUESTS_SEEN, (requester, id), &seen);
     txn.mark(&REQUESTS_BY_AGE, (id, requester));
     let mut record = REQUESTERS.get(txn, requester).unwrap_or_default();
@@ -139,7 +148,11 @@ fn forget_old(txn: &mut Txn<'_>, meta: &mut Meta, requester: Id) {
     let mut oldest = Vec::new();
     REQUESTS_BY_AGE.visit(txn, (), None, &mut |key, _| {
         oldest.extend(Id::from_slice(&key[..16]).zip(Id::from_slice(&key[16..])));
-        if oldest.len() < limits::DEDUP_EVICT { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if oldest.len() < limits::DEDUP_EVICT {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     });
     for (id, owner) in oldest {
         if id.time_ms() < before || meta.requests_seen >= limits::DEDUP_MAX {

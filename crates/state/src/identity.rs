@@ -7,8 +7,8 @@
 
 mod rules;
 
-pub(crate) use rules::apply;
 pub use rules::is_valid;
+pub(crate) use rules::{apply, claim_key, record, revoke_all};
 
 use bytes::Bytes;
 
@@ -286,7 +286,9 @@ pub fn devices(r: &dyn Read, after: Option<Id>, limit: usize) -> Vec<Device> {
 /// Devices whose id begins with `prefix` (text form, either case), at most `limit`.
 #[must_use]
 pub fn devices_by_prefix(r: &dyn Read, prefix: &str, limit: usize) -> Vec<Device> {
-    let Some((first, last)) = Id::prefix_range(prefix) else { return Vec::new() };
+    let Some((first, last)) = Id::prefix_range(prefix) else {
+        return Vec::new();
+    };
     tables::DEVICES.between(r, first, last, limit)
 }
 

@@ -25,7 +25,10 @@ impl Id {
     #[must_use]
     pub fn from_bytes(bytes: [u8; 16]) -> Id {
         let value = u128::from_be_bytes(bytes);
-        Id { hi: (value >> 64) as u64, lo: value as u64 }
+        Id {
+            hi: (value >> 64) as u64,
+            lo: value as u64,
+        }
     }
 
     /// From a slice that must be 16 bytes long.
@@ -47,7 +50,9 @@ impl Id {
         if text.len() != 26 || !matches!(text.as_bytes().first(), Some(b'0'..=b'7')) {
             return None;
         }
-        ulid::Ulid::from_string(text).ok().map(|ulid| Id::from_bytes(ulid.0.to_be_bytes()))
+        ulid::Ulid::from_string(text)
+            .ok()
+            .map(|ulid| Id::from_bytes(ulid.0.to_be_bytes()))
     }
 
     /// The time in the id, in milliseconds since the Unix epoch, as its maker's clock had it.
@@ -111,7 +116,12 @@ pub type Fingerprint = Digest;
 
 impl Digest {
     /// All zeroes: what a hash chain starts from, and "none".
-    pub const ZERO: Digest = Digest { a: 0, b: 0, c: 0, d: 0 };
+    pub const ZERO: Digest = Digest {
+        a: 0,
+        b: 0,
+        c: 0,
+        d: 0,
+    };
 
     /// SHA-256 of `bytes`.
     #[must_use]
@@ -122,8 +132,17 @@ impl Digest {
     /// From 32 bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; 32]) -> Digest {
-        let word = |at: usize| bytes[at..at + 8].iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
-        Digest { a: word(0), b: word(8), c: word(16), d: word(24) }
+        let word = |at: usize| {
+            bytes[at..at + 8]
+                .iter()
+                .fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte))
+        };
+        Digest {
+            a: word(0),
+            b: word(8),
+            c: word(16),
+            d: word(24),
+        }
     }
 
     /// From a slice that must be 32 bytes long.
@@ -139,7 +158,12 @@ impl Digest {
             return None;
         }
         let word = |at: usize| u64::from_str_radix(&text[at..at + 16], 16).ok();
-        Some(Digest { a: word(0)?, b: word(16)?, c: word(32)?, d: word(48)? })
+        Some(Digest {
+            a: word(0)?,
+            b: word(16)?,
+            c: word(32)?,
+            d: word(48)?,
+        })
     }
 
     /// The 32 bytes.
@@ -186,7 +210,12 @@ mod tests {
 
     #[test]
     fn what_is_no_ulid_is_refused() {
-        for text in ["", "01ARZ3NDEKTSV4RRFFQ69G5FA", "81ARZ3NDEKTSV4RRFFQ69G5FAV", "01ARZ3NDEKTSV4RRFFQ69G5FA!"] {
+        for text in [
+            "",
+            "01ARZ3NDEKTSV4RRFFQ69G5FA",
+            "81ARZ3NDEKTSV4RRFFQ69G5FAV",
+            "01ARZ3NDEKTSV4RRFFQ69G5FA!",
+        ] {
             assert_eq!(Id::parse(text), None, "{text}");
         }
     }

@@ -68,7 +68,10 @@ impl Row {
     /// Where the row is.
     #[must_use]
     pub fn cursor(&self) -> Cursor {
-        Cursor { index: self.index, ordinal: self.ordinal }
+        Cursor {
+            index: self.index,
+            ordinal: self.ordinal,
+        }
     }
 
     /// A detail; empty when there is none of that name.
@@ -97,7 +100,9 @@ pub enum Rows {
 pub fn rows_after(r: &dyn Read, after: Cursor, limit: usize) -> Rows {
     let meta = meta(r);
     if after < meta.journal_trimmed {
-        return Rows::Gap { first: meta.journal_first };
+        return Rows::Gap {
+            first: meta.journal_first,
+        };
     }
     Rows::Rows(read_after(r, after, limit))
 }
@@ -118,7 +123,11 @@ pub fn last_rows(r: &dyn Read, count: usize) -> Vec<Row> {
     let (from, to) = (tables::JOURNAL.key(0u64), tables::JOURNAL.key(u64::MAX));
     r.scan_rev(&from, &to, &mut |_, value| {
         rows.push(tables::JOURNAL.decode(value));
-        if rows.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if rows.len() < count {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     });
     rows.reverse();
     rows
@@ -155,7 +164,10 @@ pub(crate) fn append(txn: &mut Txn<'_>, meta: &mut Meta) -> Vec<Row> {
 }
 
 fn trim(txn: &mut Txn<'_>, meta: &mut Meta) {
-    let surplus = meta.journal_rows.saturating_sub(limits::JOURNAL_ROWS).min(limits::JOURNAL_TRIM) as usize;
+    let surplus = meta
+        .journal_rows
+        .saturating_sub(limits::JOURNAL_ROWS)
+        .min(limits::JOURNAL_TRIM) as usize;
     if surplus == 0 {
         return;
     }

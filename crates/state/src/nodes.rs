@@ -7,7 +7,7 @@
 
 mod rules;
 
-pub(crate) use rules::apply;
+pub(crate) use rules::{apply, close_session, count_device};
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,9 @@ impl Effect {
     /// From the text form.
     #[must_use]
     pub fn parse(text: &str) -> Option<Effect> {
-        [Effect::Once, Effect::Idempotent].into_iter().find(|effect| effect.as_str() == text)
+        [Effect::Once, Effect::Idempotent]
+            .into_iter()
+            .find(|effect| effect.as_str() == text)
     }
 }
 
@@ -148,7 +150,9 @@ impl Node {
     /// The capability with this name.
     #[must_use]
     pub fn capability(&self, name: &str) -> Option<&Capability> {
-        self.capabilities.iter().find(|capability| capability.name == name)
+        self.capabilities
+            .iter()
+            .find(|capability| capability.name == name)
     }
 }
 

@@ -5,12 +5,17 @@
 //! `limits::CODES_OPEN` codes are open; an approved request has exactly one certificate, recorded in the same entry;
 //! `limits::FAILURES` unproved attempts within the window close pairing for everybody.
 
+mod attempts;
 mod codes;
+mod decide;
 mod requests;
 mod rules;
 
 pub use codes::{code, code_by_number, code_status, codes, due_codes, failures, open_codes, reopens_at};
-pub use requests::{due_requests, pending, pending_of, request, request_status, requests, requests_by_prefix};
+pub(crate) use decide::end_pending;
+pub use requests::{
+    due_requests, pending, pending_of, request, request_status, requests, requests_by_prefix,
+};
 pub(crate) use rules::apply;
 
 use bytes::Bytes;

@@ -48,7 +48,9 @@ impl MemRead {
 
     /// All keys and values, in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&[u8], &[u8])> {
-        self.map.iter().map(|(key, value)| (key.as_slice(), value.as_ref()))
+        self.map
+            .iter()
+            .map(|(key, value)| (key.as_slice(), value.as_ref()))
     }
 
     /// How many keys there are.

@@ -61,7 +61,10 @@ impl Reject {
     #[must_use]
     pub fn new<const N: usize>(code: Code, args: [&dyn fmt::Display; N]) -> Reject {
         debug_assert_eq!(N, code.arguments(), "{code:?}");
-        Reject { number: code as i32, args: args.iter().map(ToString::to_string).collect() }
+        Reject {
+            number: code as i32,
+            args: args.iter().map(ToString::to_string).collect(),
+        }
     }
 
     /// What was refused.

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::ids::{Digest, Id};
-use crate::read::Read;
+use crate::read::{Read, Visit};
 use crate::{access, cluster, dedup, dispatch, identity, journal, meta, nodes, pairing};
 
 /// Bookkeeping of the state machine: clock, position, hash, journal head.
@@ -226,7 +226,11 @@ fn end_of(prefix: &[u8]) -> Vec<u8> {
 impl<V: prost::Message + Default> Table<V> {
     const fn new(tag: u8, name: &'static str) -> Table<V> {
         assert!(tag != 0 && tag != u8::MAX);
-        Table { tag, name, value: PhantomData }
+        Table {
+            tag,
+            name,
+            value: PhantomData,
+        }
     }
 
     const fn entry(&self) -> (u8, &'static str) {
@@ -260,20 +264,16 @@ impl<V: prost::Message + Default> Table<V> {
     }
 
     /// Visits rows whose key begins with `prefix` and is above `after`; the callback gets the key behind the prefix.
-    pub fn visit(
-        &self,
-        r: &dyn Read,
-        prefix: impl Key,
-        after: Option<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) {
+    pub fn visit(&self, r: &dyn Read, prefix: impl Key, after: Option<&[u8]>, visit: &mut Visit<'_>) {
         let prefix = self.key(prefix);
         let mut from = prefix.clone();
         if let Some(after) = after {
             from.extend_from_slice(after);
             from.push(0); // the key right behind `after`
         }
-        r.scan(&from, &end_of(&prefix), &mut |key, value| visit(&key[prefix.len()..], value));
+        r.scan(&from, &end_of(&prefix), &mut |key, value| {
+            visit(&key[prefix.len()..], value)
+        });
     }
 
     /// Rows whose key begins with `prefix`, at most `limit`.
@@ -325,13 +325,18 @@ impl<V: prost::Message + Default> Table<V> {
     pub fn ids(&self, r: &dyn Read, prefix: impl Key, after: Option<Id>, limit: usize) -> Vec<Id> {
         let after = after.map(Id::to_bytes);
         let mut found = Vec::new();
-        self.visit(r, prefix, after.as_ref().map(|bytes| bytes.as_slice()), &mut |key, _| {
-            if found.len() >= limit {
-                return ControlFlow::Break(());
-            }
-            found.extend(Id::from_slice(key));
-            ControlFlow::Continue(())
-        });
+        self.visit(
+            r,
+            prefix,
+            after.as_ref().map(|bytes| bytes.as_slice()),
+            &mut |key, _| {
+                if found.len() >= limit {
+                    return ControlFlow::Break(());
+                }
+                found.extend(Id::from_slice(key));
+                ControlFlow::Continue(())
+            },
+        );
         found
     }
 }

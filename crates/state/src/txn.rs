@@ -41,11 +41,20 @@ pub(crate) struct Txn<'a> {
 
 impl<'a> Txn<'a> {
     pub(crate) fn new(base: &'a dyn Read, index: u64, now: u64, actor: &'a Actor, request_id: Id) -> Txn<'a> {
-        Txn { base, writes: Writes::new(), drafts: Vec::new(), now, index, actor, request_id }
+        Txn {
+            base,
+            writes: Writes::new(),
+            drafts: Vec::new(),
+            now,
+            index,
+            actor,
+            request_id,
+        }
     }
 
     pub(crate) fn put<V: Message + Default>(&mut self, table: &Table<V>, key: impl Key, value: &V) {
-        self.writes.insert(table.key(key), Some(Bytes::from(value.encode_to_vec())));
+        self.writes
+            .insert(table.key(key), Some(Bytes::from(value.encode_to_vec())));
     }
 
     pub(crate) fn delete<V: Message + Default>(&mut self, table: &Table<V>, key: impl Key) {
@@ -70,7 +79,11 @@ impl<'a> Txn<'a> {
             .filter(|(_, value)| !value.is_empty())
             .map(|(name, value)| (name.to_owned(), cut(value, limits::DETAIL_VALUE)))
             .collect();
-        self.drafts.push(Draft { action, subject: cut(subject.to_string(), limits::DETAIL_VALUE), detail });
+        self.drafts.push(Draft {
+            action,
+            subject: cut(subject.to_string(), limits::DETAIL_VALUE),
+            detail,
+        });
     }
 
     /// Forgets everything that was written and said.
@@ -113,7 +126,10 @@ impl Read for Txn<'_> {
         if from >= to {
             return;
         }
-        let mut over = self.writes.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to))).peekable();
+        let mut over = self
+            .writes
+            .range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)))
+            .peekable();
         let mut stopped = false;
         self.base.scan(from, to, &mut |key, value| {
             // What the entry wrote in front of this key comes first.
@@ -149,7 +165,10 @@ impl Read for Txn<'_> {
             ControlFlow::Continue(())
         });
         if from < to {
-            for (key, written) in self.writes.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to))) {
+            for (key, written) in self
+                .writes
+                .range::<[u8], _>((Bound::Included(from), Bound::Excluded(to)))
+            {
                 match (written, merged.entry(key.clone())) {
                     (Some(bytes), Entry::Occupied(mut slot)) => drop(slot.insert(bytes.clone())),
                     (Some(bytes), Entry::Vacant(slot)) => drop(slot.insert(bytes.clone())),

@@ -57,7 +57,9 @@ pub fn open_of_device(r: &dyn Read, device_id: Id, after: Option<Id>, limit: usi
 pub fn due(r: &dyn Read, now: u64, limit: usize) -> Vec<Id> {
     let mut found = Vec::new();
     tables::DEADLINES.visit(r, (), None, &mut |key, _| {
-        let deadline = key.first_chunk().map_or(u64::MAX, |bytes| u64::from_be_bytes(*bytes));
+        let deadline = key
+            .first_chunk()
+            .map_or(u64::MAX, |bytes| u64::from_be_bytes(*bytes));
         if deadline > now || found.len() >= limit {
             return ControlFlow::Break(());
         }
@@ -81,7 +83,13 @@ pub fn next_deadline(r: &dyn Read) -> Option<u64> {
 /// Writes a new, open dispatch.
 pub(super) fn insert(txn: &mut Txn<'_>, new: &Dispatch, payload: &Bytes) {
     txn.put(&tables::DISPATCHES, new.id, new);
-    txn.put(&tables::PAYLOADS, new.id, &Blob { bytes: payload.clone() });
+    txn.put(
+        &tables::PAYLOADS,
+        new.id,
+        &Blob {
+            bytes: payload.clone(),
+        },
+    );
     txn.mark(&tables::QUEUES, (new.device_id, new.id));
     txn.mark(&tables::DEADLINES, (new.deadline_at, new.id));
     txn.mark(&tables::DISPATCHES_BY_STATE, (new.state as u32, new.id));
@@ -111,7 +119,9 @@ fn close(txn: &mut Txn<'_>, ended: &Dispatch) {
     txn.delete(&tables::QUEUES, (ended.device_id, ended.id));
     txn.delete(&tables::DEADLINES, (ended.deadline_at, ended.id));
     txn.mark(&tables::FINISHED, (ended.ended_at, ended.id));
-    let mut queue = tables::QUEUE_LENGTHS.get(txn, ended.device_id).unwrap_or_default();
+    let mut queue = tables::QUEUE_LENGTHS
+        .get(txn, ended.device_id)
+        .unwrap_or_default();
     queue.open = queue.open.saturating_sub(1);
     if queue.open == 0 {
         txn.delete(&tables::QUEUE_LENGTHS, ended.device_id);
@@ -137,7 +147,9 @@ pub(crate) fn forget_finished(txn: &mut Txn<'_>) {
     }
     let oldest = tables::FINISHED.suffixes(txn, (), limits::FINISHED_EVICT);
     for id in oldest.iter().filter_map(|key| Id::from_slice(&key[8..])) {
-        let Some(old) = dispatch(txn, id).filter(|_| full(&sums)) else { continue };
+        let Some(old) = dispatch(txn, id).filter(|_| full(&sums)) else {
+            continue;
+        };
         sums.finished = sums.finished.saturating_sub(1);
         sums.finished_bytes = sums.finished_bytes.saturating_sub(size(&old));
         txn.delete(&tables::DISPATCHES, id);

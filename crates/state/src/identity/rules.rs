@@ -1,18 +1,302 @@
-//! Rules of identity.
+//! How certificates and devices change, and when an actor is valid.
 
-use super::Action;
-use crate::reject::Reject;
-use crate::reply::Reply;
+use super::{
+    Action, Certificate, CertificateKind, CertificateStatus, DeviceStatus, KeyOwner, NewCertificate,
+    RenewCertificate, RenewOperatorCertificate, RevokeDevice, RevokeOperatorCertificate,
+    certificate_by_fingerprint, certificates_of, device, device_of_key,
+};
+use crate::access::{self, OperatorStatus};
+use crate::actor::Actor;
+use crate::ids::{Fingerprint, Id};
+use crate::read::Read;
+use crate::reject::{Code, Reject};
+use crate::reply::{Reply, Revoked};
+use crate::tables;
 use crate::txn::Txn;
+use crate::{check, cluster, dispatch, limits, nodes, pairing};
 
-pub(crate) fn apply(_txn: &mut Txn<'_>, _action: &Action) -> Result<Reply, Reject> {
-    Ok(Reply::done())
+pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject> {
+    match action {
+        Action::RevokeDevice(command) => revoke_device(txn, command),
+        Action::RenewCertificate(command) => renew(txn, command),
+        Action::RevokeOperatorCertificate(command) => revoke_operator_certificate(txn, command),
+        Action::RenewOperatorCertificate(command) => renew_operator(txn, command),
+    }
 }
 
-/// Whether an actor is who it says, and still let in, at `now`.
+/// Whether an actor is who it says, and still let in, at `now`. The edges ask this too, on every call.
 ///
 /// # Errors
 /// The refusal, of the class `Denied`.
-pub fn is_valid(_r: &dyn crate::Read, _actor: &crate::Actor, _now: u64) -> Result<(), Reject> {
+pub fn is_valid(r: &dyn Read, actor: &Actor, now: u64) -> Result<(), Reject> {
+    match actor {
+        Actor::System | Actor::Anonymous { .. } => Ok(()),
+        Actor::Replica { id } => match cluster::replica(r, *id) {
+            Some(replica) if replica.is_member() => Ok(()),
+            _ => Err(Reject::new(Code::ReplicaUnknown, [id])),
+        },
+        Actor::Operator { name, fingerprint } => match access::operator(r, name) {
+            None => Err(Reject::new(Code::CertificateUnknown, [fingerprint])),
+            Some(operator) if operator.status() == OperatorStatus::Removed => {
+                Err(Reject::new(Code::OperatorRemoved, [name]))
+            }
+            Some(_) => check_certificate(r, *fingerprint, CertificateKind::Operator, name, now),
+        },
+        Actor::Node {
+            device_id,
+            fingerprint,
+        } => match device(r, *device_id) {
+            None => Err(Reject::new(Code::CertificateUnknown, [fingerprint])),
+            Some(device) if device.status() == DeviceStatus::Revoked => {
+                Err(Reject::new(Code::DeviceRevoked, [device_id]))
+            }
+            Some(_) => check_certificate(
+                r,
+                *fingerprint,
+                CertificateKind::Node,
+                &device_id.to_string(),
+                now,
+            ),
+        },
+    }
+}
+
+fn check_certificate(
+    r: &dyn Read,
+    fingerprint: Fingerprint,
+    kind: CertificateKind,
+    subject: &str,
+    now: u64,
+) -> Result<(), Reject> {
+    let known = certificate_by_fingerprint(r, fingerprint)
+        .filter(|certificate| certificate.kind() == kind && certificate.subject == subject);
+    let Some(certificate) = known else {
+        return Err(Reject::new(Code::CertificateUnknown, [&fingerprint]));
+    };
+    if certificate.status() == CertificateStatus::Revoked {
+        return Err(Reject::new(Code::CertificateRevoked, [&fingerprint]));
+    }
+    if now >= certificate.not_after {
+        return Err(Reject::new(
+            Code::CertificateExpired,
+            [&fingerprint, &certificate.not_after],
+        ));
+    }
     Ok(())
+}
+
+/// Records a certificate that was signed for this holder. Its older ones become superseded and stay valid.
+pub(crate) fn record(
+    txn: &mut Txn<'_>,
+    kind: CertificateKind,
+    subject: &str,
+    new: &NewCertificate,
+    pairing_id: Option<Id>,
+) -> Result<Fingerprint, Reject> {
+    let fingerprint = new.fingerprint();
+    check_new(txn, new, fingerprint)?;
+    make_room(txn, kind, subject)?;
+    for mut older in certificates_of(txn, kind, subject) {
+        if older.status() == CertificateStatus::Active {
+            older.set_status(CertificateStatus::Superseded);
+            txn.put(&tables::CERTIFICATES, older.fingerprint, &older);
+        }
+    }
+    let certificate = Certificate {
+        fingerprint,
+        serial: new.serial.clone(),
+        kind: kind as i32,
+        subject: subject.to_owned(),
+        der: new.der.clone(),
+        not_before: new.not_before,
+        not_after: new.not_after,
+        authority: new.authority,
+        status: CertificateStatus::Active as i32,
+        issued_at: txn.now,
+        pairing_id,
+        spki: new.spki,
+    };
+    txn.put(&tables::CERTIFICATES, fingerprint, &certificate);
+    txn.mark(
+        &tables::CERTIFICATES_OF,
+        (kind as u32, tables::Text(subject), fingerprint),
+    );
+    Ok(fingerprint)
+}
+
+fn check_new(txn: &Txn<'_>, new: &NewCertificate, fingerprint: Fingerprint) -> Result<(), Reject> {
+    let bad = |cause: &str| Err(Reject::new(Code::BadCertificate, [&cause]));
+    if new.der.is_empty() || new.der.len() > limits::CERTIFICATE_MAX {
+        return bad("its DER is empty or too large");
+    }
+    if new.serial.is_empty() || new.serial.len() > 32 || new.spki.is_zero() {
+        return bad("it has no serial number or no key");
+    }
+    if new.not_before >= new.not_after || new.not_after <= txn.now {
+        return bad("it is not valid now");
+    }
+    let signed_by_member =
+        new.authority == 0 || cluster::replica(txn, new.authority).is_some_and(|replica| replica.is_member());
+    if !signed_by_member {
+        return bad("the replica that signed it is no member");
+    }
+    if certificate_by_fingerprint(txn, fingerprint).is_some() {
+        return Err(Reject::new(Code::CertificateRecorded, [&fingerprint]));
+    }
+    Ok(())
+}
+
+/// Forgets certificates that are no use any more, oldest first, until one more fits.
+fn make_room(txn: &mut Txn<'_>, kind: CertificateKind, subject: &str) -> Result<(), Reject> {
+    let mut kept = certificates_of(txn, kind, subject);
+    while kept.len() >= limits::CERTIFICATES {
+        let now = txn.now;
+        let useless = |old: &Certificate| now >= old.not_after || old.status() == CertificateStatus::Revoked;
+        let Some(at) = kept.iter().position(useless) else {
+            return Err(Reject::new(Code::TooManyCertificates, [&subject, &kept.len()]));
+        };
+        let old = kept.remove(at);
+        txn.delete(&tables::CERTIFICATES, old.fingerprint);
+        txn.delete(
+            &tables::CERTIFICATES_OF,
+            (kind as u32, tables::Text(subject), old.fingerprint),
+        );
+        if kind == CertificateKind::Node && kept.iter().all(|other| other.spki != old.spki) {
+            txn.delete(&tables::DEVICE_KEYS, old.spki);
+        }
+    }
+    Ok(())
+}
+
+/// Revokes every certificate of a holder; says how many.
+pub(crate) fn revoke_all(txn: &mut Txn<'_>, kind: CertificateKind, subject: &str) -> usize {
+    let mut count = 0;
+    for mut certificate in certificates_of(txn, kind, subject) {
+        if certificate.status() != CertificateStatus::Revoked {
+            certificate.set_status(CertificateStatus::Revoked);
+            txn.put(&tables::CERTIFICATES, certificate.fingerprint, &certificate);
+            count += 1;
+        }
+    }
+    count
+}
+
+/// Gives a public key to a device, for ever.
+pub(crate) fn claim_key(txn: &mut Txn<'_>, spki: Fingerprint, device_id: Id) -> Result<(), Reject> {
+    match device_of_key(txn, spki) {
+        Some(owner) if owner != device_id => Err(Reject::new(Code::KeyInUse, [&owner])),
+        _ => {
+            txn.put(&tables::DEVICE_KEYS, spki, &KeyOwner { device_id });
+            Ok(())
+        }
+    }
+}
+
+fn revoke_device(txn: &mut Txn<'_>, command: &RevokeDevice) -> Result<Reply, Reject> {
+    check::text("the reason", &command.reason, limits::REASON_MAX)?;
+    let id = command.device_id;
+    let mut device = device(txn, id).ok_or_else(|| Reject::new(Code::NoSuchDevice, [&id]))?;
+    if device.status() == DeviceStatus::Revoked {
+        return Ok(Reply::Revoked(Revoked {
+            index: device.revoked_index,
+            already: true,
+            cancelled: 0,
+        }));
+    }
+    device.set_status(DeviceStatus::Revoked);
+    device.revoked_at = txn.now;
+    device.revoked_by = txn.actor.to_string();
+    device.revoked_index = txn.index;
+    device.reason = command.reason.clone();
+    txn.put(&tables::DEVICES, id, &device);
+    let certificates = revoke_all(txn, CertificateKind::Node, &id.to_string());
+    txn.emit(
+        "identity.device_revoked",
+        id,
+        [
+            ("name", device.name.clone()),
+            ("reason", command.reason.clone()),
+            ("certificates", certificates.to_string()),
+        ],
+    );
+    nodes::close_session(txn, id, "revoked");
+    let cancelled = dispatch::cancel_all(txn, id, "revoked");
+    pairing::end_pending(txn, id, "the device was revoked");
+    Ok(Reply::Revoked(Revoked {
+        index: txn.index,
+        already: false,
+        cancelled,
+    }))
+}
+
+fn renew(txn: &mut Txn<'_>, command: &RenewCertificate) -> Result<Reply, Reject> {
+    let id = command.device_id;
+    let mut device = device(txn, id).ok_or_else(|| Reject::new(Code::NoSuchDevice, [&id]))?;
+    claim_key(txn, command.certificate.spki, id)?;
+    let subject = id.to_string();
+    let fingerprint = record(txn, CertificateKind::Node, &subject, &command.certificate, None)?;
+    // Making room may have let the key of a forgotten certificate go; a renewal with that key keeps it.
+    claim_key(txn, command.certificate.spki, id)?;
+    device.spki = command.certificate.spki;
+    txn.put(&tables::DEVICES, id, &device);
+    txn.emit(
+        "identity.certificate_renewed",
+        id,
+        [
+            ("fingerprint", fingerprint.to_string()),
+            ("not_after", command.certificate.not_after.to_string()),
+            ("authority", command.certificate.authority.to_string()),
+        ],
+    );
+    Ok(Reply::done())
+}
+
+fn renew_operator(txn: &mut Txn<'_>, command: &RenewOperatorCertificate) -> Result<Reply, Reject> {
+    let name = command.name.as_str();
+    access::active(txn, name)?;
+    let fingerprint = record(txn, CertificateKind::Operator, name, &command.certificate, None)?;
+    txn.emit(
+        "identity.operator_certificate_renewed",
+        name,
+        [
+            ("fingerprint", fingerprint.to_string()),
+            ("not_after", command.certificate.not_after.to_string()),
+        ],
+    );
+    Ok(Reply::done())
+}
+
+fn revoke_operator_certificate(
+    txn: &mut Txn<'_>,
+    command: &RevokeOperatorCertificate,
+) -> Result<Reply, Reject> {
+    check::text("the reason", &command.reason, limits::REASON_MAX)?;
+    let known = certificate_by_fingerprint(txn, command.fingerprint)
+        .filter(|certificate| certificate.kind() == CertificateKind::Operator);
+    let Some(mut certificate) = known else {
+        return Err(Reject::new(Code::CertificateUnknown, [&command.fingerprint]));
+    };
+    if certificate.status() == CertificateStatus::Revoked {
+        return Ok(Reply::done());
+    }
+    let others = certificates_of(txn, CertificateKind::Operator, &certificate.subject);
+    let works = |other: &Certificate| {
+        other.fingerprint != certificate.fingerprint
+            && other.status() != CertificateStatus::Revoked
+            && txn.now < other.not_after
+    };
+    if access::is_last_admin(txn, &certificate.subject) && !others.iter().any(works) {
+        return Err(Reject::new(Code::LastAdmin, [&certificate.subject]));
+    }
+    certificate.set_status(CertificateStatus::Revoked);
+    txn.put(&tables::CERTIFICATES, certificate.fingerprint, &certificate);
+    txn.emit(
+        "identity.operator_certificate_revoked",
+        &certificate.subject,
+        [
+            ("fingerprint", certificate.fingerprint.to_string()),
+            ("reason", command.reason.clone()),
+        ],
+    );
+    Ok(Reply::done())
 }

@@ -80,7 +80,10 @@ impl std::error::Error for Broken {}
 /// # Errors
 /// [`Broken`] at the first row that does not fit.
 pub fn verify(rows: impl IntoIterator<Item = Row>, start: Digest) -> Result<Summary, Broken> {
-    let mut summary = Summary { head: start, ..Summary::default() };
+    let mut summary = Summary {
+        head: start,
+        ..Summary::default()
+    };
     for row in rows {
         check_row(&mut summary, &row)?;
     }
@@ -89,10 +92,21 @@ pub fn verify(rows: impl IntoIterator<Item = Row>, start: Digest) -> Result<Summ
 
 fn check_row(summary: &mut Summary, row: &Row) -> Result<(), Broken> {
     let cursor = row.cursor();
-    let broken = |problem, expected, found| Err(Broken { cursor, problem, expected, found });
+    let broken = |problem, expected, found| {
+        Err(Broken {
+            cursor,
+            problem,
+            expected,
+            found,
+        })
+    };
     let hash = row_hash(row);
     if row.prev_hash != summary.head {
-        return broken("it does not follow the row before it", summary.head, row.prev_hash);
+        return broken(
+            "it does not follow the row before it",
+            summary.head,
+            row.prev_hash,
+        );
     }
     if row.hash != hash {
         return broken("its contents do not match its hash", hash, row.hash);
@@ -115,7 +129,10 @@ fn check_row(summary: &mut Summary, row: &Row) -> Result<(), Broken> {
 /// [`Broken`] at the first row that does not fit.
 pub fn verify_all(r: &dyn Read) -> Result<Summary, Broken> {
     let meta = meta(r);
-    let mut summary = Summary { head: meta.journal_trimmed_hash, ..Summary::default() };
+    let mut summary = Summary {
+        head: meta.journal_trimmed_hash,
+        ..Summary::default()
+    };
     // Not from the trimmed cursor: rows hidden before it must be found too.
     let mut after = Cursor::default();
     loop {
@@ -126,7 +143,12 @@ pub fn verify_all(r: &dyn Read) -> Result<Summary, Broken> {
             check_row(&mut summary, row)?;
         }
     }
-    let end = |problem| Broken { cursor: summary.last, problem, expected: meta.journal_head, found: summary.head };
+    let end = |problem| Broken {
+        cursor: summary.last,
+        problem,
+        expected: meta.journal_head,
+        found: summary.head,
+    };
     if summary.head != meta.journal_head {
         return Err(end("the newest rows are missing"));
     }

@@ -16,7 +16,10 @@ pub fn code(r: &dyn Read, id: Id) -> Option<Code> {
 #[must_use]
 pub fn code_by_number(r: &dyn Read, number: u32) -> Option<Code> {
     // At most `limits::CODES` rows: an index would cost every mint more than this costs the few that ask.
-    tables::CODES.list(r, (), usize::MAX).into_iter().rfind(|code| code.number == number)
+    tables::CODES
+        .list(r, (), usize::MAX)
+        .into_iter()
+        .rfind(|code| code.number == number)
 }
 
 /// All codes that are kept, oldest first.
@@ -28,14 +31,21 @@ pub fn codes(r: &dyn Read) -> Vec<Code> {
 /// Codes that are open at `now`, oldest first.
 #[must_use]
 pub fn open_codes(r: &dyn Read, now: u64) -> Vec<Code> {
-    open_rows(r).into_iter().filter(|code| code_status(code, now) == CodeStatus::Open).collect()
+    open_rows(r)
+        .into_iter()
+        .filter(|code| code_status(code, now) == CodeStatus::Open)
+        .collect()
 }
 
 /// Codes that are written as open, but that the clock has ended: for the sweeper.
 #[must_use]
 pub fn due_codes(r: &dyn Read, now: u64) -> Vec<Id> {
     let ended = |code: &Code| code_status(code, now) != CodeStatus::Open;
-    open_rows(r).iter().filter(|code| ended(code)).map(|code| code.id).collect()
+    open_rows(r)
+        .iter()
+        .filter(|code| ended(code))
+        .map(|code| code.id)
+        .collect()
 }
 
 /// Where a code stands at `now`: an open one may be expired, or burned because its last attempt ran out.
@@ -48,7 +58,12 @@ pub fn code_status(code: &Code, now: u64) -> CodeStatus {
         return CodeStatus::Expired;
     }
     let spent = code.attempts.len() >= limits::ATTEMPTS as usize;
-    if spent && code.attempts.iter().all(|attempt| attempt.failed || is_over(attempt.at, now)) {
+    if spent
+        && code
+            .attempts
+            .iter()
+            .all(|attempt| attempt.failed || is_over(attempt.at, now))
+    {
         return CodeStatus::Burned;
     }
     CodeStatus::Open
@@ -57,14 +72,22 @@ pub fn code_status(code: &Code, now: u64) -> CodeStatus {
 /// Attempts without a right proof within the window that ends at `now`.
 #[must_use]
 pub fn failures(r: &dyn Read, now: u64) -> usize {
-    totals(r).failures.iter().filter(|attempt| is_recent(attempt.at, now)).count()
+    totals(r)
+        .failures
+        .iter()
+        .filter(|attempt| is_recent(attempt.at, now))
+        .count()
 }
 
 /// When pairing, closed by too many failures, opens again; `None` when it is open at `now`.
 #[must_use]
 pub fn reopens_at(r: &dyn Read, now: u64) -> Option<u64> {
-    let recent: Vec<u64> =
-        totals(r).failures.iter().map(|attempt| attempt.at).filter(|at| is_recent(*at, now)).collect();
+    let recent: Vec<u64> = totals(r)
+        .failures
+        .iter()
+        .map(|attempt| attempt.at)
+        .filter(|at| is_recent(*at, now))
+        .collect();
     if recent.len() < limits::FAILURES {
         return None;
     }
@@ -89,5 +112,8 @@ pub(super) fn open_rows(r: &dyn Read) -> Vec<Code> {
 
 /// Open PINs at `now`.
 pub(super) fn open_pins(r: &dyn Read, now: u64) -> Vec<Code> {
-    open_codes(r, now).into_iter().filter(|code| code.method() == Method::Pin).collect()
+    open_codes(r, now)
+        .into_iter()
+        .filter(|code| code.method() == Method::Pin)
+        .collect()
 }

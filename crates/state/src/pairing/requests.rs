@@ -20,7 +20,9 @@ pub fn requests(r: &dyn Read, after: Option<Id>, limit: usize) -> Vec<Request> {
 /// Pairing requests whose id begins with `prefix` (text form, either case), at most `limit`.
 #[must_use]
 pub fn requests_by_prefix(r: &dyn Read, prefix: &str, limit: usize) -> Vec<Request> {
-    let Some((first, last)) = Id::prefix_range(prefix) else { return Vec::new() };
+    let Some((first, last)) = Id::prefix_range(prefix) else {
+        return Vec::new();
+    };
     tables::PAIRINGS.between(r, first, last, limit)
 }
 
@@ -34,14 +36,20 @@ pub fn pending(r: &dyn Read, now: u64) -> Vec<Request> {
 /// The pending request of a device, if it has one.
 #[must_use]
 pub fn pending_of(r: &dyn Read, device_id: Id) -> Option<Request> {
-    tables::PAIRINGS_PENDING.get(r, device_id).and_then(|pending| request(r, pending.pairing_id))
+    tables::PAIRINGS_PENDING
+        .get(r, device_id)
+        .and_then(|pending| request(r, pending.pairing_id))
 }
 
 /// Requests that are written as pending, but that the clock has ended: for the sweeper.
 #[must_use]
 pub fn due_requests(r: &dyn Read, now: u64) -> Vec<Id> {
     let ended = |request: &Request| request_status(request, now) != RequestStatus::PendingApproval;
-    pending_rows(r).iter().filter(|request| ended(request)).map(|request| request.id).collect()
+    pending_rows(r)
+        .iter()
+        .filter(|request| ended(request))
+        .map(|request| request.id)
+        .collect()
 }
 
 /// Where a request stands at `now`: a pending one may be expired.
@@ -56,5 +64,8 @@ pub fn request_status(request: &Request, now: u64) -> RequestStatus {
 /// Requests that are written as pending.
 fn pending_rows(r: &dyn Read) -> Vec<Request> {
     let pending = tables::PAIRINGS_PENDING.list(r, (), usize::MAX);
-    pending.into_iter().filter_map(|pending| request(r, pending.pairing_id)).collect()
+    pending
+        .into_iter()
+        .filter_map(|pending| request(r, pending.pairing_id))
+        .collect()
 }

@@ -245,7 +245,13 @@ impl Code {
     /// How many arguments the texts take.
     pub(super) fn arguments(self) -> usize {
         let (_, message, next) = self.text();
-        (0..10).take_while(|at| [message, next].iter().any(|text| text.contains(&format!("{{{at}}}")))).count()
+        (0..10)
+            .take_while(|at| {
+                [message, next]
+                    .iter()
+                    .any(|text| text.contains(&format!("{{{at}}}")))
+            })
+            .count()
     }
 
     /// Class, message, and next step.
