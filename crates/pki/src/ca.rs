@@ -1,10 +1,11 @@
 //! Certificate authority: the cluster's root, one authority per replica, and the leaves they issue.
 //!
-//! What never lives here: the decision whether somebody may have a certificate, and the record of it. Callers issue,
-//! commit, and only then hand out.
+//! What never lives here: the decision whether somebody may have a certificate, and the record of it. Callers
+//! issue, commit, and only then hand out.
 //!
-//! Invariants: names and usages in a certificate come from the arguments, never from the request; a leaf never
-//! outlives its issuer; an authority can't make authorities (path length 0); serials are 127 random bits.
+//! Invariants: names and usages in a certificate come from the arguments, never from the request; a leaf
+//! never outlives its issuer; an authority can't make authorities (path length 0); serials are 127 random
+//! bits.
 
 use std::net::IpAddr;
 
@@ -28,8 +29,8 @@ pub const ROOT_VALIDITY_MS: u64 = 3653 * DAY_MS;
 pub const AUTHORITY_VALIDITY_MS: u64 = 365 * DAY_MS;
 /// How long a node's certificate lives unless policy says otherwise, in milliseconds: 24 hours.
 pub const NODE_VALIDITY_MS: u64 = DAY_MS;
-/// How far the start of validity is dated back, in milliseconds, so that a peer whose clock is behind accepts a fresh
-/// certificate.
+/// How far the start of validity is dated back, in milliseconds, so that a peer whose clock is behind accepts
+/// a fresh certificate.
 pub const BACKDATE_MS: u64 = 5 * 60 * 1000;
 /// The most DNS names and addresses that a certificate carries.
 pub const MAX_NAMES: usize = 32;
@@ -144,8 +145,8 @@ impl Root {
         Self::open(certificate.der().to_vec(), key)
     }
 
-    /// Takes a root certificate (DER) and its key; refuses a key of another certificate and a certificate that is no
-    /// authority.
+    /// Takes a root certificate (DER) and its key; refuses a key of another certificate and a certificate
+    /// that is no authority.
     pub fn open(der: Vec<u8>, key: KeyPair) -> Result<Self, CaError> {
         Signer::open(der, key).map(Self)
     }
@@ -183,8 +184,8 @@ impl Root {
         self.0.sign(params, &request.public_key)
     }
 
-    /// Issues a leaf directly under the root; see [`Authority::issue_from_csr`]. For the certificate that a replica
-    /// joins with, so that it doesn't depend on the authority of the replica that admitted it.
+    /// Issues a leaf directly under the root; see [`Authority::issue_from_csr`]. For the certificate that a
+    /// replica joins with, so that it doesn't depend on the authority of the replica that admitted it.
     pub fn issue_from_csr(
         &self,
         csr_der: &[u8],
@@ -203,8 +204,8 @@ impl Root {
 pub struct Authority(Signer);
 
 impl Authority {
-    /// Takes an authority's certificate (DER) and its key; refuses a key of another certificate and a certificate
-    /// that is no authority.
+    /// Takes an authority's certificate (DER) and its key; refuses a key of another certificate and a
+    /// certificate that is no authority.
     pub fn new(der: Vec<u8>, key: KeyPair) -> Result<Self, CaError> {
         Signer::open(der, key).map(Self)
     }
@@ -224,9 +225,9 @@ impl Authority {
         self.0.not_after_ms
     }
 
-    /// Issues a leaf over the key in a signing request. Only the key is taken from the request; name, usages and
-    /// validity come from the arguments. `validity_ms` counts from `now_ms` and is cut to the authority's own end.
-    /// `names` must be empty unless the holder is a replica or egress proxy.
+    /// Issues a leaf over the key in a signing request. Only the key is taken from the request; name, usages
+    /// and validity come from the arguments. `validity_ms` counts from `now_ms` and is cut to the authority's
+    /// own end. `names` must be empty unless the holder is a replica or egress proxy.
     pub fn issue_from_csr(
         &self,
         csr_der: &[u8],

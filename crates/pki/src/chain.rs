@@ -1,9 +1,10 @@
 //! Is this certificate one of ours: chain, time, usage, role.
 //!
-//! What never lives here: revocation, which is a question to the replicated registry (by fingerprint), and the clock.
+//! What never lives here: revocation, which is a question to the replicated registry (by fingerprint), and
+//! the clock.
 //!
-//! Invariants: an identity leaves this file only after its chain ends in a root of the bundle, is valid at the given
-//! time, has the right usage, is of the bundle's trust domain and of a role that the caller allows.
+//! Invariants: an identity leaves this file only after its chain ends in a root of the bundle, is valid at
+//! the given time, has the right usage, is of the bundle's trust domain and of a role that the caller allows.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +34,8 @@ pub enum ChainError {
     /// The leaf says nothing usable about its holder.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Signed by nobody in the bundle, or by another key under a name in it: a certificate of another cluster.
+    /// Signed by nobody in the bundle, or by another key under a name in it: a certificate of another
+    /// cluster.
     #[error("the certificate was not issued by cluster {cluster_id}")]
     UnknownIssuer {
         /// The cluster that this side belongs to.
@@ -49,7 +51,7 @@ pub enum ChainError {
     },
     /// Not begun: a clock is wrong.
     #[error(
-        "the certificate begins at {not_before_ms} ms and it is now {now_ms} ms: check the clocks of both machines"
+        "the certificate begins at {not_before_ms} ms, and it is now {now_ms} ms: check both machines' clocks"
     )]
     NotYetValid {
         /// The begin of validity of the leaf, or of the issuer that hasn't begun.
@@ -85,9 +87,7 @@ pub enum ChainError {
         expected: String,
     },
     /// No presented certificate has the pinned key.
-    #[error(
-        "no certificate of the server has the pinned root key: this is another cluster, or somebody in between"
-    )]
+    #[error("no certificate of the server has the pinned root key: another cluster, or somebody in between")]
     PinMismatch,
     /// A root in a bundle is no certificate authority, or there are none or too many.
     #[error("the trust bundle is unusable: {0}")]
@@ -116,7 +116,8 @@ pub struct TrustBundle {
 }
 
 impl TrustBundle {
-    /// Makes a bundle of 1 to [`MAX_ROOTS`] root certificates (DER); refuses what is no certificate authority.
+    /// Makes a bundle of 1 to [`MAX_ROOTS`] root certificates (DER); refuses what is no certificate
+    /// authority.
     pub fn new(cluster_id: &str, domain: TrustDomain, roots: Vec<Vec<u8>>) -> Result<Self, ChainError> {
         if roots.is_empty() || roots.len() > MAX_ROOTS {
             return Err(ChainError::Bundle(format!(
@@ -161,8 +162,8 @@ impl TrustBundle {
         &self.roots
     }
 
-    /// SHA-256 over the fields label, cluster id, trust domain and each root's DER, in order: what the server's proof
-    /// of a pairing vouches for.
+    /// SHA-256 over the fields label, cluster id, trust domain and each root's DER, in order: what the
+    /// server's proof of a pairing vouches for.
     pub fn digest(&self) -> [u8; 32] {
         let mut fields = Fields::default();
         fields.push(b"palyra trust bundle v1");
@@ -179,7 +180,8 @@ impl TrustBundle {
     }
 }
 
-/// Verifies a presented chain (leaf first) at `now_ms` for a use and a set of welcome roles, and says who it is.
+/// Verifies a presented chain (leaf first) at `now_ms` for a use and a set of welcome roles, and says who it
+/// is.
 pub fn verify_chain(
     chain: &[CertificateDer<'_>],
     bundle: &TrustBundle,
@@ -197,8 +199,8 @@ pub fn verify_chain(
     check_role(peer, roles)
 }
 
-/// Verifies a presented chain whose root is known only by the SHA-256 of its public key info. The root must be in
-/// the chain. Answers who the server is and the root certificate, which can be trusted from here on.
+/// Verifies a presented chain whose root is known only by the SHA-256 of its public key info. The root must
+/// be in the chain. Answers who the server is and the root certificate, which can be trusted from here on.
 pub fn verify_pinned(
     chain: &[CertificateDer<'_>],
     pin: &[u8; 32],

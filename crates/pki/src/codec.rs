@@ -1,7 +1,7 @@
 //! Hashes, keyed hashes and the length-prefixed encoding that transcripts, tokens and sealed blobs share.
 //!
-//! Invariant: a field is a 32-bit big-endian length and then its bytes, so two different lists of fields never
-//! encode to the same bytes.
+//! Invariant: a field is a 32-bit big-endian length and then its bytes, so two different lists of fields
+//! never encode to the same bytes.
 
 use aws_lc_rs::{digest, hmac};
 use zeroize::{Zeroize, ZeroizeOnDrop};
@@ -28,8 +28,8 @@ pub(crate) fn hmac256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     out
 }
 
-/// Derives a 32-byte key from a secret of at least 128 uniform bits: HMAC-SHA256(secret, fields(label, context..)).
-/// One HMAC is a PRF, which is all that a single block of HKDF-Expand would add here.
+/// Derives a 32-byte key from a secret of at least 128 uniform bits: HMAC-SHA256(secret, fields(label,
+/// context..)). One HMAC is a PRF, which is all that a single block of HKDF-Expand would add here.
 pub(crate) fn derive(secret: &[u8], label: &str, context: &[&[u8]]) -> [u8; 32] {
     let mut fields = Fields::default();
     fields.push(label.as_bytes());

@@ -1,9 +1,10 @@
 //! A credential as text: what an operator's context and a node's data folder hold.
 //!
-//! What never lives here: files and their permissions; whoever writes one makes it readable by its owner only.
+//! What never lives here: files and their permissions; whoever writes one makes it readable by its owner
+//! only.
 //!
-//! Invariants: a credential that was read is usable: the key belongs to the first certificate, its name is of the
-//! trust domain, the endpoints are well formed, the roots are authorities.
+//! Invariants: a credential that was read is usable: the key belongs to the first certificate, its name is of
+//! the trust domain, the endpoints are well formed, the roots are authorities.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The one way randomness enters this crate.
 //!
-//! Invariant: nothing here decides where bytes come from. Production passes the operating system's generator, a
-//! simulation passes a seeded one and gets the same keys and secrets again.
+//! Invariant: nothing here decides where bytes come from. Production passes the operating system's generator,
+//! a simulation passes a seeded one and gets the same keys and secrets again.
 
 use rand::{CryptoRng, RngCore};
 
@@ -9,7 +9,8 @@ use rand::{CryptoRng, RngCore};
 ///
 /// Any `FnMut(&mut [u8])` is one, so `&mut platform::fill_random` can be passed as it is.
 pub trait Entropy {
-    /// Fills `out` with bytes that nobody can predict. It can't fail: a caller that has no randomness left must stop.
+    /// Fills `out` with bytes that nobody can predict. It can't fail: a caller that has no randomness left
+    /// must stop.
     fn fill(&mut self, out: &mut [u8]);
 }
 

@@ -1,7 +1,7 @@
 //! Names inside certificates: trust domain, role, SPIFFE id, and what a certificate says about its holder.
 //!
-//! Invariants: parsing accepts exactly the forms that formatting makes (`parse(format(x)) == x`, and no second
-//! spelling of the same identity exists); a certificate has exactly one URI name or it names nobody.
+//! Invariants: parsing accepts exactly the forms that formatting makes (`parse(format(x)) == x`, and no
+//! second spelling of the same identity exists); a certificate has exactly one URI name or it names nobody.
 
 use std::fmt;
 use std::str::FromStr;
@@ -167,7 +167,8 @@ impl TrustDomain {
         Ok(Self(text.to_owned()))
     }
 
-    /// The default of a cluster: `palyra.<first 8 of its id, lower case>.internal`. Refuses an id that is no ULID.
+    /// The default of a cluster: `palyra.<first 8 of its id, lower case>.internal`. Refuses an id that is no
+    /// ULID.
     pub fn for_cluster(cluster_id: &str) -> Result<Self, IdentityError> {
         if !is_ulid(cluster_id) {
             return Err(IdentityError::TrustDomain(
@@ -201,8 +202,8 @@ pub struct SpiffeId {
 }
 
 impl SpiffeId {
-    /// Joins the parts. The id must fit the role: a ULID for nodes and workers, a number for replicas, a name for
-    /// operators and egress proxies; anything else is [`IdentityError::Id`].
+    /// Joins the parts. The id must fit the role: a ULID for nodes and workers, a number for replicas, a name
+    /// for operators and egress proxies; anything else is [`IdentityError::Id`].
     pub fn new(domain: TrustDomain, role: Role, id: &str) -> Result<Self, IdentityError> {
         role.check_id(id)?;
         Ok(Self {
@@ -287,8 +288,8 @@ pub struct PeerIdentity {
 }
 
 impl PeerIdentity {
-    /// Reads a certificate in DER form. Refuses what has no or several URI names, trailing bytes, or more than
-    /// [`MAX_CERTIFICATE`] bytes.
+    /// Reads a certificate in DER form. Refuses what has no or several URI names, trailing bytes, or more
+    /// than [`MAX_CERTIFICATE`] bytes.
     pub fn from_der(der: &[u8]) -> Result<Self, IdentityError> {
         let certificate = parse_certificate(der)?;
         let names = certificate

@@ -1,9 +1,11 @@
-//! The cryptography of `palyrad join`: a new replica proves its token, and gets the key encryption key back under it.
+//! The cryptography of `palyrad join`: a new replica proves its token, and gets the key encryption key back
+//! under it.
 //!
 //! What never lives here: checking and consuming the token, and the certificates (see [`crate::ca`]).
 //!
-//! Invariants: the proof covers both signing requests, the name and the addresses, so nothing of what is admitted can
-//! be exchanged on the way; the key encryption key opens only for who holds the token and sent exactly this request.
+//! Invariants: the proof covers both signing requests, the name and the addresses, so nothing of what is
+//! admitted can be exchanged on the way; the key encryption key opens only for who holds the token and sent
+//! exactly this request.
 
 use zeroize::Zeroizing;
 
@@ -35,8 +37,8 @@ pub struct JoinRequest<'a> {
 }
 
 impl JoinRequest<'_> {
-    /// SHA-256 over the fields label, cluster id, token id, SHA-256 of both signing requests, name, each address, and
-    /// the server's end point.
+    /// SHA-256 over the fields label, cluster id, token id, SHA-256 of both signing requests, name, each
+    /// address, and the server's end point.
     pub fn hash(&self) -> [u8; 32] {
         let mut fields = Fields::default();
         fields.push(LABEL.as_bytes());
@@ -67,8 +69,9 @@ impl JoinRequest<'_> {
         same(&self.proof(secret), proof)
     }
 
-    /// The cluster's proof over its answer: HMAC-SHA256(derived key, `palyra join v1 cluster` || hash || SHA-256 over
-    /// the answer's parts as fields). Both sides give the parts in the order that `docs/protocol/pairing.md` says.
+    /// The cluster's proof over its answer: HMAC-SHA256(derived key, `palyra join v1 cluster` || hash ||
+    /// SHA-256 over the answer's parts as fields). Both sides give the parts in the order that
+    /// `docs/protocol/pairing.md` says.
     pub fn answer_proof(&self, secret: &Secret, parts: &[&[u8]]) -> [u8; 32] {
         let mut fields = Fields::default();
         for part in parts {

@@ -2,8 +2,8 @@
 //!
 //! What never lives here: issuing (see [`crate::ca`]), files, encryption of keys (see [`crate::seal`]).
 //!
-//! Invariants: a private key exists only as zeroized PKCS#8 and inside the crypto provider, and is never printed; a
-//! request is believed only for its public key, after its signature is checked.
+//! Invariants: a private key exists only as zeroized PKCS#8 and inside the crypto provider, and is never
+//! printed; a request is believed only for its public key, after its signature is checked.
 
 use std::fmt;
 
@@ -60,8 +60,9 @@ pub struct KeyPair {
 }
 
 impl KeyPair {
-    /// Makes a key from `rng`: a 32-byte candidate is drawn until it lies between 1 and the group order (FIPS 186-5,
-    /// A.2.2), which fails once in 2^32 draws. [`KeyError::Generation`] after 16 of them: the source is broken.
+    /// Makes a key from `rng`: a 32-byte candidate is drawn until it lies between 1 and the group order (FIPS
+    /// 186-5, A.2.2), which fails once in 2^32 draws. [`KeyError::Generation`] after 16 of them: the source
+    /// is broken.
     pub fn generate(rng: &mut dyn Entropy) -> Result<Self, KeyError> {
         // ECPrivateKey (RFC 5915) without its public half, which the provider computes.
         const HEAD: [u8; 7] = [0x30, 0x31, 0x02, 0x01, 0x01, 0x04, 0x20];
@@ -125,7 +126,8 @@ impl KeyPair {
         sha256(&self.subject_public_key_info())
     }
 
-    /// A signing request (PKCS#10, DER) that carries the public key and nothing else: names come from whoever issues.
+    /// A signing request (PKCS#10, DER) that carries the public key and nothing else: names come from whoever
+    /// issues.
     pub fn make_csr(&self) -> Result<Vec<u8>, KeyError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();

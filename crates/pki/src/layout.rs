@@ -1,8 +1,8 @@
-//! The data folder of a replica: names of its files, the contexts that its keys are sealed in, and its configuration
-//! file as `palyra cluster init` and `palyrad join` first write it.
+//! The data folder of a replica: names of its files, the contexts that its keys are sealed in, and its
+//! configuration file as `palyra cluster init` and `palyrad join` first write it.
 //!
-//! What never lives here: reading or writing any of them. Both programs that make a data folder share this file, so
-//! that they can't make two kinds.
+//! What never lives here: reading or writing any of them. Both programs that make a data folder share this
+//! file, so that they can't make two kinds.
 //!
 //! ```text
 //! palyrad.toml               configuration
@@ -67,8 +67,8 @@ pub fn certificates_to_pem<C: AsRef<[u8]>>(ders: &[C]) -> String {
         .collect()
 }
 
-/// The certificates (DER) in PEM text, in order; blocks of other labels are passed over. Nothing when the text is
-/// not PEM.
+/// The certificates (DER) in PEM text, in order; blocks of other labels are passed over. Nothing when the
+/// text is not PEM.
 pub fn certificates_from_pem(text: &str) -> Option<Vec<Vec<u8>>> {
     let blocks = pem::parse_many(text).ok()?;
     Some(
@@ -109,8 +109,8 @@ pub fn address(host: &str, base_port: u16, offset: u16) -> String {
     }
 }
 
-/// The text of [`CONFIG`] for a new replica. Only what differs between replicas is set; the rest is named with its
-/// default, as a comment.
+/// The text of [`CONFIG`] for a new replica. Only what differs between replicas is set; the rest is named with
+/// its default, as a comment.
 pub fn render_config(new: &NewConfig<'_>) -> String {
     format!(
         "# One replica of a Palyra cluster. `palyrad check-config --config FILE` checks this file;\n\

@@ -1,14 +1,14 @@
 //! The eight digits: how they are made, written and read, and the PAKE that lets both sides prove them.
 //!
-//! The PAKE is OPAQUE (RFC 9807, `opaque-ke`): ristretto255, SHA-512, triple Diffie-Hellman, Argon2id. The side that
-//! mints the PIN registers it with itself; what it keeps is a [`PinVerifier`], from which the PIN can only be found
-//! by trying, at the price of one Argon2id each. Keep it sealed.
+//! The PAKE is OPAQUE (RFC 9807, `opaque-ke`): ristretto255, SHA-512, triple Diffie-Hellman, Argon2id. The
+//! side that mints the PIN registers it with itself; what it keeps is a [`PinVerifier`], from which the PIN
+//! can only be found by trying, at the price of one Argon2id each. Keep it sealed.
 //!
-//! What never lives here: counting attempts. A client learns from the second message whether its guess was right, so
-//! the attempt must be counted, durably, BEFORE [`server_begin`]'s answer leaves the process.
+//! What never lives here: counting attempts. A client learns from the second message whether its guess was
+//! right, so the attempt must be counted, durably, BEFORE [`server_begin`]'s answer leaves the process.
 //!
-//! Invariants: both sides bind the context (all of the transcript that is known before the second message), so
-//! messages taken from one connection are worthless on another; a PIN is never printed by `Debug`.
+//! Invariants: both sides bind the context (all of the transcript that is known before the second message),
+//! so messages taken from one connection are worthless on another; a PIN is never printed by `Debug`.
 
 use std::fmt;
 
@@ -35,7 +35,8 @@ pub const KE2_LEN: usize = 320;
 pub const KE3_LEN: usize = 64;
 /// The length of the key that both sides end with, in bytes.
 pub const SESSION_KEY_LEN: usize = 64;
-/// Argon2id memory in KiB, passes and lanes: the floor that OWASP recommends, so that a small node can pay it.
+/// Argon2id memory in KiB, passes and lanes: the floor that OWASP recommends, so that a small node can pay
+/// it.
 pub const ARGON2: (u32, u32, u32) = (19 * 1024, 2, 1);
 
 const SETUP_LEN: usize = 128;
@@ -189,8 +190,8 @@ impl fmt::Debug for ClientState {
     }
 }
 
-/// Registers a PIN under a code id (the id is part of what the verifier is good for). Takes one Argon2id: tens of
-/// milliseconds and 19 MiB, so run it off the async threads.
+/// Registers a PIN under a code id (the id is part of what the verifier is good for). Takes one Argon2id:
+/// tens of milliseconds and 19 MiB, so run it off the async threads.
 pub fn mint(pin: &Pin, code_id: &str, rng: &mut dyn Entropy) -> Result<PinVerifier, PinError> {
     let mut rng = Adapter(rng);
     let setup = ServerSetup::<Suite>::new(&mut rng);
@@ -250,9 +251,9 @@ pub fn server_begin(
     Ok((state, begun.message.serialize().to_vec()))
 }
 
-/// The node's third message and the key. [`PinError::WrongPin`] says that the other side doesn't hold this PIN or
-/// that the two sides disagree about the context: end the pairing, never try again without asking the person. Takes
-/// one Argon2id.
+/// The node's third message and the key. [`PinError::WrongPin`] says that the other side doesn't hold this
+/// PIN or that the two sides disagree about the context: end the pairing, never try again without asking the
+/// person. Takes one Argon2id.
 pub fn client_finish(
     state: ClientState,
     pin: &Pin,

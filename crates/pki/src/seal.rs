@@ -2,11 +2,11 @@
 //!
 //! What never lives here: reading or writing the key file, and where blobs are stored.
 //!
-//! Invariants: a sealed blob opens only under the same KEK, for the same purpose and in the same context, so blobs
-//! can't be swapped between records; a sealed blob shows the length of its secret and nothing else.
+//! Invariants: a sealed blob opens only under the same KEK, for the same purpose and in the same context, so
+//! blobs can't be swapped between records; a sealed blob shows the length of its secret and nothing else.
 //!
-//! Form of a blob: one byte 0x01, 12 bytes nonce, then AES-256-GCM-SIV ciphertext with its 16-byte tag. Additional
-//! data: the fields (32-bit big-endian length, bytes) `palyra seal v1`, purpose, context.
+//! Form of a blob: one byte 0x01, 12 bytes nonce, then AES-256-GCM-SIV ciphertext with its 16-byte tag.
+//! Additional data: the fields (32-bit big-endian length, bytes) `palyra seal v1`, purpose, context.
 
 use std::fmt;
 
@@ -30,12 +30,14 @@ const FORM: u8 = 1;
 const LABEL: &[u8] = b"palyra seal v1";
 const HEADER: &str = "palyra key encryption key, form 1";
 
-/// What a sealed secret is for. Part of what is authenticated, so a blob made for one purpose opens for no other.
+/// What a sealed secret is for. Part of what is authenticated, so a blob made for one purpose opens for no
+/// other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Purpose {
     /// The cluster root's private key; context: cluster id.
     RootKey,
-    /// A replica's private key, of its authority or its certificate; context: cluster id and replica id, and which.
+    /// A replica's private key, of its authority or its certificate; context: cluster id and replica id, and
+    /// which.
     ReplicaKey,
     /// What a PIN code keeps: the PAKE's server side; context: code id.
     PinVerifier,
@@ -105,8 +107,8 @@ impl Kek {
         ))
     }
 
-    /// Reads the text of a key file; the key may be base64 or hexadecimal. Refuses another header, another length and
-    /// anything after the key.
+    /// Reads the text of a key file; the key may be base64 or hexadecimal. Refuses another header, another
+    /// length and anything after the key.
     pub fn from_text(text: &str) -> Result<Self, SealError> {
         if text.len() > 512 {
             return Err(SealError::KeyFile("it is too long"));

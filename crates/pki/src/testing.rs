@@ -1,4 +1,5 @@
-//! A seeded [`Entropy`] and ready-made authorities for this crate's own tests. Never compiled into the library.
+//! A seeded [`Entropy`] and ready-made authorities for this crate's own tests. Never compiled into the
+//! library.
 
 use crate::{Authority, Entropy, KeyPair, Root, TrustBundle, TrustDomain, sha256};
 

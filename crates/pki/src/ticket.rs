@@ -2,10 +2,10 @@
 //!
 //! What never lives here: the decision whether a ticket is still good; only the cluster knows.
 //!
-//! Form: `palyra-ticket.` or `palyra-join.`, then base64url without padding of: one byte 0x01; the fields (32-bit
-//! big-endian length, bytes) cluster id, ticket or token id, secret (16 bytes), root pin (32 bytes: SHA-256 of the
-//! root's public key info), each endpoint `host:port`; and the first four bytes of SHA-256 over prefix and all before.
-//! The checksum finds typing errors; the secret is what protects.
+//! Form: `palyra-ticket.` or `palyra-join.`, then base64url without padding of: one byte 0x01; the fields
+//! (32-bit big-endian length, bytes) cluster id, ticket or token id, secret (16 bytes), root pin (32 bytes:
+//! SHA-256 of the root's public key info), each endpoint `host:port`; and the first four bytes of SHA-256
+//! over prefix and all before. The checksum finds typing errors; the secret is what protects.
 //!
 //! Invariants: the text is never longer than [`MAX_TEXT`]; parsing accepts only what formatting makes.
 
@@ -35,7 +35,7 @@ const CHECKSUM: usize = 4;
 #[non_exhaustive]
 pub enum TicketError {
     /// Something else was pasted, perhaps the other of the two kinds.
-    #[error("not a {expected} text; it has to begin with {expected:?}{}", if *.other { ", and this is the other kind" } else { "" })]
+    #[error("the text has to begin with {expected:?}{}", if *.other { ", and this is the other kind" } else { "" })]
     Prefix {
         /// The prefix that was expected.
         expected: &'static str,
@@ -101,8 +101,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A pairing ticket: everything that a node needs to find a cluster, to know that it is the right one, and to prove
-/// that it was invited.
+/// A pairing ticket: everything that a node needs to find a cluster, to know that it is the right one, and to
+/// prove that it was invited.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ticket {
     /// The cluster's id, a ULID.
@@ -151,14 +151,15 @@ impl Ticket {
     }
 }
 
-/// The key of a ticket's pairing proofs: HMAC-SHA256(secret, fields(`palyra ticket v1 key`, cluster id, ticket id)).
+/// The key of a ticket's pairing proofs: HMAC-SHA256(secret, fields(`palyra ticket v1 key`, cluster id,
+/// ticket id)).
 pub fn ticket_key(secret: &Secret, cluster_id: &str, ticket_id: &str) -> Zeroizing<[u8; 32]> {
     let context = [cluster_id.as_bytes(), ticket_id.as_bytes()];
     Zeroizing::new(derive(secret.as_bytes(), "palyra ticket v1 key", &context))
 }
 
-/// A join token: what a new replica needs to find its cluster, to know it, and to prove that it was invited. The
-/// secret also protects the key encryption key on its way, see [`crate::join`].
+/// A join token: what a new replica needs to find its cluster, to know it, and to prove that it was invited.
+/// The secret also protects the key encryption key on its way, see [`crate::join`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinToken {
     /// The cluster's id, a ULID.
@@ -202,8 +203,8 @@ impl JoinToken {
     }
 }
 
-/// Whether `text` is `host:port` with a host name, an IPv4 address or an IPv6 address in brackets, and a port from
-/// 1 to 65535.
+/// Whether `text` is `host:port` with a host name, an IPv4 address or an IPv6 address in brackets, and a port
+/// from 1 to 65535.
 pub fn check_endpoint(text: &str) -> Result<(), TicketError> {
     let bad = || TicketError::Endpoint(text.chars().take(MAX_ENDPOINT).collect());
     let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;

@@ -2,9 +2,10 @@
 //!
 //! What never lives here: sockets, and the registry (revocation is checked by fingerprint on each call).
 //!
-//! Invariants: no session is ever resumed and no early data is taken, because a resumed session skips the check of the
-//! certificate; who a peer is comes from its URI name, never from a DNS name or an address; exactly one configuration
-//! accepts a server without knowing it, and it is named for the only thing that it may be used for.
+//! Invariants: no session is ever resumed and no early data is taken, because a resumed session skips the
+//! check of the certificate; who a peer is comes from its URI name, never from a DNS name or an address;
+//! exactly one configuration accepts a server without knowing it, and it is named for the only thing that it
+//! may be used for.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -59,13 +60,14 @@ impl TimeProvider for Clock {
     }
 }
 
-/// A certificate chain and key that can be exchanged while listeners and clients use them. A handshake takes what is
-/// current when it begins.
+/// A certificate chain and key that can be exchanged while listeners and clients use them. A handshake takes
+/// what is current when it begins.
 #[derive(Debug)]
 pub struct SharedIdentity(RwLock<Arc<CertifiedKey>>);
 
 impl SharedIdentity {
-    /// Takes a chain (DER, leaf first) and the leaf's key. Refuses an empty chain and a key of another certificate.
+    /// Takes a chain (DER, leaf first) and the leaf's key. Refuses an empty chain and a key of another
+    /// certificate.
     pub fn new(chain: Vec<Vec<u8>>, key: &KeyPair) -> Result<Arc<Self>, ChainError> {
         Ok(Arc::new(Self(RwLock::new(certified(chain, key)?))))
     }
@@ -125,9 +127,9 @@ impl SharedTrust {
     }
 }
 
-/// What the enrol listener needs for one accepted connection: the configuration, and the hash of the certificate that
-/// it presents. Both belong together: take a fresh pair for each connection, and the hash of that pair goes into the
-/// transcripts of what happens on it, even when the certificate is renewed meanwhile.
+/// What the enrol listener needs for one accepted connection: the configuration, and the hash of the
+/// certificate that it presents. Both belong together: take a fresh pair for each connection, and the hash of
+/// that pair goes into the transcripts of what happens on it, even when the certificate is renewed meanwhile.
 #[derive(Debug, Clone)]
 pub struct EnrolTls {
     /// Server without client authentication.
@@ -136,8 +138,8 @@ pub struct EnrolTls {
     pub end_point: [u8; 32],
 }
 
-/// The channel binding `tls-server-end-point` (RFC 5929) of a server's certificate. All certificates of a cluster
-/// are signed with ECDSA and SHA-256, for which the RFC prescribes SHA-256 over the DER.
+/// The channel binding `tls-server-end-point` (RFC 5929) of a server's certificate. All certificates of a
+/// cluster are signed with ECDSA and SHA-256, for which the RFC prescribes SHA-256 over the DER.
 pub fn server_end_point(certificate_der: &[u8]) -> [u8; 32] {
     sha256(certificate_der)
 }
@@ -163,8 +165,8 @@ pub fn server_mutual(
     Ok(Arc::new(config))
 }
 
-/// A server that asks for no certificate: the enrol listener. `chain` is leaf, authority if there is one, and root, so
-/// that a client that knows only the root's pin finds the root in it.
+/// A server that asks for no certificate: the enrol listener. `chain` is leaf, authority if there is one, and
+/// root, so that a client that knows only the root's pin finds the root in it.
 pub fn server_enrol(
     chain: Vec<Vec<u8>>,
     key: &KeyPair,
@@ -185,8 +187,8 @@ pub fn server_enrol(
     })
 }
 
-/// A client of a replica: the server's chain must end in the trust bundle and name a replica, and exactly `expected`
-/// when that is given. DNS names are not looked at. `identity` is what the client presents.
+/// A client of a replica: the server's chain must end in the trust bundle and name a replica, and exactly
+/// `expected` when that is given. DNS names are not looked at. `identity` is what the client presents.
 pub fn client_verified(
     trust: Arc<SharedTrust>,
     expected: Option<SpiffeId>,
@@ -197,8 +199,8 @@ pub fn client_verified(
     client(Check::Trust { trust, expected }, identity, clock, alpn)
 }
 
-/// A client that knows a cluster only by the pin in a ticket or join token: the server's chain must contain and end
-/// in a root whose public key info has that SHA-256, and name a replica. The root is then in `seen`.
+/// A client that knows a cluster only by the pin in a ticket or join token: the server's chain must contain
+/// and end in a root whose public key info has that SHA-256, and name a replica. The root is then in `seen`.
 pub fn client_pinned(
     pin: [u8; 32],
     cluster_id: &str,
@@ -218,9 +220,10 @@ pub fn client_pinned(
     )
 }
 
-/// A client that accepts ANY server and records its certificate. Only for PIN pairing, where the PAKE and the proofs
-/// over a transcript that holds the recorded certificate's hash decide whom one talked to. Nothing that such a
-/// connection says may be believed before [`crate::transcript::Transcript::check_server_proof`] agrees.
+/// A client that accepts ANY server and records its certificate. Only for PIN pairing, where the PAKE and the
+/// proofs over a transcript that holds the recorded certificate's hash decide whom one talked to. Nothing
+/// that such a connection says may be believed before [`crate::transcript::Transcript::check_server_proof`]
+/// agrees.
 pub fn client_unverified_for_pin_pairing(
     seen: Arc<SeenServer>,
     clock: &Clock,
@@ -229,8 +232,8 @@ pub fn client_unverified_for_pin_pairing(
     client(Check::RecordOnly { seen }, None, clock, alpn)
 }
 
-/// What a pinned or recording client learned about its server. One per pairing: once a server was seen, a handshake
-/// that shows another certificate fails, so that all messages of a pairing go to one server.
+/// What a pinned or recording client learned about its server. One per pairing: once a server was seen, a
+/// handshake that shows another certificate fails, so that all messages of a pairing go to one server.
 #[derive(Debug, Default)]
 pub struct SeenServer(Mutex<Option<Seen>>);
 
@@ -284,7 +287,8 @@ pub fn chain_error(error: &Error) -> Option<&ChainError> {
     }
 }
 
-/// What it means for a client when the server ended the connection with an alert about the client's certificate.
+/// What it means for a client when the server ended the connection with an alert about the client's
+/// certificate.
 pub fn explain_alert(error: &Error) -> Option<&'static str> {
     match error {
         Error::AlertReceived(AlertDescription::UnknownCA) => {

@@ -1,11 +1,12 @@
 //! What two sides of a pairing agree on, and the proofs over it. Written down byte by byte in
 //! `docs/protocol/pairing.md`, with test vectors that `tests/vectors.rs` recomputes.
 //!
-//! What never lives here: where the key comes from (a ticket's key, or the PAKE's session key) and what is stored.
+//! What never lives here: where the key comes from (a ticket's key, or the PAKE's session key) and what is
+//! stored.
 //!
-//! Invariants: the hash covers everything that decides who is paired with whom: cluster, code, node, the server's
-//! certificate, the node's key; proofs of the two directions have different labels, so neither can be reflected;
-//! proofs are compared in constant time.
+//! Invariants: the hash covers everything that decides who is paired with whom: cluster, code, node, the
+//! server's certificate, the node's key; proofs of the two directions have different labels, so neither can
+//! be reflected; proofs are compared in constant time.
 
 use std::fmt;
 
@@ -79,8 +80,8 @@ pub struct Opening<'a> {
     pub server_nonce: [u8; NONCE_LEN],
 }
 
-/// A pairing transcript. Bind it to the messages of the PAKE with [`Transcript::with_messages`] in PIN mode, use it as
-/// it is in ticket mode.
+/// A pairing transcript. Bind it to the messages of the PAKE with [`Transcript::with_messages`] in PIN mode,
+/// use it as it is in ticket mode.
 #[derive(Debug, Clone)]
 pub struct Transcript {
     opening: Fields,
@@ -163,7 +164,8 @@ impl Transcript {
         same(&self.node_proof(key), proof)
     }
 
-    /// The server's proof, which also vouches for a trust bundle: HMAC-SHA256(key, `palyra pairing v1 server` || hash
+    /// The server's proof, which also vouches for a trust bundle: HMAC-SHA256(key, `palyra pairing v1 server`
+    /// || hash
     /// || [`crate::TrustBundle::digest`]).
     pub fn server_proof(&self, key: &[u8], bundle_digest: &[u8; 32]) -> [u8; 32] {
         hmac256(key, &[b"palyra pairing v1 server", &self.hash(), bundle_digest])
@@ -174,8 +176,8 @@ impl Transcript {
         same(&self.server_proof(key, bundle_digest), proof)
     }
 
-    /// The short authentication string that both screens show, `123 456`: the first eight bytes of HMAC-SHA256(key,
-    /// `palyra pairing v1 sas` || hash) as a big-endian number, modulo 1,000,000.
+    /// The short authentication string that both screens show, `123 456`: the first eight bytes of
+    /// HMAC-SHA256(key, `palyra pairing v1 sas` || hash) as a big-endian number, modulo 1,000,000.
     pub fn sas(&self, key: &[u8]) -> String {
         let mac = hmac256(key, &[b"palyra pairing v1 sas", &self.hash()]);
         let mut head = [0u8; 8];
@@ -184,7 +186,8 @@ impl Transcript {
         format!("{:03} {:03}", digits / 1000, digits % 1000)
     }
 
-    /// With which the node asks any replica for the outcome: HMAC-SHA256(key, `palyra pairing v1 fetch` || hash).
+    /// With which the node asks any replica for the outcome: HMAC-SHA256(key, `palyra pairing v1 fetch` ||
+    /// hash).
     pub fn fetch_token(&self, key: &[u8]) -> Zeroizing<[u8; 32]> {
         Zeroizing::new(hmac256(key, &[b"palyra pairing v1 fetch", &self.hash()]))
     }
