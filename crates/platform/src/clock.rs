@@ -131,7 +131,11 @@ mod tests {
         ticks.tick().await;
         assert_eq!(now(), stalled, "the first tick after a stall is due at once");
         ticks.tick().await;
-        assert_eq!(now() - stalled, Duration::from_secs(1), "and the next one a full period later");
+        assert_eq!(
+            now() - stalled,
+            Duration::from_secs(1),
+            "and the next one a full period later"
+        );
     }
 
     #[test]

@@ -52,7 +52,10 @@ pub trait Hooks: Send + Sync {
 /// # Panics
 /// When hooks were installed before: two simulations in one process would take each other's tasks.
 pub fn install(hooks: &'static dyn Hooks) {
-    assert!(HOOKS.set(hooks).is_ok(), "platform hooks were installed already in this process");
+    assert!(
+        HOOKS.set(hooks).is_ok(),
+        "platform hooks were installed already in this process"
+    );
 }
 
 /// True once hooks are installed. For the few places whose production form cannot run on virtual time.

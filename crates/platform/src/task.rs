@@ -90,7 +90,9 @@ where
     F::Output: Send + 'static,
 {
     let place = Location::caller();
-    Task { handle: start(future, || format!("{}:{}", place.file(), place.line())) }
+    Task {
+        handle: start(future, || format!("{}:{}", place.file(), place.line())),
+    }
 }
 
 fn start<F>(future: F, name: impl FnOnce() -> String) -> JoinHandle<F::Output>
@@ -149,7 +151,9 @@ where
 {
     if hooks::simulated() {
         let handle = start(future, || name.to_owned());
-        return IoHandle { ended: Driver::Task(Task { handle }) };
+        return IoHandle {
+            ended: Driver::Task(Task { handle }),
+        };
     }
     let tag = hooks::tag();
     // Timers inside `future` register with the runtime of whoever started it.
@@ -166,7 +170,9 @@ where
         let _ = done.send(result);
     };
     match std::thread::Builder::new().name(name.to_owned()).spawn(body) {
-        Ok(_) => IoHandle { ended: Driver::Thread(ended) },
+        Ok(_) => IoHandle {
+            ended: Driver::Thread(ended),
+        },
         Err(error) => abort(&format!("cannot start the thread `{name}`: {error}")),
     }
 }

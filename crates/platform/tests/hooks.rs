@@ -18,7 +18,11 @@ struct World {
 impl World {
     fn tasks_of(&self, tag: u64) -> Vec<String> {
         let tasks = self.tasks.lock().unwrap();
-        tasks.iter().filter(|task| task.0 == Some(tag)).map(|task| task.1.clone()).collect()
+        tasks
+            .iter()
+            .filter(|task| task.0 == Some(tag))
+            .map(|task| task.1.clone())
+            .collect()
     }
 }
 
@@ -38,7 +42,11 @@ impl Hooks for World {
     fn io_point(&self, _tag: Option<u64>, name: &'static str) -> BoxFuture<'static, IoVerdict> {
         async move {
             platform::sleep(Duration::from_millis(10)).await;
-            if name == "test.crash" { IoVerdict::Crash } else { IoVerdict::Continue }
+            if name == "test.crash" {
+                IoVerdict::Crash
+            } else {
+                IoVerdict::Continue
+            }
         }
         .boxed()
     }
@@ -62,7 +70,10 @@ async fn a_simulation_holds_tasks_clocks_randomness_and_death() {
     let caller = std::thread::current().id();
     platform::scope(5, async {
         assert_eq!((platform::wall_ms(), platform::boot_ms()), (1_005, 2_005));
-        assert_eq!(platform::new_ulid_bytes()[..], [0, 0, 0, 0, 3, 237, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5]);
+        assert_eq!(
+            platform::new_ulid_bytes()[..],
+            [0, 0, 0, 0, 3, 237, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5]
+        );
         let io = platform::spawn_io("wal", async move { std::thread::current().id() == caller });
         assert_eq!(io.await, Ok(true));
         assert!(platform::blocking(move || std::thread::current().id() == caller).await);
@@ -80,12 +91,22 @@ async fn a_simulation_holds_tasks_clocks_randomness_and_death() {
     assert_eq!(crashing.await, Err(TaskEnded::Aborted));
     assert_eq!(sibling.await, Err(TaskEnded::Aborted));
     assert_eq!(stranger.await, Ok(()));
-    assert!(world.tasks_of(1)[0].contains("hooks.rs:"), "a task is named by its place: {:?}", world.tasks_of(1));
+    assert!(
+        world.tasks_of(1)[0].contains("hooks.rs:"),
+        "a task is named by its place: {:?}",
+        world.tasks_of(1)
+    );
 
     // `abort` unwinds only the replica's own task.
     let task = async { platform::spawn(async { platform::abort("fsync failed") }) };
     let ended: Result<(), _> = platform::scope(3, task).await.await;
     assert!(ended.is_err(), "{ended:?}");
     let deaths = world.deaths.lock().unwrap().clone();
-    assert_eq!(deaths, [(Some(1), "test.crash".to_owned()), (Some(3), "fsync failed".to_owned())]);
+    assert_eq!(
+        deaths,
+        [
+            (Some(1), "test.crash".to_owned()),
+            (Some(3), "fsync failed".to_owned())
+        ]
+    );
 }

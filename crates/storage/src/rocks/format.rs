@@ -1,0 +1,91 @@
+//! The file `FORMAT`: what wrote this data folder, in text, readable before the database is opened.
+//!
+//! Never here: who the folder belongs to. Cluster and replica ids are records of the replica.
+//!
+//! Invariants: `FORMAT` is durable before the database is created; it is written whole or not at all; a folder that
+//! holds table files has both `FORMAT` and `CURRENT`, and one that lost either is refused, not started afresh.
+// The only place of the crate, with the tests, that touches files by itself.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::fs::{self, DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use crate::error::{EngineError, Result};
+
+/// The newest format that this release reads and writes. Raised when an older release could misread a folder.
+pub const FORMAT_VERSION: u64 = 1;
+
+const FILE: &str = "FORMAT";
+const TITLE: &str = "palyra data folder";
+
+/// Makes sure that `dir` is a data folder that this release may open; creates it when there is none.
+pub(super) fn prepare(dir: &Path) -> Result<()> {
+    let io = |during| move |error: std::io::Error| EngineError::from_io(dir, during, &error);
+    // Only its owner: the state holds who may do what, and sealed secrets.
+    let create = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    create.map_err(io("creating the data folder"))?;
+    let tables = holds_tables(dir).map_err(io("listing the data folder"))?;
+    if tables && !dir.join("CURRENT").exists() {
+        return Err(damaged(
+            dir,
+            "it holds table files, but the file `CURRENT` is missing",
+        ));
+    }
+    match fs::read_to_string(dir.join(FILE)) {
+        Ok(text) => accept(dir, &text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // A checkpoint arrives with its tables and without this file; RocksDB has just written its `CURRENT`.
+            create_file(dir).map_err(io("writing the file FORMAT"))
+        }
+        Err(error) => Err(io("reading the file FORMAT")(error)),
+    }
+}
+
+fn accept(dir: &Path, text: &str) -> Result<()> {
+    let found = text
+        .strip_prefix(TITLE)
+        .and_then(|rest| rest.trim().strip_prefix("format "));
+    match found.and_then(|number| number.trim().parse::<u64>().ok()) {
+        Some(found) if found > FORMAT_VERSION => Err(EngineError::Future {
+            folder: dir.to_owned(),
+            found,
+            known: FORMAT_VERSION,
+        }),
+        Some(_) => Ok(()),
+        None => Err(damaged(
+            dir,
+            "the file `FORMAT` does not say which format the folder has",
+        )),
+    }
+}
+
+fn create_file(dir: &Path) -> std::io::Result<()> {
+    let unfinished = dir.join("FORMAT.tmp");
+    let mut file = File::create(&unfinished)?;
+    write!(file, "{TITLE}\nformat {FORMAT_VERSION}\n")?;
+    file.sync_all()?;
+    fs::rename(&unfinished, dir.join(FILE))?;
+    File::open(dir)?.sync_all()
+}
+
+fn holds_tables(dir: &Path) -> std::io::Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        if entry?
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "sst")
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn damaged(dir: &Path, cause: &str) -> EngineError {
+    EngineError::Corrupt {
+        folder: dir.to_owned(),
+        cause: cause.to_owned(),
+    }
+}

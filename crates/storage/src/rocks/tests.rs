@@ -1,0 +1,200 @@
+//! What only the production engine does: folders, locks, formats, checkpoints, and the errors of a real disk.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::fs;
+
+use super::*;
+
+fn open(dir: &Path) -> Result<RocksEngine> {
+    RocksEngine::open(dir, Options::default())
+}
+
+fn put(engine: &RocksEngine, key: &[u8], value: &[u8]) {
+    let mut batch = Batch::new();
+    batch.put(Family::State, key.to_vec(), value.to_vec());
+    engine.write(batch).unwrap();
+}
+
+#[test]
+fn a_folder_has_one_user_and_the_error_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path()).unwrap();
+    let error = open(dir.path()).unwrap_err();
+    assert_eq!(
+        error,
+        EngineError::Locked {
+            folder: dir.path().to_owned()
+        }
+    );
+    assert!(error.to_string().contains(dir.path().to_str().unwrap()));
+    let snapshot = engine.snapshot().unwrap();
+    drop(engine);
+    assert!(
+        matches!(open(dir.path()), Err(EngineError::Locked { .. })),
+        "a snapshot keeps the folder open"
+    );
+    drop(snapshot);
+    open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_folder_from_the_future_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()).unwrap());
+    let file = dir.path().join("FORMAT");
+    assert_eq!(
+        fs::read_to_string(&file).unwrap(),
+        "palyra data folder\nformat 1\n"
+    );
+    fs::write(&file, "palyra data folder\nformat 7\n").unwrap();
+    let error = open(dir.path()).unwrap_err();
+    assert_eq!(
+        error,
+        EngineError::Future {
+            folder: dir.path().to_owned(),
+            found: 7,
+            known: FORMAT_VERSION
+        }
+    );
+    assert!(
+        error.to_string().contains("format 7") && error.to_string().contains("up to 1"),
+        "{error}"
+    );
+    fs::write(&file, "").unwrap();
+    assert!(
+        matches!(open(dir.path()), Err(EngineError::Corrupt { .. })),
+        "an unreadable format is not a guess"
+    );
+}
+
+#[test]
+fn a_folder_that_lost_its_head_is_not_started_afresh() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path()).unwrap();
+    put(&engine, b"k", b"v");
+    drop(engine);
+    // Replaying the log has made a table file of it.
+    drop(open(dir.path()).unwrap());
+    fs::remove_file(dir.path().join("CURRENT")).unwrap();
+    let error = open(dir.path()).unwrap_err();
+    assert!(
+        matches!(&error, EngineError::Corrupt { cause, .. } if cause.contains("CURRENT")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_checkpoint_opens_like_a_data_folder_and_stays_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(&dir.path().join("live")).unwrap();
+    put(&engine, b"k", b"before");
+    let copy = dir.path().join("copy");
+    engine.checkpoint(&copy).unwrap();
+    put(&engine, b"k", b"after");
+    assert!(engine.checkpoint(&copy).is_err(), "a checkpoint never overwrites");
+    assert_eq!(
+        engine.get(Family::State, b"k").unwrap().as_deref(),
+        Some(&b"after"[..])
+    );
+    let copied = open(&copy).unwrap();
+    assert_eq!(
+        copied.get(Family::State, b"k").unwrap().as_deref(),
+        Some(&b"before"[..])
+    );
+}
+
+#[test]
+fn after_one_failure_nothing_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path()).unwrap();
+    put(&engine, b"k", b"v");
+    let snapshot = engine.snapshot().unwrap();
+    // The database itself refuses this range; to the engine it is a failure like any other.
+    let failed = engine.run("write", |db| {
+        let handle = db.cf_handle("state").unwrap();
+        db.delete_range_cf(handle, b"b", b"a")
+    });
+    assert!(matches!(failed, Err(EngineError::Corrupt { .. })), "{failed:?}");
+    let poisoned = |result: Result<()>| matches!(result, Err(EngineError::Poisoned { .. }));
+    assert!(poisoned(engine.sync()));
+    assert!(poisoned(engine.write(Batch::new())));
+    assert!(poisoned(engine.get(Family::State, b"k").map(drop)));
+    assert!(poisoned(engine.snapshot().map(drop)));
+    assert!(poisoned(snapshot.get(Family::State, b"k").map(drop)));
+    assert!(poisoned(engine.checkpoint(&dir.path().join("copy"))));
+}
+
+#[test]
+fn errors_of_the_disk_are_told_apart() {
+    let say = |kind, text: &str| classify_text(Path::new("/d"), "sync", kind, text.to_owned());
+    let folder = PathBuf::from("/d");
+    let full = "IO error: No space left on device: While appending to file: /d/000004.log";
+    assert_eq!(
+        say(ErrorKind::IOError, full),
+        EngineError::Full {
+            folder: folder.clone(),
+            during: "sync"
+        }
+    );
+    let locked = "IO error: While lock file: /d/LOCK: Resource temporarily unavailable";
+    assert_eq!(say(ErrorKind::IOError, locked), EngineError::Locked { folder });
+    let failed = "IO error: While fsync: /d/000004.log: Input/output error";
+    assert!(matches!(say(ErrorKind::IOError, failed), EngineError::Io { .. }));
+    let damaged = "Corruption: checksum mismatch";
+    assert!(matches!(
+        say(ErrorKind::Corruption, damaged),
+        EngineError::Corrupt { .. }
+    ));
+}
+
+#[test]
+fn purged_files_are_gone_and_their_neighbours_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Options {
+        log_buffer_bytes: 64 * 1024,
+        ..Options::default()
+    };
+    let engine = RocksEngine::open(dir.path(), small).unwrap();
+    for index in 0..400_u64 {
+        let mut batch = Batch::new();
+        batch.put(Family::Log, index.to_be_bytes().to_vec(), vec![index as u8; 2048]);
+        engine.write(batch).unwrap();
+    }
+    let log = engine.folder.handle(Family::Log).unwrap();
+    engine
+        .folder
+        .db
+        .compact_range_cf(log, None::<&[u8]>, None::<&[u8]>);
+    let files = || {
+        engine
+            .folder
+            .db
+            .live_files()
+            .unwrap()
+            .iter()
+            .filter(|file| file.column_family_name == "log")
+            .count()
+    };
+    let before = files();
+    let (from, to) = (0_u64.to_be_bytes(), 300_u64.to_be_bytes());
+    let mut purge = Batch::new();
+    purge.delete_range(Family::Log, from.to_vec(), to.to_vec());
+    engine.write(purge).unwrap();
+    engine.sync().unwrap();
+    engine.reclaim(Family::Log, &from, &to).unwrap();
+    assert!(files() < before, "{} of {before} files are left", files());
+    let mut left = Vec::new();
+    let collect = &mut |key: &[u8], _: &[u8]| {
+        left.push(u64::from_be_bytes(key.try_into().unwrap()));
+        ControlFlow::Continue(())
+    };
+    engine.scan(Family::Log, b"", b"\xff", collect).unwrap();
+    assert_eq!(left, (300..400).collect::<Vec<_>>());
+}
+
+#[test]
+fn just_below_is_below() {
+    assert_eq!(just_below(&[1, 0, 0]), Some(vec![0, 255, 255]));
+    assert_eq!(just_below(&[0, 5]), Some(vec![0, 4]));
+    assert_eq!(just_below(&[0, 0]), None);
+}
