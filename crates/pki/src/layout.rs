@@ -109,8 +109,8 @@ pub fn address(host: &str, base_port: u16, offset: u16) -> String {
     }
 }
 
-/// The text of [`CONFIG`] for a new replica. Only what differs between replicas is set; the rest is named with
-/// its default, as a comment.
+/// The text of [`CONFIG`] for a new replica. Only what differs between replicas is set; the rest is named
+/// with its default, as a comment.
 pub fn render_config(new: &NewConfig<'_>) -> String {
     format!(
         "# One replica of a Palyra cluster. `palyrad check-config --config FILE` checks this file;\n\
