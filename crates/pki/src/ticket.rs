@@ -35,7 +35,7 @@ const CHECKSUM: usize = 4;
 #[non_exhaustive]
 pub enum TicketError {
     /// Something else was pasted, perhaps the other of the two kinds.
-    #[error("the text has to begin with {expected:?}{}", if *.other { "; this is the other kind" } else { "" })]
+    #[error("the text has to begin with {expected:?}{}", if *.other { "; this is another kind" } else { "" })]
     Prefix {
         /// The prefix that was expected.
         expected: &'static str,
