@@ -144,7 +144,7 @@ impl Client {
             })
             .await;
         answer.map_err(|mut error| {
-            error.request_id.clone_from(request.request_id());
+            error.trail.request_id.clone_from(request.request_id());
             error
         })
     }

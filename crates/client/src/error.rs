@@ -84,7 +84,8 @@ impl Class {
         }
     }
 
-    /// From the text form; a class that this binary doesn't know counts as internal.
+    /// From the text form. `unauthenticated` is a kind of denial to a caller; a class that this binary doesn't know
+    /// counts as internal.
     #[must_use]
     pub fn parse(text: &str) -> Class {
         const ALL: [Class; 13] = [
@@ -102,6 +103,9 @@ impl Class {
             Class::Unreachable,
             Class::Unsupported,
         ];
+        if text == "unauthenticated" {
+            return Class::Denied;
+        }
         ALL.into_iter()
             .find(|class| class.as_str() == text)
             .unwrap_or(Class::Internal)
@@ -151,11 +155,18 @@ pub struct Error {
     pub retryable: bool,
     /// The outcome is unknown: ask again with the same request id.
     pub unknown: bool,
+    /// How it came about. Apart, so that a result stays small.
+    pub trail: Box<Trail>,
+}
+
+/// What is known around a failed call.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trail {
     /// Where the leader is believed to be; 0 when unknown.
     pub leader_id: u64,
     /// The replica that answered; 0 when none did.
     pub served_by: u64,
-    /// The request id of the mutation, when it was one.
+    /// The request id of the mutation; empty when it was none.
     pub request_id: String,
     /// What was tried before this was the answer, oldest first.
     pub attempts: Vec<Attempt>,
@@ -172,10 +183,7 @@ impl Error {
             class,
             retryable: false,
             unknown: false,
-            leader_id: 0,
-            served_by: 0,
-            request_id: String::new(),
-            attempts: Vec::new(),
+            trail: Box::default(),
         }
     }
 
@@ -260,10 +268,11 @@ fn from_detail(detail: ErrorDetail) -> Error {
         next: detail.next,
         retryable: detail.retryable,
         unknown: detail.unknown,
-        leader_id: detail.leader_id,
-        served_by: detail.served_by,
-        request_id: String::new(),
-        attempts: Vec::new(),
+        trail: Box::new(Trail {
+            leader_id: detail.leader_id,
+            served_by: detail.served_by,
+            ..Trail::default()
+        }),
     }
 }
 
@@ -365,7 +374,7 @@ mod tests {
         };
         assert_eq!((error.class, error.exit_code()), (Class::NotFound, 8));
         assert_eq!(
-            (error.code.as_str(), error.served_by, error.leader_id),
+            (error.code.as_str(), error.trail.served_by, error.trail.leader_id),
             ("E0403", 2, 3)
         );
         assert_eq!(error.next, "palyra node ls");
@@ -419,6 +428,7 @@ mod tests {
         ] {
             assert_eq!(Class::parse(class.as_str()), class);
         }
+        assert_eq!(Class::parse("unauthenticated"), Class::Denied);
         assert_eq!(Class::parse("something newer"), Class::Internal);
     }
 }

@@ -18,7 +18,7 @@ mod services;
 pub use client::{ATTEMPT_TIMEOUT, Client, DEFAULT_TIMEOUT, Mutation};
 pub use connect::{ConnectError, ConnectErrorKind, ConnectOptions, connect};
 pub use context::{Context, Contexts};
-pub use error::{Attempt, Class, Error};
+pub use error::{Attempt, Class, Error, Trail};
 pub use follow::{Follow, Step};
 pub use ids::{fill_random, new_ulid, wall_ms};
 pub use pool::{Endpoints, Limits, Pool, Reached, Repeat};

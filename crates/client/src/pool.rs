@@ -398,7 +398,7 @@ impl Story {
     }
 
     fn finish(self, mut error: Error) -> Error {
-        error.attempts = self.attempts;
+        error.trail.attempts = self.attempts;
         error
     }
 
@@ -472,7 +472,7 @@ fn unreachable(refusal: Option<ConnectError>, attempts: Vec<Attempt>) -> Error {
         }
     };
     error.retryable = error.class == Class::Unreachable;
-    error.attempts = attempts;
+    error.trail.attempts = attempts;
     error
 }
 

@@ -92,7 +92,7 @@ impl Client {
             ..request
         };
         self.read(|channel| {
-            let request = request.clone();
+            let request = request;
             async move { pairing(channel).list_codes(request).await }
         })
         .await
@@ -208,7 +208,7 @@ impl Client {
             read: request.read.or(Some(self.read_options())),
         };
         self.read(|channel| {
-            let request = request.clone();
+            let request = request;
             async move { journal(channel).verify(request).await }
         })
         .await
@@ -223,7 +223,7 @@ impl Client {
             read: request.read.or(Some(self.read_options())),
         };
         self.read(|channel| {
-            let request = request.clone();
+            let request = request;
             async move { access(channel).list_operators(request).await }
         })
         .await
