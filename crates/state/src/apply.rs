@@ -75,7 +75,7 @@ fn decide(txn: &mut Txn<'_>, meta: &mut Meta, envelope: &Envelope) -> (Result<Re
     let answer = apply_command(txn, &envelope.command);
     if answer.is_err() {
         txn.roll_back();
-    } else {
+    } else if txn.has_news() {
         dispatch::forget_finished(txn);
     }
     dedup::remember(txn, meta, envelope, &answer);

@@ -237,6 +237,12 @@ impl<V: prost::Message + Default> Table<V> {
         (self.tag, self.name)
     }
 
+    /// Its name, for people.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// The full key of a row, or the common beginning of several.
     pub fn key(&self, key: impl Key) -> Vec<u8> {
         let mut out = Vec::with_capacity(48);

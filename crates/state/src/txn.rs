@@ -86,6 +86,11 @@ impl<'a> Txn<'a> {
         });
     }
 
+    /// Whether anything happened so far.
+    pub(crate) fn has_news(&self) -> bool {
+        !self.drafts.is_empty()
+    }
+
     /// Forgets everything that was written and said.
     pub(crate) fn roll_back(&mut self) {
         self.writes.clear();

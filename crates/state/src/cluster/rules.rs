@@ -32,31 +32,7 @@ fn genesis(txn: &mut Txn<'_>, command: &Genesis) -> Result<Reply, Reject> {
     if let Some(born) = cluster(txn) {
         return Err(Reject::new(Code::ClusterExists, [&born.cluster_id]));
     }
-    check::id("the cluster id", command.cluster_id)?;
-    check::filled("the trust domain", &command.trust_domain, 253)?;
-    check::bytes(
-        "the root certificate",
-        &command.root_cert_der,
-        limits::CERTIFICATE_MAX,
-    )?;
-    check::bytes(
-        "the sealed root key",
-        &command.root_key_sealed,
-        limits::SEALED_MAX,
-    )?;
-    check::bytes(
-        "the authority certificate",
-        &command.authority_cert_der,
-        limits::CERTIFICATE_MAX,
-    )?;
-    check_replica_name(&command.replica_name)?;
-    check_addresses(&command.addresses)?;
-    if !check::is_short_name(&command.operator_name) {
-        return Err(Reject::new(
-            Code::BadOperatorName,
-            [&format_args!("{:?}", command.operator_name)],
-        ));
-    }
+    check_genesis(command)?;
     let born = Cluster {
         cluster_id: command.cluster_id,
         trust_domain: command.trust_domain.clone(),
@@ -100,6 +76,35 @@ fn genesis(txn: &mut Txn<'_>, command: &Genesis) -> Result<Reply, Reject> {
         &command.operator_certificate,
     )?;
     Ok(Reply::done())
+}
+
+fn check_genesis(command: &Genesis) -> Result<(), Reject> {
+    check::id("the cluster id", command.cluster_id)?;
+    check::filled("the trust domain", &command.trust_domain, 253)?;
+    check::bytes(
+        "the root certificate",
+        &command.root_cert_der,
+        limits::CERTIFICATE_MAX,
+    )?;
+    check::bytes(
+        "the sealed root key",
+        &command.root_key_sealed,
+        limits::SEALED_MAX,
+    )?;
+    check::bytes(
+        "the authority certificate",
+        &command.authority_cert_der,
+        limits::CERTIFICATE_MAX,
+    )?;
+    check_replica_name(&command.replica_name)?;
+    check_addresses(&command.addresses)?;
+    if !check::is_short_name(&command.operator_name) {
+        return Err(Reject::new(
+            Code::BadOperatorName,
+            [&format_args!("{:?}", command.operator_name)],
+        ));
+    }
+    Ok(())
 }
 
 fn mint_token(txn: &mut Txn<'_>, command: &MintJoinToken) -> Result<Reply, Reject> {

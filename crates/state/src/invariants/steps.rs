@@ -1,0 +1,152 @@
+//! Rules about a step: what an entry may do to the state before it.
+
+use super::{Findings, Violation, all};
+use crate::apply::Applied;
+use crate::cluster::ReplicaStatus;
+use crate::command::Envelope;
+use crate::identity::{self, DeviceStatus};
+use crate::ids::Id;
+use crate::read::Read;
+use crate::{access, cluster, dispatch, meta, nodes, tables};
+
+/// Keys with a tag up to this one are bookkeeping and journal; the others are what the domains hold.
+const BOOKKEEPING: u8 = 0x0F;
+
+/// Checks one entry: the state before it, the state after it, and what it said. Empty when all holds.
+#[must_use]
+pub fn check_step(
+    before: &dyn Read,
+    after: &dyn Read,
+    envelope: &Envelope,
+    applied: &Applied,
+) -> Vec<Violation> {
+    let mut findings = Findings::default();
+    effects_are_said(applied, &mut findings);
+    actor_was_valid(before, envelope, applied, &mut findings);
+    bookkeeping_goes_forward(before, after, applied, &mut findings);
+    ends_are_final(before, after, &mut findings);
+    findings.found
+}
+
+fn effects_are_said(applied: &Applied, findings: &mut Findings) {
+    let changes = applied.writes.keys().filter(|key| key[0] > BOOKKEEPING).count();
+    let quiet = applied.reply.is_err() || applied.duplicate;
+    findings.expect(
+        "a refusal or a repetition changes nothing",
+        !quiet || changes == 0,
+        || format!("{changes} changes with {:?}", applied.reply),
+    );
+    findings.expect(
+        "every journal row matches a change",
+        applied.rows.is_empty() == (changes == 0),
+        || format!("{} rows for {changes} changes", applied.rows.len()),
+    );
+}
+
+fn actor_was_valid(before: &dyn Read, envelope: &Envelope, applied: &Applied, findings: &mut Findings) {
+    if applied.rows.is_empty() {
+        return;
+    }
+    let clock = meta::clock(before).max(applied.rows[0].at_ms);
+    let valid = identity::is_valid(before, &envelope.actor, clock);
+    findings.expect(
+        "no effect by an actor after its revocation",
+        valid.is_ok(),
+        || format!("{} did {}: {valid:?}", envelope.actor, envelope.command.name()),
+    );
+}
+
+fn bookkeeping_goes_forward(before: &dyn Read, after: &dyn Read, applied: &Applied, findings: &mut Findings) {
+    let (old, new) = (meta::meta(before), meta::meta(after));
+    findings.expect("the clock never goes back", new.clock >= old.clock, || {
+        format!("{} {}", old.clock, new.clock)
+    });
+    findings.expect("the index rises", new.index > old.index, || {
+        format!("{} {}", old.index, new.index)
+    });
+    findings.expect(
+        "every entry moves the hash",
+        new.state_hash != old.state_hash,
+        || new.state_hash.to_string(),
+    );
+    let mut last = old.journal_last;
+    for row in &applied.rows {
+        let rises = row.cursor() > last || old.journal_head.is_zero();
+        findings.expect("cursors strictly increase", rises, || {
+            format!("{last:?} {:?}", row.cursor())
+        });
+        last = row.cursor();
+    }
+    let (old, new) = (cluster::cluster(before), cluster::cluster(after));
+    let (Some(old), Some(new)) = (old, new) else {
+        return;
+    };
+    findings.equal("a cluster keeps its id", "id", new.cluster_id, old.cluster_id);
+    let rises = new.next_replica_id >= old.next_replica_id && new.feature_level >= old.feature_level;
+    findings.expect("counters never go back", rises, || format!("{old:?} {new:?}"));
+}
+
+fn ends_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) {
+    for old in all(before, &tables::DISPATCHES) {
+        let new = dispatch::dispatch(after, old.id);
+        let kept = match &new {
+            Some(new) => !old.state().is_terminal() || *new == old,
+            None => old.state().is_terminal(),
+        };
+        findings.expect("a dispatch ends exactly once", kept, || {
+            format!("{old:?} {new:?}")
+        });
+        let epoch = new.map_or(old.epoch, |new| new.epoch);
+        findings.expect("tokens strictly increase", epoch >= old.epoch, || {
+            old.id.to_string()
+        });
+    }
+    for old in all(before, &tables::DEVICES) {
+        let revoked =
+            |r| identity::device(r, old.id).map(|device| device.status()) == Some(DeviceStatus::Revoked);
+        let kept = old.status() != DeviceStatus::Revoked || revoked(after);
+        findings.expect("a revoked device stays revoked", kept, || old.id.to_string());
+    }
+    for old in all(before, &tables::REPLICAS) {
+        let removed = cluster::replica(after, old.id).map(|new| new.status()) == Some(ReplicaStatus::Removed);
+        let kept = old.status() != ReplicaStatus::Removed || removed;
+        findings.expect("a removed replica stays removed", kept, || old.id.to_string());
+    }
+    for old in all(before, &tables::NODES) {
+        let epoch = nodes::node(after, old.device_id).map_or(0, |new| new.last_epoch);
+        findings.expect("tokens strictly increase", epoch >= old.last_epoch, || {
+            old.device_id.to_string()
+        });
+    }
+    for old in all(before, &tables::OPERATORS) {
+        let kept = access::operator(after, &old.name).is_some();
+        findings.expect("operators are never forgotten", kept, || old.name.clone());
+    }
+    pairings_are_final(before, after, findings);
+}
+
+fn pairings_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) {
+    use crate::pairing::{CodeStatus, RequestStatus, code, request};
+    for old in all(before, &tables::CODES) {
+        let new = code(after, old.id);
+        let kept = old.status() == CodeStatus::Open || new.as_ref().is_none_or(|new| *new == old);
+        findings.expect("a closed code stays closed", kept, || format!("C{}", old.number));
+    }
+    for old in all(before, &tables::PAIRINGS) {
+        let new: Option<RequestStatus> = request(after, old.id).map(|new| new.status());
+        let kept = match old.status() {
+            RequestStatus::PendingApproval => new.is_some() && new != Some(RequestStatus::Completed),
+            RequestStatus::Approved => {
+                matches!(
+                    new,
+                    None | Some(RequestStatus::Approved | RequestStatus::Completed)
+                )
+            }
+            ended => new.is_none() || new == Some(ended),
+        };
+        let id: Id = old.id;
+        findings.expect("a pairing request is decided once", kept, || {
+            format!("{id} is {new:?}")
+        });
+    }
+}
