@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use palyra_client::Class;
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -80,6 +82,25 @@ impl Error {
             _ => "",
         };
         Self::new(Kind::Internal, "N0001", format!("cannot {what} {}: {error}", path.display()), next)
+    }
+}
+
+impl From<palyra_client::Error> for Error {
+    fn from(error: palyra_client::Error) -> Self {
+        let kind = match error.class {
+            Class::NotFound => Kind::NotFound,
+            Class::Conflict => Kind::Conflict,
+            Class::Precondition | Class::Expired => Kind::Precondition,
+            Class::Denied => Kind::Auth,
+            Class::Invalid => Kind::Usage,
+            Class::Exhausted => Kind::Policy,
+            Class::Unavailable | Class::Stale => Kind::NoQuorum,
+            Class::Unknown => Kind::Unknown,
+            Class::Unreachable => Kind::Unreachable,
+            Class::Unsupported => Kind::Unsupported,
+            Class::Internal => Kind::Internal,
+        };
+        Self { kind, code: error.code, message: error.message, next: error.next }
     }
 }
 

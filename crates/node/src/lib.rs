@@ -20,7 +20,20 @@ pub mod pair;
 pub mod run;
 pub mod service;
 
+mod agent;
+mod builtin;
+mod enrol;
 mod error;
+mod exec;
+mod jobs;
+mod ledger;
+mod link;
+mod lock;
+mod poll;
+mod route;
+mod session;
+mod socket;
+mod work;
 
 pub use error::{Error, Kind, Result};
 pub use home::Home;

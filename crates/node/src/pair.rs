@@ -1,11 +1,33 @@
-//! Becoming a node: proof of a PIN or ticket, the wait for the operator, and the identity that comes of it.
+//! Becoming a node: the wait for the operator, and the identity that comes of it. The proof itself is in `enrol`.
+//!
+//! What never lives here: what the operator sees and does.
+//!
+//! Invariants: what was proved is on disk before anybody is told of it, so that an interrupted pairing goes on where it
+//! was; a certificate is stored only when its chain ends in the proven roots, its name is this device and its key is
+//! the one made here.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
+use palyra_client::{Class, ConnectOptions, Endpoints, Limits, Pool, Repeat, connect, wall_ms};
+use palyra_pki::chain::{Usage, verify_chain};
+use palyra_pki::credential::to_rustls;
+use palyra_pki::tls::SharedTrust;
+use palyra_pki::{Credential, KeyPair, Role, TrustBundle, TrustDomain};
+use palyra_proto::pairing::v1 as wire;
+use palyra_proto::pairing::v1::enrol_service_client::EnrolServiceClient;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+use zeroize::{Zeroize, Zeroizing};
 
+use crate::enrol;
+use crate::home::{Home, KnownReplica, NodeRecord};
+use crate::lock::FolderLock;
 use crate::{Error, Kind, Result};
+
+const PENDING: &str = "identity/pending.json";
+/// How long one question for the outcome may wait at a replica.
+const FETCH_WAIT_MS: u32 = 15_000;
 
 /// What the machine proves that it knows.
 pub enum PairMethod {
@@ -67,6 +89,8 @@ pub enum PairEvent {
         /// The request lapses then.
         expires_at_ms: u64,
     },
+    /// An earlier run proved the secret already; this one goes on waiting. The secret given now isn't used.
+    Resumed,
     /// The operator approved; the certificate is checked and stored.
     Approved,
 }
@@ -90,12 +114,204 @@ pub struct Paired {
     pub not_after_ms: u64,
 }
 
+/// A pairing whose proof was accepted.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Pending {
+    pub(crate) pairing_id: String,
+    pub(crate) fetch_token: String,
+    pub(crate) device_id: String,
+    pub(crate) name: String,
+    pub(crate) key: String,
+    pub(crate) cluster_id: String,
+    pub(crate) trust_domain: String,
+    pub(crate) roots: Vec<String>,
+    pub(crate) replicas: Vec<KnownReplica>,
+    pub(crate) sas: String,
+    pub(crate) expires_at_ms: u64,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.key.zeroize();
+        self.fetch_token.zeroize();
+    }
+}
+
 /// Pairs this machine with a cluster, or goes on with a pairing that was begun. Safe to drop at any point: what is
-/// proved already is on disk, and the next call with [`PairMethod::Resume`] continues to wait.
+/// proved already is on disk, and the next call continues to wait, whatever its method.
 ///
 /// Errors: wrong PIN or ticket, a server that isn't who the secret came from, refusal, expiry, no reachable replica,
 /// a folder that is paired already.
 pub async fn pair(config: PairConfig, ui: &dyn PairUi) -> Result<Paired> {
-    let _ = (config.data_dir, ui);
-    Err(Error::new(Kind::Internal, "N0001", "not here yet", ""))
+    let home = Home::create(&config.data_dir)?;
+    let _agent = FolderLock::agent(&home)?.ok_or_else(|| {
+        let message = format!("the agent of {} is running", home.dir().display());
+        Error::new(Kind::Precondition, "N0107", message, "stop it first: palyra node stop")
+    })?;
+    if let Some(record) = home.record()?.filter(|_| !config.replace) {
+        return Err(Error::new(
+            Kind::Precondition,
+            "N0105",
+            format!("{} is paired already, as {} of cluster {}", home.dir().display(), record.device_id, record.cluster_id),
+            "start it with `palyra node start`, or give it a new identity with --replace",
+        ));
+    }
+    let pending = match home.read_json::<Pending>(PENDING)?.filter(|pending| pending.expires_at_ms > wall_ms()) {
+        Some(pending) => {
+            ui.event(PairEvent::Resumed);
+            pending
+        }
+        None => {
+            let name = device_name(&config, &home)?;
+            let pending = enrol::prove(&config.method, &name, ui).await?;
+            home.write_json(PENDING, &pending, 0o600)?;
+            pending
+        }
+    };
+    let key = key_of(&pending)?;
+    ui.event(PairEvent::Proved {
+        sas: pending.sas.clone(),
+        device_id: pending.device_id.clone(),
+        pairing_id: pending.pairing_id.clone(),
+        key_fingerprint: hex::encode(key.spki_sha256()),
+        expires_at_ms: pending.expires_at_ms,
+    });
+    let answer = wait_for_decision(&home, &pending, config.wait).await?;
+    let paired = store(&home, &pending, &key, &answer)?;
+    ui.event(PairEvent::Approved);
+    Ok(paired)
+}
+
+fn device_name(config: &PairConfig, home: &Home) -> Result<String> {
+    let configured = config.name.clone().or(home.config()?.name);
+    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    Ok(configured.unwrap_or_else(host))
+}
+
+fn key_of(pending: &Pending) -> Result<KeyPair> {
+    KeyPair::from_pem(&pending.key).map_err(|error| broken(&error.to_string()))
+}
+
+fn broken(why: &str) -> Error {
+    let message = format!("{PENDING} is broken: {why}");
+    Error::new(Kind::Precondition, "N0104", message, "remove the file and pair again with a new PIN or ticket")
+}
+
+fn trust_of(pending: &Pending) -> Result<TrustBundle> {
+    let roots = pending.roots.iter().map(hex::decode).collect::<std::result::Result<Vec<_>, _>>();
+    let roots = roots.map_err(|error| broken(&error.to_string()))?;
+    bundle(&pending.cluster_id, &pending.trust_domain, roots).map_err(|error| broken(&error))
+}
+
+/// A bundle out of the parts that travel.
+pub(crate) fn bundle(
+    cluster_id: &str,
+    trust_domain: &str,
+    roots: Vec<Vec<u8>>,
+) -> std::result::Result<TrustBundle, String> {
+    let domain = TrustDomain::new(trust_domain).map_err(|error| error.to_string())?;
+    TrustBundle::new(cluster_id, domain, roots).map_err(|error| error.to_string())
+}
+
+async fn wait_for_decision(home: &Home, pending: &Pending, wait: Duration) -> Result<wire::FetchResponse> {
+    let until = Instant::now() + wait;
+    let tls = connect::enrol_trusted(SharedTrust::new(trust_of(pending)?)).map_err(|error| broken(&error.to_string()))?;
+    let enrol = pending.replicas.iter().map(|replica| &replica.enrol_addr).filter(|address| !address.is_empty());
+    let pool = Pool::new(&Endpoints::new(enrol)?, tls, ConnectOptions::default());
+    let token = hex::decode(&pending.fetch_token).map_err(|error| broken(&error.to_string()))?;
+    while Instant::now() < until {
+        let begun = Instant::now();
+        let left = u32::try_from((until - begun).as_millis()).unwrap_or(u32::MAX);
+        let request = wire::FetchRequest {
+            pairing_id: pending.pairing_id.clone(),
+            fetch_token: token.clone().into(),
+            wait_ms: FETCH_WAIT_MS.min(left),
+        };
+        let total = Duration::from_millis(u64::from(request.wait_ms)) + Duration::from_secs(5);
+        let limits = Limits { total, attempt: total };
+        let asked = pool.call(Repeat::Read, limits, |channel| {
+            let request = request.clone();
+            async move { EnrolServiceClient::new(channel).fetch(request).await }
+        });
+        match asked.await {
+            Ok(answer) if answer.state == "approved" => return Ok(answer),
+            Ok(answer) if answer.state == "rejected" || answer.state == "expired" => return Err(lapsed(home, &answer)?),
+            Ok(_) => {}
+            Err(error) if matches!(error.class, Class::Unreachable | Class::Unavailable | Class::Stale) => {
+                tracing::debug!(%error, "no replica answers; asking again");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        // A server that answers at once must not be asked in a tight loop.
+        sleep(Duration::from_millis(300).saturating_sub(begun.elapsed())).await;
+    }
+    Err(Error::new(
+        Kind::Precondition,
+        "N0210",
+        format!("the operator has not decided about pairing {} yet", pending.pairing_id),
+        "approve it with `palyra pairing approve`, then run `palyra node pair` here again: it goes on waiting",
+    ))
+}
+
+fn lapsed(home: &Home, answer: &wire::FetchResponse) -> Result<Error> {
+    home.remove(PENDING)?;
+    if answer.state == "expired" {
+        let message = "the pairing expired before the operator decided";
+        return Ok(Error::new(Kind::Precondition, "N0212", message, "ask for a new PIN or ticket and pair again"));
+    }
+    let reason = if answer.reason.is_empty() { "no reason given" } else { &answer.reason };
+    let message = format!("the operator rejected this machine: {reason}");
+    Ok(Error::new(Kind::Policy, "N0211", message, "talk to the operator; pairing again needs a new PIN or ticket"))
+}
+
+fn store(home: &Home, pending: &Pending, key: &KeyPair, answer: &wire::FetchResponse) -> Result<Paired> {
+    let untrusted = |why: String| {
+        let message = format!("the cluster handed out an identity that is not this machine's: {why}");
+        Error::new(Kind::Auth, "N0213", message, "report this to the operator; nothing was stored")
+    };
+    // The bundle of the answer came over a connection that the proven roots vouch for; it may know newer roots.
+    let (trust, replicas) = match answer.trust.as_ref().filter(|trust| trust.cluster_id == pending.cluster_id) {
+        Some(newer) => {
+            let roots = newer.roots.iter().map(|root| root.to_vec()).collect();
+            (bundle(&newer.cluster_id, &newer.trust_domain, roots).map_err(untrusted)?, replicas_of(newer))
+        }
+        None => (trust_of(pending)?, pending.replicas.clone()),
+    };
+    let chain: Vec<Vec<u8>> = answer.chain.iter().map(|der| der.to_vec()).collect();
+    let peer = verify_chain(&to_rustls(&chain), &trust, Usage::Client, &[Role::Node], wall_ms())
+        .map_err(|error| untrusted(error.to_string()))?;
+    if peer.id.id() != pending.device_id || peer.spki_sha256 != key.spki_sha256() {
+        return Err(untrusted(format!("the certificate is {}'s", peer.id)));
+    }
+    let endpoints = replicas.iter().map(|replica| replica.node_addr.clone()).collect();
+    let credential =
+        Credential::new(&trust, endpoints, &chain, key).map_err(|error| untrusted(error.to_string()))?;
+    let record = NodeRecord {
+        device_id: pending.device_id.clone(),
+        name: pending.name.clone(),
+        cluster_id: pending.cluster_id.clone(),
+        replicas,
+    };
+    // What an earlier identity still owed is nobody's now.
+    home.remove("ledger/ledger.log")?;
+    home.drop_next_credential()?;
+    home.set_credential(&credential, false)?;
+    home.set_record(&record)?;
+    home.remove(PENDING)?;
+    Ok(Paired {
+        device_id: record.device_id,
+        cluster_id: record.cluster_id,
+        fingerprint: hex::encode(peer.fingerprint),
+        not_after_ms: peer.not_after_ms,
+    })
+}
+
+/// The replicas of a bundle.
+pub(crate) fn replicas_of(trust: &wire::TrustBundle) -> Vec<KnownReplica> {
+    let known = trust.endpoints.iter().map(|endpoint| KnownReplica {
+        replica_id: endpoint.replica_id,
+        node_addr: endpoint.node_addr.clone(),
+        enrol_addr: endpoint.enrol_addr.clone(),
+    });
+    known.collect()
 }

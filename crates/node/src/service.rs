@@ -52,8 +52,8 @@ pub struct AgentStatus {
     pub epoch: u64,
     /// `stream` or `poll`.
     pub transport: String,
-    /// Since the last answer of the replica; absent when it never answered.
-    pub last_heard_ms: Option<u64>,
+    /// When the replica last said anything (Unix ms); 0 when it never did.
+    pub last_heard_at_ms: u64,
     /// Dispatches that run or wait for a slot.
     pub running: Vec<String>,
     /// Dispatches that wait for the person at the machine.

@@ -1,0 +1,257 @@
+//! The agent's outer loop: connect to a replica, serve a session there, go to the next when it ends.
+//!
+//! What never lives here: the session itself (see `session`, `poll`), signals and files of the process (see `run`).
+//!
+//! Invariants: work goes on while there is no session; a lost session is followed by a try at another replica within the
+//! route's pause; only revocation, another agent with the same identity, a dead certificate and the owner end the loop.
+
+use std::time::Duration;
+
+use palyra_client::{ConnectErrorKind, wall_ms};
+use palyra_proto::node::v1 as wire;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tonic::transport::Channel;
+
+use crate::home::{KnownReplica, NodeRecord};
+use crate::jobs::Jobs;
+use crate::link::Link;
+use crate::route::Route;
+use crate::service::AgentStatus;
+use crate::session::{End, final_error, known, register};
+use crate::work::Event;
+use crate::{Home, Result, poll, session};
+
+/// How long running work may go on after the agent was told to stop.
+const GRACE: Duration = Duration::from_secs(5);
+/// Streams that broke before anything came through, in a row, until the fallback is used.
+const BROKEN_STREAMS: u32 = 3;
+/// How long the fallback is used before a stream is tried again.
+const FALLBACK: Duration = Duration::from_secs(300);
+
+/// The order to stop, and what is left of the time to do it in.
+pub(crate) struct Shutdown {
+    asked: watch::Receiver<bool>,
+    until: Option<Instant>,
+}
+
+impl Shutdown {
+    pub(crate) fn new(asked: watch::Receiver<bool>) -> Self {
+        Self { asked, until: None }
+    }
+
+    /// Completes when the agent is told to stop; after that, when its time is over. Safe to cancel.
+    pub(crate) async fn changes(&mut self) {
+        match self.until {
+            Some(until) => sleep_until(until).await,
+            None => {
+                if self.asked.wait_for(|asked| *asked).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                self.until = Some(Instant::now() + GRACE);
+            }
+        }
+    }
+
+    fn is_asked(&self) -> bool {
+        self.until.is_some() || *self.asked.borrow()
+    }
+
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| until <= Instant::now())
+    }
+}
+
+/// All that lives from one session to the next.
+pub(crate) struct Agent {
+    pub(crate) device_id: String,
+    pub(crate) registration: wire::RegisterRequest,
+    pub(crate) registered: bool,
+    pub(crate) jobs: Jobs,
+    pub(crate) events: mpsc::UnboundedReceiver<Event>,
+    pub(crate) link: Box<dyn Link>,
+    pub(crate) route: Route,
+    pub(crate) status: watch::Sender<AgentStatus>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) home: Home,
+    pub(crate) record: NodeRecord,
+}
+
+impl Agent {
+    /// Serves sessions until the agent is stopped. What still runs then is ended and its results are on disk.
+    ///
+    /// Errors: the ends that a new session would not change.
+    pub(crate) async fn run(mut self) -> Result<()> {
+        let ended = self.serve().await;
+        self.status.send_modify(|status| status.state = "stopping".to_owned());
+        self.jobs.begin_stop();
+        self.jobs.abort().await;
+        ended
+    }
+
+    async fn serve(&mut self) -> Result<()> {
+        let mut broken_streams = 0;
+        loop {
+            if !self.wait_before_next().await {
+                return Ok(());
+            }
+            let Some(address) = self.route.address() else {
+                return Err(no_replica(&self.home));
+            };
+            let end = match self.connect(&address).await {
+                Ok(channel) if broken_streams >= BROKEN_STREAMS => {
+                    let end = poll::run(self, channel, Instant::now() + FALLBACK).await;
+                    if matches!(end, End::Move(_)) {
+                        broken_streams = BROKEN_STREAMS - 1;
+                    }
+                    end
+                }
+                Ok(channel) => {
+                    let end = session::run(self, channel).await;
+                    let broken = matches!(end, End::Lost { no_stream: true, .. });
+                    broken_streams = if broken { broken_streams + 1 } else { 0 };
+                    end
+                }
+                Err(end) => end,
+            };
+            self.disconnected(&address, &end);
+            let not_after_ms = self.link.describe().1;
+            match end {
+                End::Stopped => return Ok(()),
+                // The session was as good as any: connect to the same replica again, at once.
+                End::Renewed => {}
+                End::Unregistered => self.registered = false,
+                end => {
+                    let credential = matches!(end, End::CredentialRefused(_) | End::Revoked(_));
+                    if credential && self.link.refused() {
+                        continue;
+                    }
+                    if let Some(error) = final_error(&end, not_after_ms) {
+                        return Err(error);
+                    }
+                    self.route.failed();
+                }
+            }
+        }
+    }
+
+    /// Waits as the route says, with work going on. False when the agent is to stop.
+    async fn wait_before_next(&mut self) -> bool {
+        let until = Instant::now() + self.route.pause();
+        loop {
+            self.publish();
+            if self.shutdown.is_asked() {
+                return false;
+            }
+            tokio::select! {
+                () = sleep_until(until) => return true,
+                // Whatever it says is in the table, and goes out with the next session.
+                Some(event) = self.events.recv() => { self.jobs.event(event); }
+                () = self.shutdown.changes() => {}
+            }
+        }
+    }
+
+    async fn connect(&mut self, address: &str) -> std::result::Result<Channel, End> {
+        self.status.send_modify(|status| {
+            status.state = "connecting".to_owned();
+            status.endpoint = address.to_owned();
+        });
+        let channel = self.link.dial(address).await.map_err(|error| match error.kind {
+            ConnectErrorKind::Refused => End::CredentialRefused(error.to_string()),
+            ConnectErrorKind::Unreachable | ConnectErrorKind::WrongServer => End::lost(error.to_string()),
+        })?;
+        if !self.registered {
+            register(self, &channel).await?;
+        }
+        Ok(channel)
+    }
+
+    /// A session is there.
+    pub(crate) fn attached(&mut self, attached: &wire::Attached, transport: &str) {
+        self.route.served();
+        if let Err(error) = self.link.served() {
+            tracing::warn!(%error, "the renewed certificate could not be put in place");
+        }
+        self.learn(&attached.endpoints);
+        let (fingerprint, not_after_ms) = self.link.describe();
+        let (epoch, replica_id) = (attached.epoch, attached.replica_id);
+        self.status.send_modify(|status| {
+            status.state = "connected".to_owned();
+            status.epoch = epoch;
+            status.replica_id = replica_id;
+            status.transport = transport.to_owned();
+            status.last_heard_at_ms = wall_ms();
+            status.fingerprint = fingerprint;
+            status.not_after_ms = not_after_ms;
+            status.last_error = String::new();
+        });
+        tracing::info!(replica = replica_id, epoch, transport, "connected");
+    }
+
+    fn disconnected(&mut self, address: &str, end: &End) {
+        let words = match end {
+            End::Stopped | End::Renewed => String::new(),
+            End::Unregistered => "not registered yet".to_owned(),
+            End::Lost { why, .. } | End::Move(why) => why.clone(),
+            End::Superseded(why) | End::Revoked(why) | End::CredentialRefused(why) => why.clone(),
+        };
+        if !words.is_empty() {
+            tracing::warn!(replica = address, why = words, "the session ended");
+        }
+        self.status.send_modify(|status| {
+            status.state = "connecting".to_owned();
+            status.epoch = 0;
+            status.replica_id = 0;
+            if !words.is_empty() {
+                status.last_error = format!("{address}: {words}");
+            }
+        });
+    }
+
+    /// The server said something.
+    pub(crate) fn heard(&self) {
+        self.status.send_modify(|status| status.last_heard_at_ms = wall_ms());
+    }
+
+    /// Puts what is held into the status, when it changed.
+    pub(crate) fn publish(&self) {
+        self.status.send_if_modified(|status| {
+            let before = (status.running.len(), status.mediation.len(), status.unreported.len());
+            self.jobs.describe(status);
+            before != (status.running.len(), status.mediation.len(), status.unreported.len())
+        });
+    }
+
+    /// These are the replicas now.
+    pub(crate) fn learn(&mut self, endpoints: &[wire::NodeEndpoint]) {
+        if !self.route.learn(known(endpoints)) {
+            return;
+        }
+        let mut replicas: Vec<KnownReplica> = self.route.replicas().to_vec();
+        replicas.sort_by_key(|replica| replica.replica_id);
+        self.record.replicas = replicas;
+        if let Err(error) = self.home.set_record(&self.record) {
+            tracing::warn!(%error, "the list of replicas could not be stored");
+        }
+    }
+
+    /// Whether the agent was told to stop and nothing holds it back.
+    pub(crate) fn may_stop(&mut self) -> bool {
+        if !self.shutdown.is_asked() {
+            return false;
+        }
+        self.jobs.begin_stop();
+        self.shutdown.is_over() || (!self.jobs.is_busy() && self.jobs.next_overdue().is_none())
+    }
+}
+
+fn no_replica(home: &Home) -> crate::Error {
+    let path = home.dir().join("identity/node.json");
+    let message = format!("{} names no replica", path.display());
+    crate::Error::new(crate::Kind::Precondition, "N0104", message, "pair again: palyra node pair --replace")
+}
+
+#[cfg(test)]
+#[path = "agent_tests.rs"]
+mod tests;

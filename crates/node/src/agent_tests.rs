@@ -1,0 +1,1 @@
+//! Session logic against an in-process control plane.

@@ -1,0 +1,425 @@
+//! What this node has begun and what it still owes the control plane, on disk.
+//!
+//! One file of lines, each `<16 hex digits of SHA-256> <JSON>`. A line that was torn by a power loss is the last one and
+//! is cut off; damage anywhere else is reported, because a forgotten start could run a `once` dispatch twice.
+//!
+//! What never lives here: processes, the network, the decision what to run.
+//!
+//! Invariants: a `once` start is on disk before [`Ledger::begin`] returns; a result is on disk before
+//! [`Ledger::finish`] returns, and kept until [`Ledger::forget`]; a `once` dispatch that had begun when the agent died
+//! comes back as a failure, never as something to run; count and bytes are bounded; after a failed write nothing is
+//! promised any more until the agent is restarted.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use palyra_pki::sha256;
+use serde::{Deserialize, Serialize};
+
+use crate::capability::Effect;
+use crate::home::{open_append, write_atomic};
+use crate::{Error, Kind, Result};
+
+/// The most dispatches that are held at a time.
+pub(crate) const MAX_HELD: usize = 1024;
+/// The most bytes of results that are held before new dispatches are turned away.
+const MAX_BYTES: usize = 32 << 20;
+/// The file is rewritten when it is this long and mostly of the past.
+const COMPACT_AT: u64 = 1 << 20;
+const DIGEST: usize = 16;
+
+/// A result that the control plane hasn't accepted yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredResult {
+    /// The dispatch.
+    pub(crate) id: String,
+    /// The same for each try of this result.
+    pub(crate) request_id: String,
+    /// `succeeded`, `failed` or `rejected`.
+    pub(crate) outcome: String,
+    /// JSON; empty unless it succeeded.
+    pub(crate) payload: String,
+    /// Empty when it succeeded.
+    pub(crate) error_code: String,
+    /// Empty when it succeeded.
+    pub(crate) error_message: String,
+}
+
+/// A process that the agent started; enough to know it again after a restart of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Started {
+    /// Its id, and that of its group.
+    pub(crate) pid: u32,
+    /// When it began, in clock ticks since boot: `/proc/<pid>/stat`, field 22.
+    pub(crate) ticks: u64,
+    /// The boot that those ticks count from.
+    pub(crate) boot: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Line {
+    Begun { id: String, once: bool },
+    Process { id: String, process: Started },
+    Finished(StoredResult),
+    Forgotten { id: String },
+}
+
+#[derive(Debug, Clone, Default)]
+struct Held {
+    once: bool,
+    process: Option<Started>,
+    result: Option<Arc<StoredResult>>,
+}
+
+/// Why a dispatch can't begin.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// Too much is held already.
+    Full,
+    /// The disk doesn't take it.
+    Io(io::Error),
+}
+
+/// The file and what it says.
+pub(crate) struct Ledger {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    held: BTreeMap<String, Held>,
+    bytes: usize,
+    broken: bool,
+}
+
+impl Ledger {
+    /// Opens or makes the ledger in `dir`. Answers it and the processes that an earlier agent left; end those that are
+    /// still alive before anything begins. A torn last line is cut off; any other damage is an error.
+    pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Started>)> {
+        let path = dir.join("ledger.log");
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::io("read", &path, &error)),
+        };
+        let mut held = BTreeMap::new();
+        for line in parse(&bytes).map_err(|line| damaged(&path, line))? {
+            replay(&mut held, line);
+        }
+        let left: Vec<Started> =
+            held.values().filter(|one| one.result.is_none()).filter_map(|one| one.process.clone()).collect();
+        held.retain(|_, one| one.once || one.result.is_some());
+        for (id, one) in &mut held {
+            if one.result.is_none() {
+                one.result = Some(Arc::new(interrupted(id)));
+            }
+        }
+        // The rewrite also makes the failures above durable, so that their request ids stay the same.
+        let text = render(&held).map_err(|error| Error::io("write", &path, &error))?;
+        write_atomic(&path, &text, 0o600)?;
+        let file = open_append(&path)?;
+        let bytes = held.values().map(size_of_held).sum();
+        Ok((Self { path, file, length: text.len() as u64, held, bytes, broken: false }, left))
+    }
+
+    /// Notes that a dispatch begins; durable on return when `effect` is `once`.
+    pub(crate) fn begin(&mut self, id: &str, effect: Effect) -> std::result::Result<(), Refused> {
+        if self.held.len() >= MAX_HELD || self.bytes >= MAX_BYTES {
+            return Err(Refused::Full);
+        }
+        let once = effect == Effect::Once;
+        self.append(&Line::Begun { id: id.to_owned(), once }, once).map_err(Refused::Io)?;
+        self.held.insert(id.to_owned(), Held { once, ..Held::default() });
+        Ok(())
+    }
+
+    /// Notes the process of a dispatch, for whoever cleans up after this agent. Not waited for.
+    pub(crate) fn process(&mut self, id: &str, process: Started) -> io::Result<()> {
+        if let Some(one) = self.held.get_mut(id) {
+            one.process = Some(process.clone());
+        }
+        self.append(&Line::Process { id: id.to_owned(), process }, false)
+    }
+
+    /// Keeps a result, durable on return. On an error it is kept in memory only.
+    pub(crate) fn finish(&mut self, result: StoredResult) -> io::Result<Arc<StoredResult>> {
+        let result = Arc::new(result);
+        let slot = self.held.entry(result.id.clone()).or_default();
+        self.bytes -= size_of_held(slot);
+        slot.result = Some(Arc::clone(&result));
+        self.bytes += size_of_held(slot);
+        self.append(&Line::Finished((*result).clone()), true)?;
+        Ok(result)
+    }
+
+    /// Drops a dispatch: its result was accepted or finally refused, or nobody wants it any more.
+    pub(crate) fn forget(&mut self, id: &str) -> io::Result<()> {
+        let Some(gone) = self.held.remove(id) else { return Ok(()) };
+        self.bytes -= size_of_held(&gone);
+        // Losing this line is harmless: the result is sent once more and refused as known.
+        self.append(&Line::Forgotten { id: id.to_owned() }, false)?;
+        if self.length > COMPACT_AT && self.length > 4 * self.bytes as u64 { self.compact() } else { Ok(()) }
+    }
+
+    /// The results that are owed, in the order of their ids.
+    pub(crate) fn results(&self) -> Vec<Arc<StoredResult>> {
+        self.held.values().filter_map(|one| one.result.clone()).collect()
+    }
+
+    fn append(&mut self, line: &Line, durable: bool) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::other("an earlier write to the ledger failed; restart the agent"));
+        }
+        let text = encode(line)?;
+        let written = self.file.write_all(text.as_bytes());
+        let synced = written.and_then(|()| if durable { self.file.sync_data() } else { Ok(()) });
+        if let Err(error) = synced {
+            // After a failed write the file may end in half a line, after a failed sync the page cache may lie.
+            let cut = self.file.set_len(self.length).and_then(|()| self.file.sync_data());
+            self.broken = cut.is_err() || error.kind() != io::ErrorKind::StorageFull;
+            return Err(error);
+        }
+        self.length += text.len() as u64;
+        Ok(())
+    }
+
+    fn compact(&mut self) -> io::Result<()> {
+        let text = render(&self.held)?;
+        let rewritten = write_atomic(&self.path, &text, 0o600).and_then(|()| open_append(&self.path));
+        match rewritten {
+            Ok(file) => {
+                self.file = file;
+                self.length = text.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                self.broken = true;
+                Err(io::Error::other(error.message))
+            }
+        }
+    }
+}
+
+fn interrupted(id: &str) -> StoredResult {
+    StoredResult {
+        id: id.to_owned(),
+        request_id: palyra_client::ids::new_ulid(),
+        outcome: "failed".to_owned(),
+        payload: String::new(),
+        error_code: "agent_restarted".to_owned(),
+        error_message: "the node's agent ended while this ran; whether it took effect is not known".to_owned(),
+    }
+}
+
+fn damaged(path: &Path, line: usize) -> Error {
+    Error::new(
+        Kind::Internal,
+        "N0401",
+        format!("the ledger {} is damaged at line {line}", path.display()),
+        "check the disk; if you accept that results of finished work are lost, move the file away and start again",
+    )
+}
+
+fn size_of_held(held: &Held) -> usize {
+    held.result.as_ref().map_or(0, |result| result.payload.len() + result.error_message.len() + 128)
+}
+
+fn encode(line: &Line) -> io::Result<String> {
+    let json = serde_json::to_string(line).map_err(io::Error::other)?;
+    Ok(format!("{} {json}\n", digest(json.as_bytes())))
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let mut text = hex::encode(sha256(bytes));
+    text.truncate(DIGEST);
+    text
+}
+
+fn render(held: &BTreeMap<String, Held>) -> io::Result<Vec<u8>> {
+    let mut text = String::new();
+    for (id, one) in held {
+        text += &encode(&Line::Begun { id: id.clone(), once: one.once })?;
+        if let Some(process) = &one.process {
+            text += &encode(&Line::Process { id: id.clone(), process: process.clone() })?;
+        }
+        if let Some(result) = &one.result {
+            text += &encode(&Line::Finished((**result).clone()))?;
+        }
+    }
+    Ok(text.into_bytes())
+}
+
+/// All good lines; the number of the first bad line when it isn't the last thing in the file.
+fn parse(bytes: &[u8]) -> std::result::Result<Vec<Line>, usize> {
+    let mut lines = Vec::new();
+    let mut rest = bytes;
+    let mut number = 0;
+    while !rest.is_empty() {
+        number += 1;
+        let end = rest.iter().position(|byte| *byte == b'\n');
+        let (line, tail) = end.map_or((rest, &[][..]), |end| (&rest[..end], &rest[end + 1..]));
+        match (end.and_then(|_| decode(line)), tail.is_empty()) {
+            (Some(line), _) => lines.push(line),
+            (None, true) => break,
+            (None, false) => return Err(number),
+        }
+        rest = tail;
+    }
+    Ok(lines)
+}
+
+fn decode(line: &[u8]) -> Option<Line> {
+    let (sum, json) = line.split_at_checked(DIGEST)?;
+    let json = json.strip_prefix(b" ")?;
+    if digest(json).as_bytes() != sum {
+        return None;
+    }
+    serde_json::from_slice(json).ok()
+}
+
+fn replay(held: &mut BTreeMap<String, Held>, line: Line) {
+    match line {
+        Line::Begun { id, once } => {
+            held.insert(id, Held { once, ..Held::default() });
+        }
+        Line::Process { id, process } => {
+            if let Some(one) = held.get_mut(&id) {
+                one.process = Some(process);
+            }
+        }
+        Line::Finished(result) => {
+            let id = result.id.clone();
+            held.entry(id).or_default().result = Some(Arc::new(result));
+        }
+        Line::Forgotten { id } => {
+            held.remove(&id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(id: &str) -> StoredResult {
+        StoredResult {
+            id: id.to_owned(),
+            request_id: "R".to_owned(),
+            outcome: "succeeded".to_owned(),
+            payload: "{\"text\":\"line\\nbreak ü\"}".to_owned(),
+            error_code: String::new(),
+            error_message: String::new(),
+        }
+    }
+
+    fn story(dir: &Path) {
+        let (mut ledger, left) = Ledger::open(dir).unwrap();
+        assert!(left.is_empty());
+        ledger.begin("A", Effect::Once).unwrap();
+        ledger.process("A", Started { pid: 7, ticks: 8, boot: "b".to_owned() }).unwrap();
+        ledger.begin("B", Effect::Idempotent).unwrap();
+        ledger.finish(result("A")).unwrap();
+        ledger.begin("C", Effect::Once).unwrap();
+        ledger.forget("A").unwrap();
+        ledger.finish(result("B")).unwrap();
+    }
+
+    fn reopened(dir: &Path) -> Vec<(String, String)> {
+        let (ledger, _) = Ledger::open(dir).unwrap();
+        ledger.results().iter().map(|one| (one.id.clone(), one.error_code.clone())).collect()
+    }
+
+    #[test]
+    fn what_was_begun_and_owed_survives() {
+        let dir = tempfile::tempdir().unwrap();
+        story(dir.path());
+        let expected = vec![("B".to_owned(), String::new()), ("C".to_owned(), "agent_restarted".to_owned())];
+        assert_eq!(reopened(dir.path()), expected);
+        assert_eq!(reopened(dir.path()), expected, "and again");
+        let (ledger, _) = Ledger::open(dir.path()).unwrap();
+        let again = ledger.results()[1].request_id.clone();
+        assert_eq!(Ledger::open(dir.path()).unwrap().0.results()[1].request_id, again, "one request id for all tries");
+    }
+
+    #[test]
+    fn a_cut_at_any_byte_leaves_a_prefix_of_the_story() {
+        let dir = tempfile::tempdir().unwrap();
+        story(dir.path());
+        let path = dir.path().join("ledger.log");
+        let whole = std::fs::read(&path).unwrap();
+        let line_ends: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').collect();
+        for cut in 0..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let lines = line_ends.iter().filter(|end| **end < cut).count();
+            let seen = reopened(dir.path());
+            // Lines: begun A, process, begun B, finished A, begun C, forgotten A, finished B.
+            let expected: &[(&str, &str)] = match lines {
+                0 => &[],
+                1..=3 => &[("A", "agent_restarted")],
+                4 => &[("A", "")],
+                5 => &[("A", ""), ("C", "agent_restarted")],
+                6 => &[("C", "agent_restarted")],
+                _ => &[("B", ""), ("C", "agent_restarted")],
+            };
+            let seen: Vec<(&str, &str)> = seen.iter().map(|(id, code)| (id.as_str(), code.as_str())).collect();
+            assert_eq!(seen, expected, "cut at {cut}, {lines} whole lines");
+        }
+    }
+
+    #[test]
+    fn damage_in_the_middle_is_reported_not_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        story(dir.path());
+        let path = dir.path().join("ledger.log");
+        let whole = std::fs::read(&path).unwrap();
+        let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 30;
+        let mut bent = whole.clone();
+        bent[second] ^= 1;
+        std::fs::write(&path, &bent).unwrap();
+        let error = Ledger::open(dir.path()).err().unwrap();
+        assert!(error.code == "N0401" && error.message.contains("line 2"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), bent, "nothing is thrown away");
+    }
+
+    #[test]
+    fn the_processes_of_a_dead_agent_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = Started { pid: 7, ticks: 8, boot: "b".to_owned() };
+        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
+        ledger.begin("A", Effect::Idempotent).unwrap();
+        ledger.process("A", process.clone()).unwrap();
+        drop(ledger);
+        assert_eq!(Ledger::open(dir.path()).unwrap().1, vec![process]);
+        assert_eq!(Ledger::open(dir.path()).unwrap().1, vec![], "told once, and an idempotent start is not owed");
+    }
+
+    #[test]
+    fn the_number_of_held_dispatches_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
+        for number in 0..MAX_HELD {
+            ledger.begin(&format!("{number}"), Effect::Idempotent).unwrap();
+        }
+        assert!(matches!(ledger.begin("one more", Effect::Once), Err(Refused::Full)));
+        ledger.forget("0").unwrap();
+        ledger.begin("one more", Effect::Idempotent).unwrap();
+    }
+
+    #[test]
+    fn the_file_is_rewritten_when_it_is_mostly_past() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
+        let big = StoredResult { payload: "x".repeat(300_000), ..result("A") };
+        for _ in 0..5 {
+            ledger.begin("A", Effect::Idempotent).unwrap();
+            ledger.finish(big.clone()).unwrap();
+            ledger.forget("A").unwrap();
+        }
+        assert!(std::fs::metadata(dir.path().join("ledger.log")).unwrap().len() < COMPACT_AT);
+        ledger.begin("Z", Effect::Once).unwrap();
+        drop(ledger);
+        assert_eq!(reopened(dir.path()).len(), 1, "appending goes to the new file");
+    }
+}

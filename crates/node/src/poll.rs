@@ -1,0 +1,136 @@
+//! A session without a stream, for networks that break long streams: attach, poll, report.
+//!
+//! What never lives here: a decision when to fall back (see `agent`).
+//!
+//! Invariants: the same table of dispatches as with a stream, so that changing the transport loses nothing; one poll and
+//! a bounded number of reports are under way at a time.
+
+use std::time::Duration;
+
+use palyra_client::new_ulid;
+use palyra_proto::node::v1 as wire;
+use palyra_proto::node::v1::node_message::Body;
+use palyra_proto::node::v1::node_service_client::NodeServiceClient;
+use palyra_proto::node::v1::server_message::Body as Heard;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tonic::transport::Channel;
+
+use crate::agent::Agent;
+use crate::session::{CALL, End, Renewal, take};
+
+/// How long a poll may wait at the server, in milliseconds.
+const WAIT_MS: u32 = 5_000;
+/// A server that answers at once must not be asked in a tight loop.
+const AT_LEAST: Duration = Duration::from_millis(200);
+
+type Client = NodeServiceClient<Channel>;
+type Polled = std::result::Result<wire::PollResponse, End>;
+
+/// Runs a session by polling until it ends, or until `until`, when it is time to try the stream again.
+pub(crate) async fn run(agent: &mut Agent, channel: Channel, until: Instant) -> End {
+    let client = NodeServiceClient::new(channel.clone());
+    let attach = wire::Attach { request_id: new_ulid(), held: agent.jobs.held() };
+    let first = wire::PollRequest { device_id: agent.device_id.clone(), epoch: 0, attach: Some(attach), wait_ms: 0 };
+    let answer = match poll(client.clone(), first).await {
+        Ok(answer) => answer,
+        Err(end) => return end,
+    };
+    let epoch = answer.epoch;
+    let mut attached = wire::Attached { epoch, ..wire::Attached::default() };
+    if let Some(told) = answer.messages.iter().find_map(|message| match &message.body {
+        Some(Heard::Attached(told)) => Some(told),
+        _ => None,
+    }) {
+        attached = told.clone();
+    }
+    agent.attached(&attached, "poll");
+    let mut reports = JoinSet::new();
+    let mut send = agent.jobs.attached(epoch);
+    let mut renewal = Renewal::default();
+    let mut heard = Ok(answer);
+    loop {
+        match heard.and_then(|answer| absorb(agent, answer)) {
+            Ok(bodies) => send.extend(bodies),
+            Err(end) => return end,
+        }
+        report(agent, &client, &mut reports, std::mem::take(&mut send));
+        let request = wire::PollRequest {
+            device_id: agent.device_id.clone(),
+            epoch,
+            attach: None,
+            wait_ms: WAIT_MS,
+        };
+        let polled = poll(client.clone(), request);
+        tokio::pin!(polled);
+        let begun = Instant::now();
+        heard = loop {
+            agent.publish();
+            if agent.may_stop() {
+                return End::Stopped;
+            }
+            renewal.begin(agent, &channel);
+            let due = agent.jobs.next_overdue().unwrap_or(until);
+            tokio::select! {
+                polled = &mut polled => break polled,
+                Some(event) = agent.events.recv() => {
+                    let body = agent.jobs.event(event);
+                    report(agent, &client, &mut reports, body);
+                }
+                Some(Ok(Some(answer))) = reports.join_next() => agent.jobs.answered(&answer),
+                () = sleep_until(due.min(until)) => {
+                    if Instant::now() >= until {
+                        return End::Move("time to try the stream again".to_owned());
+                    }
+                    let bodies = agent.jobs.overdue(Instant::now());
+                    report(agent, &client, &mut reports, bodies);
+                }
+                outcome = renewal.ended() => {
+                    if agent.link.renewed(outcome) {
+                        return End::Renewed;
+                    }
+                }
+                () = agent.shutdown.changes() => {}
+            }
+        };
+        sleep(AT_LEAST.saturating_sub(begun.elapsed())).await;
+    }
+}
+
+async fn poll(mut client: Client, request: wire::PollRequest) -> Polled {
+    let patience = CALL + Duration::from_millis(u64::from(request.wait_ms));
+    match timeout(patience, client.poll(request)).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(End::of_status(&status)),
+        Err(_) => Err(End::lost("no answer to a poll in time")),
+    }
+}
+
+fn absorb(agent: &mut Agent, answer: wire::PollResponse) -> std::result::Result<Vec<Body>, End> {
+    agent.heard();
+    let mut send = Vec::new();
+    for message in answer.messages {
+        send.extend(take(agent, message)?);
+    }
+    Ok(send)
+}
+
+/// Reports results, each in a call of its own. The other messages have no place in this transport: the poll itself is
+/// the heartbeat, and a delivery is known by the answer.
+fn report(
+    agent: &Agent,
+    client: &Client,
+    reports: &mut JoinSet<Option<wire::ResultAnswer>>,
+    bodies: impl IntoIterator<Item = Body>,
+) {
+    for body in bodies {
+        let Body::Result(result) = body else { continue };
+        let mut client = client.clone();
+        let request = wire::ReportRequest { device_id: agent.device_id.clone(), result: Some(result) };
+        reports.spawn(async move {
+            let answered = timeout(CALL, client.report(request)).await;
+            // Without an answer the result is overdue after a while and goes out again.
+            answered.ok()?.ok()?.into_inner().answer
+        });
+    }
+}

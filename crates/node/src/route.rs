@@ -1,0 +1,140 @@
+//! Which replica to try next, and how long to wait before.
+//!
+//! Invariants: the replica that served last is tried first; after a failure it comes last; the wait before a try is
+//! drawn from zero to a ceiling that doubles with each failure in a row, from 100 ms to 5 s, so that nodes that lost the
+//! same replica don't come back in step.
+
+use std::time::Duration;
+
+use palyra_client::fill_random;
+
+use crate::home::KnownReplica;
+
+const FIRST_MS: u64 = 100;
+const LAST_MS: u64 = 5_000;
+
+/// The known replicas, in the order in which they will be tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    replicas: Vec<KnownReplica>,
+    failures: u32,
+}
+
+impl Route {
+    /// Begins in random order.
+    pub(crate) fn new(mut replicas: Vec<KnownReplica>) -> Self {
+        replicas.retain(|replica| !replica.node_addr.is_empty());
+        shuffle(&mut replicas);
+        Self { replicas, failures: 0 }
+    }
+
+    /// The address to try; `None` when no replica is known.
+    pub(crate) fn address(&self) -> Option<String> {
+        self.replicas.first().map(|replica| replica.node_addr.clone())
+    }
+
+    /// How long to wait before the next try.
+    pub(crate) fn pause(&self) -> Duration {
+        if self.failures == 0 {
+            return Duration::ZERO;
+        }
+        let ceiling = FIRST_MS.saturating_mul(1 << (self.failures - 1).min(10)).min(LAST_MS);
+        Duration::from_millis(random_below(ceiling + 1))
+    }
+
+    /// The first replica served.
+    pub(crate) fn served(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The first replica failed, or asks to be left.
+    pub(crate) fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        if self.replicas.len() > 1 {
+            self.replicas.rotate_left(1);
+        }
+    }
+
+    /// The replicas that there are now. Keeps the order of those that stay. Answers whether anything changed.
+    pub(crate) fn learn(&mut self, now: Vec<KnownReplica>) -> bool {
+        let mut now: Vec<KnownReplica> = now.into_iter().filter(|replica| !replica.node_addr.is_empty()).collect();
+        let unchanged = now.len() == self.replicas.len() && now.iter().all(|replica| self.replicas.contains(replica));
+        if now.is_empty() || unchanged {
+            return false;
+        }
+        shuffle(&mut now);
+        let place = |replica: &KnownReplica| {
+            let known = self.replicas.iter().position(|known| known.node_addr == replica.node_addr);
+            known.unwrap_or(self.replicas.len())
+        };
+        now.sort_by_key(place);
+        self.replicas = now;
+        true
+    }
+
+    /// All of them.
+    pub(crate) fn replicas(&self) -> &[KnownReplica] {
+        &self.replicas
+    }
+}
+
+/// A number below `bound`, for jitter; 0 when `bound` is 0.
+pub(crate) fn random_below(bound: u64) -> u64 {
+    let mut bytes = [0u8; 8];
+    fill_random(&mut bytes);
+    u64::from_le_bytes(bytes).checked_rem(bound).unwrap_or(0)
+}
+
+fn shuffle(replicas: &mut [KnownReplica]) {
+    for end in (1..replicas.len()).rev() {
+        replicas.swap(end, usize::try_from(random_below(end as u64 + 1)).unwrap_or(0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replica(number: u64) -> KnownReplica {
+        KnownReplica { replica_id: number, node_addr: format!("r{number}:7441"), enrol_addr: String::new() }
+    }
+
+    #[test]
+    fn a_failed_replica_comes_last_and_a_good_one_stays_first() {
+        let mut route = Route::new((1..=3).map(replica).collect());
+        let first = route.address().unwrap();
+        assert_eq!(route.pause(), Duration::ZERO);
+        route.failed();
+        let second = route.address().unwrap();
+        route.failed();
+        let third = route.address().unwrap();
+        assert!(first != second && second != third && third != first);
+        route.failed();
+        assert_eq!(route.address().unwrap(), first);
+        route.served();
+        assert_eq!((route.address().unwrap(), route.pause()), (first, Duration::ZERO));
+    }
+
+    #[test]
+    fn pauses_stay_below_the_ceiling_and_vary() {
+        let mut route = Route::new(vec![replica(1)]);
+        for failures in 1..40 {
+            route.failed();
+            let ceiling = (100u64 << (failures - 1).min(10)).min(5_000);
+            assert!(route.pause() <= Duration::from_millis(ceiling));
+        }
+        let pauses: std::collections::BTreeSet<Duration> = (0..50).map(|_| route.pause()).collect();
+        assert!(pauses.len() > 10);
+    }
+
+    #[test]
+    fn learning_keeps_the_good_one_first_and_ignores_an_empty_list() {
+        let mut route = Route::new(vec![replica(2)]);
+        assert!(!route.learn(vec![]));
+        assert!(!route.learn(vec![replica(2)]));
+        assert!(route.learn(vec![replica(1), replica(2), replica(3)]));
+        assert_eq!(route.address().unwrap(), "r2:7441");
+        assert!(route.learn(vec![replica(1), replica(3)]));
+        assert_eq!(route.replicas().len(), 2);
+    }
+}

@@ -1,0 +1,336 @@
+//! One session with one replica, over one bidirectional stream.
+//!
+//! What never lives here: which replica (see `agent`), what the work is (see `jobs`), the fallback without streams (see
+//! `poll`).
+//!
+//! Invariants: the first message is Attach with everything held; a side that hears nothing for three heartbeat intervals
+//! gives the session up; nothing in here waits without a limit, so that a server that stops reading is noticed too.
+
+use std::time::Duration;
+
+use palyra_client::error::{Failure, classify};
+use palyra_client::{Error as ClientError, new_ulid, wall_ms};
+use palyra_proto::node::v1 as wire;
+use palyra_proto::node::v1::node_message::Body;
+use palyra_proto::node::v1::node_service_client::NodeServiceClient;
+use palyra_proto::node::v1::server_message::Body as Heard;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::agent::Agent;
+use crate::home::KnownReplica;
+use crate::{Error, Result};
+
+/// For register, and for the answer to Attach: an election may pass in between.
+pub(crate) const CALL: Duration = Duration::from_secs(10);
+/// Messages that wait for the transport. It is waited for room, at most three intervals.
+const OUTGOING: usize = 64;
+const SILENT_INTERVALS: u32 = 3;
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The connection broke, the server went silent, or it refuses for now. Try another.
+    Lost {
+        /// For people.
+        why: String,
+        /// The stream itself failed before anything came through it, though the connection works.
+        no_stream: bool,
+    },
+    /// The node must register first.
+    Unregistered,
+    /// The server asks to be left.
+    Move(String),
+    /// A new certificate is there: connect again with it.
+    Renewed,
+    /// Another agent with this identity took over.
+    Superseded(String),
+    /// The device or its certificate is revoked.
+    Revoked(String),
+    /// The server refuses this certificate: for instance because it is over.
+    CredentialRefused(String),
+    /// The agent was told to stop.
+    Stopped,
+}
+
+impl End {
+    pub(crate) fn lost(why: impl Into<String>) -> Self {
+        Self::Lost { why: why.into(), no_stream: false }
+    }
+
+    /// What a failed call says about the session.
+    pub(crate) fn of_status(status: &Status) -> Self {
+        match classify(status) {
+            Failure::Answered(error) => Self::of_refusal(&error),
+            Failure::Lost { cause, refused: true } => Self::CredentialRefused(cause),
+            Failure::Lost { cause, refused: false } => Self::lost(cause),
+        }
+    }
+
+    fn of_refusal(error: &ClientError) -> Self {
+        match error.code.as_str() {
+            // Device revoked, certificate revoked.
+            "E0302" | "E0304" => Self::Revoked(error.to_string()),
+            // Certificate expired.
+            "E0305" => Self::CredentialRefused(error.to_string()),
+            // Node not registered.
+            "E0501" => Self::Unregistered,
+            // An old or strange server without the stream: the fallback may still work.
+            _ if error.class == palyra_client::Class::Unsupported => {
+                Self::Lost { why: error.to_string(), no_stream: true }
+            }
+            _ => Self::lost(error.to_string()),
+        }
+    }
+
+    pub(crate) fn of_goodbye(goodbye: &wire::Goodbye) -> Self {
+        let words = format!("{}: {}", goodbye.code, goodbye.message);
+        match goodbye.code.as_str() {
+            "superseded" => Self::Superseded(words),
+            "revoked" => Self::Revoked(words),
+            "draining" => Self::Move(words),
+            _ => Self::lost(words),
+        }
+    }
+}
+
+/// Registers what this node is and can.
+pub(crate) async fn register(agent: &mut Agent, channel: &Channel) -> std::result::Result<(), End> {
+    let request = wire::RegisterRequest { request_id: new_ulid(), ..agent.registration.clone() };
+    let answer = timeout(CALL, NodeServiceClient::new(channel.clone()).register(request)).await;
+    let answer = answer.map_err(|_| End::lost("no answer to Register in time"))?;
+    let answer = answer.map_err(|status| match End::of_status(&status) {
+        End::Unregistered => End::lost(status.message().to_owned()),
+        end => end,
+    })?;
+    agent.learn(&answer.into_inner().endpoints);
+    agent.registered = true;
+    Ok(())
+}
+
+/// The stream as this side holds it.
+struct Wire {
+    device_id: String,
+    send: mpsc::Sender<wire::NodeMessage>,
+    patience: Duration,
+}
+
+impl Wire {
+    async fn send(&self, bodies: impl IntoIterator<Item = Body>) -> std::result::Result<(), End> {
+        for body in bodies {
+            let message = wire::NodeMessage { device_id: self.device_id.clone(), body: Some(body) };
+            match timeout(self.patience, self.send.send(message)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(End::lost("the stream ended")),
+                Err(_) => return Err(End::lost("the server stopped reading")),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a session over `channel` until it ends.
+pub(crate) async fn run(agent: &mut Agent, channel: Channel) -> End {
+    match attach(agent, &channel).await {
+        Ok((wire, stream, attached)) => {
+            let interval = Duration::from_millis(attached.heartbeat_interval_ms.clamp(50, 60_000));
+            converse(agent, channel, wire, stream, attached.epoch, interval).await
+        }
+        Err(end) => end,
+    }
+}
+
+type Stream = tonic::Streaming<wire::ServerMessage>;
+
+async fn attach(
+    agent: &mut Agent,
+    channel: &Channel,
+) -> std::result::Result<(Wire, Stream, wire::Attached), End> {
+    let no_stream = |why: String| End::Lost { why, no_stream: true };
+    let (send, receive) = mpsc::channel(OUTGOING);
+    let wire = Wire { device_id: agent.device_id.clone(), send, patience: CALL };
+    wire.send([Body::Attach(wire::Attach { request_id: new_ulid(), held: agent.jobs.held() })]).await?;
+    let opened = timeout(CALL, NodeServiceClient::new(channel.clone()).session(ReceiverStream::new(receive))).await;
+    let mut stream = match opened {
+        Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) => return Err(before_attached(&status)),
+        Err(_) => return Err(no_stream("no session stream in time".to_owned())),
+    };
+    match timeout(CALL, stream.message()).await {
+        Ok(Ok(Some(wire::ServerMessage { body: Some(Heard::Attached(attached)) }))) => {
+            agent.attached(&attached, "stream");
+            Ok((wire, stream, attached))
+        }
+        Ok(Ok(Some(wire::ServerMessage { body: Some(Heard::Goodbye(goodbye)) }))) => {
+            agent.learn(&goodbye.endpoints);
+            Err(End::of_goodbye(&goodbye))
+        }
+        Ok(Ok(Some(_))) => Err(End::lost("the server's first message was not Attached")),
+        Ok(Ok(None)) => Err(no_stream("the stream ended before Attached".to_owned())),
+        Ok(Err(status)) => Err(before_attached(&status)),
+        Err(_) => Err(no_stream("no answer to Attach in time".to_owned())),
+    }
+}
+
+fn before_attached(status: &Status) -> End {
+    match End::of_status(status) {
+        // No typed answer: something between the two sides broke the stream.
+        End::Lost { why, .. } if matches!(classify(status), Failure::Lost { .. }) => {
+            End::Lost { why, no_stream: true }
+        }
+        end => end,
+    }
+}
+
+async fn converse(
+    agent: &mut Agent,
+    channel: Channel,
+    mut wire: Wire,
+    mut stream: Stream,
+    epoch: u64,
+    interval: Duration,
+) -> End {
+    wire.patience = interval * SILENT_INTERVALS;
+    let first = agent.jobs.attached(epoch);
+    if let Err(end) = wire.send(first).await {
+        return end;
+    }
+    let mut heard_at = Instant::now();
+    let mut sequence = 0;
+    let mut beat_at = Instant::now();
+    let mut renewal = Renewal::default();
+    loop {
+        agent.publish();
+        if agent.may_stop() {
+            return End::Stopped;
+        }
+        let due = agent.jobs.next_overdue().unwrap_or(beat_at + interval);
+        let sent = tokio::select! {
+            message = stream.message() => {
+                heard_at = Instant::now();
+                match hear(agent, message) {
+                    Ok(bodies) => wire.send(bodies).await,
+                    Err(end) => return end,
+                }
+            }
+            Some(event) = agent.events.recv() => {
+                let body = agent.jobs.event(event);
+                wire.send(body).await
+            }
+            () = sleep_until(beat_at) => {
+                if heard_at.elapsed() > interval * SILENT_INTERVALS {
+                    return End::lost("the server went silent");
+                }
+                renewal.begin(agent, &channel);
+                beat_at = Instant::now() + interval;
+                sequence += 1;
+                wire.send([Body::Heartbeat(wire::Heartbeat { sequence })]).await
+            }
+            () = sleep_until(due) => {
+                let bodies = agent.jobs.overdue(Instant::now());
+                wire.send(bodies).await
+            }
+            outcome = renewal.ended() => {
+                if agent.link.renewed(outcome) {
+                    return End::Renewed;
+                }
+                Ok(())
+            }
+            () = agent.shutdown.changes() => Ok(()),
+        };
+        if let Err(end) = sent {
+            return end;
+        }
+    }
+}
+
+/// Takes one message of the server in. Answers what to send.
+fn hear(
+    agent: &mut Agent,
+    message: std::result::Result<Option<wire::ServerMessage>, Status>,
+) -> std::result::Result<Vec<Body>, End> {
+    let message = message.map_err(|status| End::of_status(&status))?;
+    let Some(message) = message else { return Err(End::lost("the server ended the stream")) };
+    agent.heard();
+    take(agent, message)
+}
+
+/// The same for both transports.
+pub(crate) fn take(agent: &mut Agent, message: wire::ServerMessage) -> std::result::Result<Vec<Body>, End> {
+    match message.body {
+        Some(Heard::Assignment(assignment)) => return Ok(agent.jobs.assign(assignment)),
+        Some(Heard::Result(answer)) => agent.jobs.answered(&answer),
+        Some(Heard::Cancel(cancel)) => agent.jobs.cancel(&cancel),
+        Some(Heard::Goodbye(goodbye)) => {
+            agent.learn(&goodbye.endpoints);
+            return Err(End::of_goodbye(&goodbye));
+        }
+        Some(Heard::Attached(attached)) => agent.learn(&attached.endpoints),
+        // A heartbeat's answer is a sign of life; what this release doesn't know is none of its business.
+        Some(Heard::Heartbeat(_)) | None => {}
+    }
+    Ok(Vec::new())
+}
+
+/// A renewal under way, if there is one.
+#[derive(Default)]
+pub(crate) struct Renewal(Option<futures::future::BoxFuture<'static, Result<()>>>);
+
+impl Renewal {
+    /// Begins one when it is due.
+    pub(crate) fn begin(&mut self, agent: &mut Agent, channel: &Channel) {
+        if self.0.is_none() && agent.link.renew_due() {
+            tracing::info!("half of the certificate's life is over; asking for a new one");
+            self.0 = Some(agent.link.renew(channel.clone()));
+        }
+    }
+
+    /// Completes when it ends; never when there is none. Safe to cancel.
+    pub(crate) async fn ended(&mut self) -> Result<()> {
+        let outcome = match self.0.as_mut() {
+            Some(under_way) => under_way.await,
+            None => std::future::pending::<Result<()>>().await,
+        };
+        self.0 = None;
+        outcome
+    }
+}
+
+/// What the wire calls a replica, in the form that is stored.
+pub(crate) fn known(endpoints: &[wire::NodeEndpoint]) -> Vec<KnownReplica> {
+    let known = endpoints.iter().map(|endpoint| KnownReplica {
+        replica_id: endpoint.replica_id,
+        node_addr: endpoint.node_addr.clone(),
+        enrol_addr: endpoint.enrol_addr.clone(),
+    });
+    known.collect()
+}
+
+/// The failure that the agent ends with, when an end is final.
+pub(crate) fn final_error(end: &End, not_after_ms: u64) -> Option<Error> {
+    use crate::Kind::{Auth, Conflict};
+    match end {
+        End::Revoked(_) | End::CredentialRefused(_) if not_after_ms <= wall_ms() => Some(Error::new(
+            Auth,
+            "N0503",
+            "the certificate of this node is over: it was not connected when it should have been renewed",
+            "pair again with a new PIN or ticket: palyra node pair --replace",
+        )),
+        End::Revoked(words) => Some(Error::new(
+            Auth,
+            "N0501",
+            format!("this node was revoked ({words})"),
+            "the agent ends; talk to the operator, pairing again needs a new PIN or ticket and --replace",
+        )),
+        End::Superseded(words) => Some(Error::new(
+            Conflict,
+            "N0502",
+            format!("another agent with this node's identity took over ({words})"),
+            "is the data folder copied to another machine? Give each machine its own identity: palyra node pair",
+        )),
+        _ => None,
+    }
+}

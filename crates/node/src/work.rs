@@ -1,0 +1,340 @@
+//! Carries out one assignment: waits for a slot, asks the person at the machine, notes the start, runs, keeps the
+//! result.
+//!
+//! What never lives here: sessions (see `jobs` and `session`): work goes on while the node is between two replicas.
+//!
+//! Invariants: the start of a `once` dispatch is durable before its program exists; a result is durable before anybody
+//! hears of it; the deadline bounds everything, the wait for a slot and for the person too.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use palyra_client::{new_ulid, wall_ms};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::capability::{Action, Capability, Effect, Program};
+use crate::ledger::{Ledger, Refused, StoredResult};
+use crate::mediation::{Desk, Pending};
+use crate::service::AgentStatus;
+use crate::{builtin, exec, lock};
+
+/// Why a run ends before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The control plane doesn't want it any more.
+    Cancelled,
+    /// The agent stops.
+    Agent,
+}
+
+/// What came of an assignment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// With the answer: JSON.
+    Succeeded(Vec<u8>),
+    /// It ran, or could not be run.
+    Failed {
+        /// Stable.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// It was not run, on purpose.
+    Rejected {
+        /// Stable.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// Nobody waits for it.
+    Cancelled,
+    /// The agent stopped before it began; whoever comes next may run it.
+    NotBegun,
+}
+
+impl Outcome {
+    pub(crate) fn failed(code: &str, message: impl Into<String>) -> Self {
+        Self::Failed { code: code.to_owned(), message: message.into() }
+    }
+
+    pub(crate) fn rejected(code: &str, message: impl Into<String>) -> Self {
+        Self::Rejected { code: code.to_owned(), message: message.into() }
+    }
+
+    /// The result to report; `None` when there is none to report.
+    pub(crate) fn into_result(self, id: &str) -> Option<StoredResult> {
+        let (outcome, payload, error_code, error_message) = match self {
+            // Every way to succeed checked that it is JSON, and so UTF-8.
+            Self::Succeeded(bytes) => {
+                ("succeeded", String::from_utf8_lossy(&bytes).into_owned(), String::new(), String::new())
+            }
+            Self::Failed { code, message } => ("failed", String::new(), code, message),
+            Self::Rejected { code, message } => ("rejected", String::new(), code, message),
+            Self::Cancelled | Self::NotBegun => return None,
+        };
+        let (id, outcome) = (id.to_owned(), outcome.to_owned());
+        Some(StoredResult { id, request_id: new_ulid(), outcome, payload, error_code, error_message })
+    }
+}
+
+/// One dispatch to carry out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Task {
+    pub(crate) id: String,
+    pub(crate) capability: String,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) effect: Effect,
+    pub(crate) deadline: Instant,
+    pub(crate) deadline_at_ms: u64,
+}
+
+/// What the rest of the agent hears of running work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The result is kept and can be reported.
+    Finished(Arc<StoredResult>),
+    /// There is nothing to report.
+    Gone(String),
+    /// The dispatch waits for the person at the machine, or doesn't any more.
+    Waiting {
+        /// The dispatch.
+        id: String,
+        /// Whether it waits.
+        waiting: bool,
+    },
+}
+
+struct Slot {
+    capability: Capability,
+    permits: Arc<Semaphore>,
+}
+
+/// Everything that running work needs; shared by all of it.
+pub(crate) struct Worker {
+    slots: BTreeMap<String, Slot>,
+    ledger: Arc<Mutex<Ledger>>,
+    desk: Arc<Desk>,
+    home: PathBuf,
+    status: watch::Receiver<AgentStatus>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Worker {
+    /// Makes a worker for these capabilities. Events are unbounded in type, but at most three per held dispatch.
+    pub(crate) fn new(
+        capabilities: Vec<Capability>,
+        ledger: Arc<Mutex<Ledger>>,
+        desk: Arc<Desk>,
+        home: PathBuf,
+        status: watch::Receiver<AgentStatus>,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Arc<Self> {
+        let slot = |capability: Capability| {
+            let permits = Arc::new(Semaphore::new(capability.concurrency as usize));
+            (capability.name.clone(), Slot { capability, permits })
+        };
+        let slots = capabilities.into_iter().map(slot).collect();
+        Arc::new(Self { slots, ledger, desk, home, status, events })
+    }
+
+    /// The capability of that name.
+    pub(crate) fn capability(&self, name: &str) -> Option<&Capability> {
+        self.slots.get(name).map(|slot| &slot.capability)
+    }
+
+    /// Carries it out; ends with exactly one of [`Event::Finished`] and [`Event::Gone`].
+    pub(crate) async fn perform(self: Arc<Self>, task: Task, mut stop: watch::Receiver<Option<Stop>>) {
+        let outcome = self.attempt(&task, &mut stop).await;
+        let event = match outcome.into_result(&task.id) {
+            Some(result) => Event::Finished(self.keep(result).await),
+            None => {
+                let id = task.id.clone();
+                if let Err(error) = self.with_ledger(move |ledger| ledger.forget(&id)).await {
+                    tracing::warn!(dispatch = %task.id, %error, "the ledger was not updated");
+                }
+                Event::Gone(task.id.clone())
+            }
+        };
+        // Nobody listens only when the agent is gone.
+        let _ = self.events.send(event);
+    }
+
+    async fn keep(self: &Arc<Self>, result: StoredResult) -> Arc<StoredResult> {
+        let copy = Arc::new(result.clone());
+        match self.with_ledger(move |ledger| ledger.finish(result)).await {
+            Ok(kept) => kept,
+            Err(error) => {
+                // Reporting it now is the best that can be done; after a restart it would be gone.
+                tracing::error!(dispatch = %copy.id, %error, "the result could not be written to the ledger");
+                copy
+            }
+        }
+    }
+
+    async fn with_ledger<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&mut Ledger) -> std::io::Result<T> + Send + 'static,
+    ) -> std::io::Result<T> {
+        let ledger = Arc::clone(&self.ledger);
+        let joined = tokio::task::spawn_blocking(move || {
+            work(&mut ledger.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        joined.await.map_err(std::io::Error::other)?
+    }
+
+    async fn attempt(self: &Arc<Self>, task: &Task, stop: &mut watch::Receiver<Option<Stop>>) -> Outcome {
+        let Some(slot) = self.slots.get(&task.capability) else {
+            return Outcome::rejected("unknown_capability", format!("this node has no capability {}", task.capability));
+        };
+        let acquired = tokio::select! {
+            biased;
+            reason = stopped(stop) => return not_begun(reason),
+            () = sleep_until(task.deadline) => {
+                return Outcome::failed("timeout", "the deadline passed while it waited for a free slot on the node");
+            }
+            permit = Arc::clone(&slot.permits).acquire_owned() => permit,
+        };
+        let Ok(_permit) = acquired else { return Outcome::NotBegun };
+        if slot.capability.local_mediation {
+            if let Some(outcome) = self.mediate(task, &slot.capability, stop).await {
+                return outcome;
+            }
+        }
+        let (id, effect) = (task.id.clone(), effect_of(task, &slot.capability));
+        match self.with_ledger(move |ledger| Ok(ledger.begin(&id, effect))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(Refused::Full)) => {
+                return Outcome::rejected("node_full", "too many results wait for the control plane on this node");
+            }
+            Ok(Err(Refused::Io(error))) | Err(error) => {
+                return Outcome::failed("ledger_unwritable", format!("not begun, the node's ledger fails: {error}"));
+            }
+        }
+        self.execute(task, &slot.capability, stop).await
+    }
+
+    /// Asks the person at the machine. `None` when they allow it.
+    async fn mediate(
+        &self,
+        task: &Task,
+        capability: &Capability,
+        stop: &mut watch::Receiver<Option<Stop>>,
+    ) -> Option<Outcome> {
+        let asked = self.desk.ask(Pending {
+            id: task.id.clone(),
+            capability: capability.name.clone(),
+            description: capability.description.clone(),
+            payload: excerpt(&task.payload),
+            since_ms: wall_ms(),
+            deadline_at_ms: task.deadline_at_ms,
+        });
+        let _ = self.events.send(Event::Waiting { id: task.id.clone(), waiting: true });
+        let outcome = tokio::select! {
+            biased;
+            reason = stopped(stop) => Some(not_begun(reason)),
+            verdict = asked => match verdict {
+                Ok(true) => None,
+                Ok(false) => Some(Outcome::rejected("denied_locally", "the person at the machine said no")),
+                Err(_) => Some(Outcome::rejected("mediation_unavailable", "nobody can be asked on this machine")),
+            },
+            () = sleep_until(task.deadline) => {
+                Some(Outcome::rejected("mediation_timeout", "nobody at the machine decided before the deadline"))
+            }
+        };
+        self.desk.withdraw(&task.id);
+        let _ = self.events.send(Event::Waiting { id: task.id.clone(), waiting: false });
+        outcome
+    }
+
+    async fn execute(
+        self: &Arc<Self>,
+        task: &Task,
+        capability: &Capability,
+        stop: &mut watch::Receiver<Option<Stop>>,
+    ) -> Outcome {
+        let outcome = match &capability.action {
+            Action::Builtin(builtin) => {
+                let status = self.status.borrow().clone();
+                builtin::run(*builtin, &task.payload, &self.home, &status)
+            }
+            Action::Program(program) => self.run_program(task, capability, program, stop).await,
+        };
+        match outcome {
+            // Nothing happened that matters, or it may happen again: the next agent runs it anew.
+            Outcome::Failed { code, .. } if code == "agent_stopped" && effect_of(task, capability) != Effect::Once => {
+                Outcome::NotBegun
+            }
+            other => other,
+        }
+    }
+
+    async fn run_program(
+        self: &Arc<Self>,
+        task: &Task,
+        capability: &Capability,
+        program: &Program,
+        stop: &mut watch::Receiver<Option<Stop>>,
+    ) -> Outcome {
+        let device_id = self.status.borrow().device_id.clone();
+        let environment = [
+            ("PALYRA_DISPATCH_ID", task.id.as_str()),
+            ("PALYRA_CAPABILITY", capability.name.as_str()),
+            ("PALYRA_DEVICE_ID", device_id.as_str()),
+        ];
+        let run = exec::Run {
+            program,
+            home: &self.home,
+            input: &task.payload,
+            deadline: task.deadline.min(Instant::now() + capability.timeout),
+            max_output: capability.max_output,
+            extra_env: &environment,
+        };
+        let (ledger, id) = (Arc::clone(&self.ledger), task.id.clone());
+        let note = move |pid| {
+            if let Some(process) = lock::identify(pid) {
+                let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Err(error) = ledger.process(&id, process) {
+                    tracing::warn!(dispatch = %id, %error, "the process was not noted in the ledger");
+                }
+            }
+        };
+        exec::run(run, stop, note).await
+    }
+}
+
+/// The stricter of what the control plane and the owner say.
+fn effect_of(task: &Task, capability: &Capability) -> Effect {
+    if task.effect == Effect::Once { Effect::Once } else { capability.effect }
+}
+
+fn not_begun(reason: Stop) -> Outcome {
+    match reason {
+        Stop::Cancelled => Outcome::Cancelled,
+        Stop::Agent => Outcome::NotBegun,
+    }
+}
+
+fn excerpt(payload: &[u8]) -> String {
+    String::from_utf8_lossy(&payload[..payload.len().min(4096)]).into_owned()
+}
+
+/// Waits until the run is to end.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    loop {
+        if let Some(reason) = *stop.borrow_and_update() {
+            return reason;
+        }
+        if stop.changed().await.is_err() {
+            // Whoever could stop the run is gone; the deadline still ends it.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// How long from now, at most a day: a clock that lies must not make a deadline that never comes.
+pub(crate) fn deadline_in(remaining_ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(remaining_ms.min(24 * 3_600_000))
+}
