@@ -1,1 +1,61 @@
-//! placeholder
+//! The control plane of Palyra, without sockets: admission, sessions, waiters, pairing, dispatch, revocation, joining,
+//! and what the leader does on its own.
+//!
+//! What never lives here: gRPC, QUIC and HTTP (the server's), the rules of the state machine (`palyra_state`), Raft
+//! (`palyra_replica`), and direct use of clocks, tasks and randomness (`palyra_platform`).
+//!
+//! Invariants: every change is a committed entry; every decision about a caller is made anew on each call and each
+//! message; a heartbeat costs the log nothing; everything that waits is bounded in number and in time; an error has a
+//! stable code and says what to do next.
+//!
+//! How to serve with it: accept an mTLS connection with [`Control::accept`] and close it when
+//! [`ConnectionGuard::closed`] says so; admit each call with [`Control::admit_operator`] or [`Control::admit_node_as`];
+//! then call what the request asks for.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod access;
+mod caller;
+mod cluster;
+mod connections;
+mod control;
+mod devices;
+mod dispatch;
+mod error;
+mod feed;
+mod genesis;
+mod join;
+mod journal;
+mod json;
+pub mod limits;
+mod nodes;
+mod outbox;
+mod pairing;
+mod peers;
+mod poll;
+mod reconcile;
+mod registry;
+mod selector;
+mod sessions;
+mod waiters;
+
+pub use access::{Added, WhoAmI};
+pub use caller::{Caller, EnrolSource};
+pub use cluster::{ClusterStatus, FleetCounts, ReplicaView};
+pub use connections::ConnectionGuard;
+pub use control::{Control, ControlConfig, Endpoint, Keys, ReadInfo, ReadOptions, WriteInfo};
+pub use devices::{DeviceView, Revocation};
+pub use dispatch::{Completion, DispatchFilter, DispatchView, Invoke, Page};
+pub use error::{Class, Error, Refusal};
+pub use genesis::found;
+pub use join::{Join, Joined, MintedToken};
+pub use journal::{Tail, TailOptions, TailPart, Verified};
+pub use limits::{Limits, Timings};
+pub use nodes::{NodeView, Registered, Registration};
+pub use outbox::{Assignment, End, Outbound, ResultAnswer};
+pub use pairing::codes::{CodeView, Mint, Minted};
+pub use pairing::enrol::{BeginPin, FinishPin, Hello, PinBegun, ProofAccepted, ProveTicket};
+pub use pairing::requests::{Fetched, PairingView};
+pub use poll::PollAnswer;
+pub use registry::Transport;
+pub use sessions::{AttachRequest, Attached, Inbound, Outgoing, Session};

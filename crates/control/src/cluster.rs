@@ -1,0 +1,230 @@
+//! The cluster itself: how it is, who leads, who leaves.
+//!
+//! Invariant: a status works without a quorum and says so; a replica that does not answer is shown, not left out.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use palyra_platform as platform;
+use palyra_state::cluster::{self, RemoveReplica, Replica as Record, ReplicaStatus};
+use palyra_state::identity;
+use palyra_state::{Read, dispatch, nodes, pairing};
+
+use crate::caller::{Caller, millis};
+use crate::control::{Control, ReadInfo, WriteInfo};
+use crate::error::{Error, Refusal};
+use crate::peers::{Answer, AskStatus, Call, OwnStatus};
+
+/// How long a status waits for another replica's word.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(1_000);
+
+/// How the cluster is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterStatus {
+    /// The replica that leads, if any.
+    pub leader_id: Option<u64>,
+    /// Raft term, as the answering replica has it.
+    pub term: u64,
+    /// What every replica understands.
+    pub feature_level: u32,
+    /// Replicas with a vote.
+    pub voters: u32,
+    /// How many more voters may be lost now: reachable ones beyond a majority.
+    pub failures_tolerated: u32,
+    /// All replicas that are not removed.
+    pub replicas: Vec<ReplicaView>,
+    /// Counters of the fleet.
+    pub fleet: FleetCounts,
+    /// How fresh it is.
+    pub read: ReadInfo,
+}
+
+/// Counters of the fleet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FleetCounts {
+    /// Registered nodes.
+    pub nodes: u64,
+    /// Those with a session.
+    pub online: u64,
+    /// Pairing requests that wait for an operator.
+    pub pending_approvals: u64,
+    /// Dispatches that have not ended.
+    pub open_dispatches: u64,
+}
+
+/// One replica.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReplicaView {
+    /// The record.
+    pub record: Record,
+    /// Whether it answered in time.
+    pub reachable: bool,
+    /// `leader`, `follower`, `learner`, `candidate`; `unreachable` when it did not answer.
+    pub role: String,
+    /// Last entry of its log.
+    pub last_log_index: u64,
+    /// Last entry that it applied.
+    pub applied_index: u64,
+    /// Last entry in its newest snapshot.
+    pub snapshot_index: u64,
+    /// Since it last had contact with a quorum.
+    pub contact_age_ms: u64,
+    /// Version of its binary.
+    pub version: String,
+    /// Hash of its state at `applied_index`, hexadecimal.
+    pub state_hash: String,
+    /// Difference of its wall clock from the answering replica's.
+    pub clock_skew_ms: u64,
+    /// Sessions of nodes that it holds.
+    pub sessions: u64,
+    /// End of its certificate.
+    pub certificate_not_after_ms: u64,
+}
+
+impl Control {
+    /// How the cluster is, as far as this replica can tell. Needs no quorum.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] before the cluster is born.
+    pub async fn cluster_status(&self) -> Result<ClusterStatus, Error> {
+        let view = self.replica().view();
+        let feature_level =
+            cluster::cluster(&view).ok_or(Error::Unavailable { leader_hint: None })?.feature_level;
+        let members = cluster::replicas(&view).into_iter().filter(|r| r.status() != ReplicaStatus::Removed);
+        let replicas = join_all(members.map(|record| self.replica_view(record))).await;
+        let status = self.replica().status();
+        let voters: Vec<&ReplicaView> =
+            replicas.iter().filter(|replica| replica.record.status() == ReplicaStatus::Voter).collect();
+        let reachable = voters.iter().filter(|replica| replica.reachable).count();
+        let majority = voters.len() / 2 + 1;
+        Ok(ClusterStatus {
+            leader_id: status.leader_id,
+            term: status.term,
+            feature_level,
+            voters: count(voters.len()),
+            failures_tolerated: count(reachable.saturating_sub(majority)),
+            fleet: fleet(&view),
+            read: self.read_info(view.index()),
+            replicas,
+        })
+    }
+
+    async fn replica_view(&self, record: Record) -> ReplicaView {
+        let answer = if record.id == self.replica_id() {
+            Some(self.own_status())
+        } else {
+            let asked = self.call_peer(record.id, Call::Status(AskStatus {}), STATUS_TIMEOUT);
+            match platform::timeout(STATUS_TIMEOUT, asked).await {
+                Ok(Ok(Answer::Status(status))) => Some(status),
+                _ => None,
+            }
+        };
+        let reachable = answer.is_some();
+        let status = answer.unwrap_or_else(|| OwnStatus {
+            role: "unreachable".to_owned(),
+            wall_ms: platform::wall_ms(),
+            ..OwnStatus::default()
+        });
+        let certificate = identity::certificate_by_fingerprint(&self.replica().view(), record.certificate);
+        ReplicaView {
+            reachable,
+            role: status.role,
+            last_log_index: status.last_log_index,
+            applied_index: status.applied_index,
+            snapshot_index: status.snapshot_index,
+            contact_age_ms: status.contact_age_ms,
+            version: status.version,
+            state_hash: status.state_hash,
+            clock_skew_ms: status.wall_ms.abs_diff(platform::wall_ms()),
+            sessions: status.sessions,
+            certificate_not_after_ms: certificate.map_or(0, |certificate| certificate.not_after),
+            record,
+        }
+    }
+
+    /// What this replica says of itself.
+    pub(crate) fn own_status(&self) -> OwnStatus {
+        let status = self.replica().status();
+        let view = self.replica().view();
+        OwnStatus {
+            role: status.role.as_str().to_owned(),
+            last_log_index: status.last_log_index,
+            applied_index: view.index(),
+            snapshot_index: status.snapshot_index,
+            contact_age_ms: millis(self.replica().quorum_age()),
+            version: self.version().to_owned(),
+            state_hash: palyra_state::state_hash(&view).to_string(),
+            wall_ms: platform::wall_ms(),
+            sessions: self.registry().count() as u64,
+        }
+    }
+
+    /// Hands the leadership over; `to` 0 means the best caught-up voter. Answers who leads then.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when nobody took over in time.
+    pub async fn transfer_leader(&self, to: u64) -> Result<u64, Error> {
+        let target = (to != 0).then_some(to);
+        let moved = platform::timeout(self.timings().call_timeout, self.replica().transfer_leader(target)).await;
+        match moved {
+            Ok(Ok(leader)) => Ok(leader),
+            Ok(Err(error)) => {
+                Err(Error::invalid("to", error.to_string(), "name a voter: palyra cluster status shows them"))
+            }
+            Err(_) => Err(Error::Unavailable { leader_hint: self.replica().status().leader_id }),
+        }
+    }
+
+    /// Removes a replica for good: from the Raft group, and its record. The caller is an admin.
+    ///
+    /// # Errors
+    /// [`Refusal::WouldLoseMajority`] unless `force`, and what the state machine refuses.
+    pub async fn remove_replica(
+        &self,
+        caller: &Caller,
+        request_id: &str,
+        replica_id: u64,
+        force: bool,
+    ) -> Result<WriteInfo, Error> {
+        let request_id = self.request_id(request_id)?;
+        self.barrier().await?;
+        let status = self.cluster_status().await?;
+        let voter = |replica: &&ReplicaView| replica.record.status() == ReplicaStatus::Voter;
+        let left = status.replicas.iter().filter(voter).filter(|replica| replica.record.id != replica_id);
+        let (left, alive) = left.fold((0u64, 0u64), |(left, alive), replica| {
+            (left + 1, alive + u64::from(replica.reachable))
+        });
+        let is_voter = status.replicas.iter().filter(voter).any(|replica| replica.record.id == replica_id);
+        if is_voter && !force && alive < left / 2 + 2 {
+            return Err(Refusal::WouldLoseMajority { replica_id, voters_left: left }.into());
+        }
+        // First the record: from then on it is nobody's peer, and the reconciler takes it out of the group.
+        let written = self.propose(request_id, caller.actor(), RemoveReplica { replica_id }).await?;
+        Ok(written.info)
+    }
+
+    /// Takes a snapshot of this replica's state now. Answers the index that it holds at least.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the replica is stopping.
+    pub async fn trigger_snapshot(&self) -> Result<u64, Error> {
+        let index = self.replica().view().index();
+        let taken = self.replica().trigger_snapshot().await;
+        taken.map_err(|error| Error::Internal(format!("snapshot: {error}")))?;
+        Ok(index)
+    }
+}
+
+fn fleet(view: &dyn Read) -> FleetCounts {
+    let totals = nodes::totals(view);
+    FleetCounts {
+        nodes: totals.nodes,
+        online: totals.online,
+        pending_approvals: pairing::pending(view, platform::wall_ms()).len() as u64,
+        open_dispatches: dispatch::totals(view).open,
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

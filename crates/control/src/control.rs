@@ -1,0 +1,358 @@
+//! `Control`: what every part of the control plane hangs on, and the two roads to the state: proposals and reads.
+//!
+//! What never lives here: domains. Invariants: every proposal carries a request id; an outcome that is not known is
+//! said to be unknown; what a caller reads after its own write contains the write.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use palyra_pki::{Authority, Kek, TrustBundle, TrustDomain};
+use palyra_platform as platform;
+use palyra_replica::{ProposeError, Replica, View};
+use palyra_state::{Actor, Command, Envelope, Id, Reply, cluster};
+use tokio::sync::{Semaphore, watch};
+
+use crate::caller::millis;
+use crate::connections::Connections;
+use crate::error::Error;
+use crate::limits::{Limits, Timings};
+use crate::pairing::exchange::Exchanges;
+use crate::registry::Registry;
+use crate::waiters::Waiters;
+
+/// What a control plane is made with.
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// This replica.
+    pub replica_id: u64,
+    /// The cluster.
+    pub cluster_id: Id,
+    /// Its trust domain.
+    pub trust_domain: TrustDomain,
+    /// Version of this binary, for `cluster status`.
+    pub version: String,
+    /// Durations.
+    pub timings: Timings,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// The keys of this replica.
+#[derive(Debug)]
+pub struct Keys {
+    /// Its own issuing authority.
+    pub authority: Authority,
+    /// The cluster's key encryption key.
+    pub kek: Kek,
+}
+
+/// The control plane of one replica. Cheap to clone.
+#[derive(Clone)]
+pub struct Control {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: ControlConfig,
+    replica: Replica,
+    keys: Keys,
+    registry: Registry,
+    connections: Arc<Connections>,
+    waiters: Waiters,
+    exchanges: Exchanges,
+    polled: crate::poll::Polled,
+    minting: Semaphore,
+    enforced: watch::Sender<u64>,
+    stopping: watch::Sender<bool>,
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Control(replica {})", self.inner.config.replica_id)
+    }
+}
+
+/// How fresh a read must be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// What this replica has will do; otherwise the read is confirmed with the leader.
+    pub local: bool,
+    /// Wait until this log index is applied.
+    pub min_index: u64,
+}
+
+/// What comes back with every read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadInfo {
+    /// The log index that the answer reflects.
+    pub index: u64,
+    /// The replica that answers.
+    pub served_by: u64,
+    /// Milliseconds since it last had contact with a quorum.
+    pub age_ms: u64,
+}
+
+/// What comes back with every accepted mutation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteInfo {
+    /// The log index of the entry.
+    pub index: u64,
+    /// The replica that answers.
+    pub served_by: u64,
+    /// The request id was known: this is the answer of the first time.
+    pub duplicate: bool,
+}
+
+/// A committed and accepted proposal.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) index: u64,
+    pub(crate) reply: Reply,
+    pub(crate) info: WriteInfo,
+}
+
+impl Control {
+    /// Starts the control plane: the follower of the feed, the watch over sessions, and the reconcilers that work
+    /// while this replica leads. Must be called inside the runtime.
+    #[must_use]
+    pub fn start(config: ControlConfig, replica: Replica, keys: Keys) -> Control {
+        let limits = config.limits;
+        let control = Control {
+            inner: Arc::new(Inner {
+                config,
+                replica,
+                keys,
+                registry: Registry::new(limits.sessions, limits.outbound),
+                connections: Connections::new(limits.connections),
+                waiters: Waiters::new(limits.waiters),
+                exchanges: Exchanges::new(limits.exchanges, limits.exchanges_per_source),
+                polled: crate::poll::Polled::default(),
+                minting: Semaphore::new(limits.minting),
+                enforced: watch::Sender::new(0),
+                stopping: watch::Sender::new(false),
+            }),
+        };
+        control.serve_peers();
+        platform::spawn(control.clone().follow()).detach();
+        platform::spawn(control.clone().watch_sessions()).detach();
+        platform::spawn(control.clone().reconcile()).detach();
+        control
+    }
+
+    /// Ends every session with `draining`, gives their ends a moment to be committed, and stops the background work.
+    pub async fn shutdown(&self) {
+        for entry in self.registry().all() {
+            self.end_session(&entry, crate::outbox::End::Draining);
+        }
+        let mut changed = self.registry().watch();
+        let gone = async { while self.registry().count() > 0 && changed.changed().await.is_ok() {} };
+        if platform::timeout(self.timings().call_timeout, gone).await.is_err() {
+            tracing::warn!(sessions = self.registry().count(), "stopping before all sessions were detached");
+        }
+        self.inner.stopping.send_replace(true);
+    }
+
+    /// This replica.
+    #[must_use]
+    pub fn replica_id(&self) -> u64 {
+        self.inner.config.replica_id
+    }
+
+    /// The cluster.
+    #[must_use]
+    pub fn cluster_id(&self) -> Id {
+        self.inner.config.cluster_id
+    }
+
+    /// The cluster's trust domain.
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.inner.config.trust_domain
+    }
+
+    /// The durations in force.
+    #[must_use]
+    pub fn timings(&self) -> &Timings {
+        &self.inner.config.timings
+    }
+
+    /// How many sessions of nodes this replica holds.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.registry().count()
+    }
+
+    pub(crate) fn version(&self) -> &str {
+        &self.inner.config.version
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.inner.config.limits
+    }
+
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.inner.replica
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.inner.keys
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.inner.registry
+    }
+
+    pub(crate) fn connections(&self) -> &Arc<Connections> {
+        &self.inner.connections
+    }
+
+    pub(crate) fn waiters(&self) -> &Waiters {
+        &self.inner.waiters
+    }
+
+    pub(crate) fn exchanges(&self) -> &Exchanges {
+        &self.inner.exchanges
+    }
+
+    pub(crate) fn polled(&self) -> &crate::poll::Polled {
+        &self.inner.polled
+    }
+
+    pub(crate) fn minting(&self) -> &Semaphore {
+        &self.inner.minting
+    }
+
+    /// The log index up to which this replica has carried out what the journal says about connections.
+    pub(crate) fn enforced(&self) -> &watch::Sender<u64> {
+        &self.inner.enforced
+    }
+
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.inner.stopping.subscribe()
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.inner.stopping.borrow()
+    }
+
+    pub(crate) fn fresh_id(&self) -> Id {
+        Id::from_bytes(platform::new_ulid_bytes())
+    }
+
+    /// The actor for what this replica does in its own name.
+    pub(crate) fn as_replica(&self) -> Actor {
+        Actor::Replica { id: self.replica_id() }
+    }
+
+    pub(crate) fn odd_reply(&self, to: &'static str) -> Error {
+        Error::Internal(format!("{to} was answered with another command's reply"))
+    }
+
+    /// The request id of a caller: a ULID of its own, or a fresh one when it sent none.
+    pub(crate) fn request_id(&self, text: &str) -> Result<Id, Error> {
+        if text.is_empty() { Ok(self.fresh_id()) } else { crate::selector::parse_id("request_id", text) }
+    }
+
+    /// Proposes a command and waits for its outcome.
+    pub(crate) async fn propose(
+        &self,
+        request_id: Id,
+        actor: Actor,
+        command: impl Into<Command>,
+    ) -> Result<Written, Error> {
+        let envelope = Envelope::new(request_id, actor, command);
+        let committed = self.replica().propose(envelope).await.map_err(|error| match error {
+            ProposeError::Unavailable { leader_hint } => Error::Unavailable { leader_hint },
+            ProposeError::Unknown => Error::Unknown { request_id: request_id.to_string() },
+            ProposeError::TooLarge => Error::invalid("request", "it is too large for one log entry", "send less"),
+        })?;
+        let reply = committed.reply?;
+        let info =
+            WriteInfo { index: committed.index, served_by: self.replica_id(), duplicate: committed.duplicate };
+        Ok(Written { index: committed.index, reply, info })
+    }
+
+    /// Waits until this replica has applied `index`, so that what was written can be read here.
+    pub(crate) async fn applied(&self, index: u64) -> Result<(), Error> {
+        self.replica().wait_applied(index, self.timings().call_timeout).await.map_err(|_| self.stale())
+    }
+
+    /// A view of the state, as fresh as asked for.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when a linearizable read finds no leader; [`Error::Stale`] when `min_index` does not
+    /// arrive in time.
+    pub async fn read(&self, options: ReadOptions) -> Result<(View, ReadInfo), Error> {
+        if !options.local {
+            self.barrier().await?;
+        }
+        if options.min_index > 0 {
+            self.applied(options.min_index).await?;
+        }
+        let view = self.replica().view();
+        let info = self.read_info(view.index());
+        Ok((view, info))
+    }
+
+    pub(crate) fn read_info(&self, index: u64) -> ReadInfo {
+        ReadInfo { index, served_by: self.replica_id(), age_ms: millis(self.replica().quorum_age()) }
+    }
+
+    /// After it, a view holds everything that was committed before it was called.
+    pub(crate) async fn barrier(&self) -> Result<(), Error> {
+        let confirmed = platform::timeout(self.timings().call_timeout, self.replica().read_barrier()).await;
+        match confirmed {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Error::Unavailable { leader_hint: self.replica().status().leader_id }),
+        }
+    }
+
+    fn stale(&self) -> Error {
+        Error::Stale { age_ms: millis(self.replica().quorum_age()) }
+    }
+
+    /// What a node or operator of this cluster trusts.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] before the cluster is born.
+    pub fn trust_bundle(&self) -> Result<TrustBundle, Error> {
+        let cluster =
+            cluster::cluster(&self.replica().view()).ok_or(Error::Unavailable { leader_hint: None })?;
+        let roots = vec![cluster.root_cert_der.to_vec()];
+        TrustBundle::new(&self.cluster_id().to_string(), self.trust_domain().clone(), roots)
+            .map_err(|error| Error::Internal(format!("the root in the state is unusable: {error}")))
+    }
+
+    /// Where nodes and enrolling machines reach the replicas, this one first.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        let members = cluster::replicas(&self.replica().view()).into_iter().filter(cluster::Replica::is_member);
+        let mut endpoints: Vec<Endpoint> = members
+            .map(|replica| Endpoint {
+                replica_id: replica.id,
+                node_addr: replica.addresses.node,
+                enrol_addr: replica.addresses.enrol,
+            })
+            .collect();
+        endpoints.sort_by_key(|endpoint| (endpoint.replica_id != self.replica_id(), endpoint.replica_id));
+        endpoints
+    }
+}
+
+/// Where a replica is reached from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The replica.
+    pub replica_id: u64,
+    /// gRPC for nodes and operators, `host:port`.
+    pub node_addr: String,
+    /// Enrolment, `host:port`.
+    pub enrol_addr: String,
+}
+
+/// A wait that a caller asked for, within bounds; 0 asks for `default`.
+pub(crate) fn bounded_wait(asked_ms: u64, default: Duration, most: Duration) -> Duration {
+    let asked = if asked_ms == 0 { default } else { Duration::from_millis(asked_ms) };
+    asked.min(most)
+}

@@ -1,0 +1,138 @@
+//! The follower of the feed: what the journal says happened, carried out on this replica.
+//!
+//! What never lives here: decisions. Each row is a hint to look at the state again, so a row that is seen twice, late,
+//! or together with its consequences does no harm.
+//! Invariants: a replica carries out everything up to an index before it says so; a gap in the feed leads to a look at
+//! everything, never to silence.
+
+use std::sync::Arc;
+
+use palyra_replica::FeedItem;
+use palyra_state::dispatch::{self, State};
+use palyra_state::{Cursor, Id, Read, Row, nodes};
+
+use crate::control::Control;
+use crate::outbox::{End, Waiting};
+use crate::registry::Entry;
+
+impl Control {
+    /// Follows the feed until this replica stops.
+    pub(crate) async fn follow(self) {
+        let start = self.replica().view().index();
+        self.enforced().send_replace(start);
+        let mut feed = self.replica().feed(Cursor { index: start, ordinal: u32::MAX });
+        let mut stopping = self.stopping();
+        loop {
+            let item = tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => return,
+                item = feed.next() => item,
+            };
+            match item {
+                FeedItem::Rows(rows) => self.carry_out(&rows),
+                FeedItem::Gap { .. } => self.look_at_everything(),
+            }
+        }
+    }
+
+    fn carry_out(&self, rows: &[Row]) {
+        let Some(last) = rows.last() else { return };
+        let view = self.replica().view();
+        for row in rows {
+            let id = Id::parse(&row.subject);
+            let (domain, _) = row.action.split_once('.').unwrap_or((row.action.as_str(), ""));
+            match (domain, id) {
+                ("dispatch", Some(id)) => self.on_dispatch(&view, id),
+                ("pairing", Some(id)) => self.waiters().wake(id),
+                ("node", Some(id)) => self.on_node(&view, id),
+                ("identity", Some(id)) => self.on_identity(id),
+                // An operator or a certificate; there are few of them.
+                ("identity" | "access", None) => self.recheck_connections(None),
+                _ => {}
+            }
+        }
+        self.enforced().send_modify(|index| *index = (*index).max(last.index));
+    }
+
+    fn look_at_everything(&self) {
+        let view = self.replica().view();
+        for entry in self.registry().all() {
+            self.on_node(&view, entry.device_id);
+            if entry.epoch() != 0 && entry.outbox.end().is_none() {
+                self.deliver_bound(&entry, &view);
+            }
+            if self.may_stay(&entry.peer).is_err() {
+                self.end_session(&entry, End::Revoked);
+            }
+        }
+        self.recheck_connections(None);
+        self.waiters().wake_all();
+        self.enforced().send_modify(|index| *index = (*index).max(view.index()));
+    }
+
+    /// Ends the sessions of a device that are not its session in the state.
+    fn on_node(&self, view: &dyn Read, device_id: Id) {
+        let here = self.registry().of_device(device_id);
+        if here.is_empty() {
+            return;
+        }
+        let current = nodes::node(view, device_id).and_then(|node| node.session).map(|session| session.epoch);
+        for entry in here {
+            // An attach whose epoch is not known yet looks for itself, and one newer than the view is in no view yet.
+            let epoch = entry.epoch();
+            if epoch == 0 || Some(epoch) == current || epoch > view_index(view) {
+                continue;
+            }
+            let newer = current.is_some_and(|current| current > epoch);
+            self.end_session(&entry, if newer { End::Superseded } else { End::Lost });
+        }
+    }
+
+    /// A device's certificates changed: closes what admission would refuse now.
+    fn on_identity(&self, device_id: Id) {
+        for entry in self.registry().of_device(device_id) {
+            if self.may_stay(&entry.peer).is_err() {
+                self.end_session(&entry, End::Revoked);
+            }
+        }
+        self.recheck_connections(Some(&device_id.to_string()));
+    }
+
+    fn on_dispatch(&self, view: &dyn Read, id: Id) {
+        let Some(record) = dispatch::dispatch(view, id) else {
+            self.waiters().wake(id);
+            return;
+        };
+        if record.state().is_terminal() {
+            self.waiters().wake(id);
+            for entry in self.registry().of_device(record.device_id) {
+                self.call_off(&entry, &record);
+            }
+        } else if record.replica_id == self.replica_id()
+            && let Some(entry) = self.registry().live(record.device_id, record.epoch)
+            && !entry.deliver(id)
+        {
+            self.end_session(&entry, End::SlowReader);
+        }
+    }
+
+    /// Tells a node that a dispatch which it was given ended without it.
+    fn call_off(&self, entry: &Arc<Entry>, record: &dispatch::Dispatch) {
+        if !entry.forget(record.id) {
+            return;
+        }
+        let reason = match record.state() {
+            State::Cancelled if !record.reason.is_empty() => record.reason.clone(),
+            State::Cancelled | State::TimedOut | State::SessionLost => record.state().as_str().to_owned(),
+            _ => return,
+        };
+        if !entry.outbox.put(Waiting::Cancel { dispatch_id: record.id, reason }) {
+            self.end_session(entry, End::SlowReader);
+        }
+    }
+}
+
+/// The index that a view reflects.
+fn view_index(view: &dyn Read) -> u64 {
+    palyra_state::meta(view).index
+}

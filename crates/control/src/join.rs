@@ -1,0 +1,262 @@
+//! How replicas come: tokens, and the one call by which a replica joins.
+//!
+//! Invariants: the root key is unsealed for one signature and wiped after it; a token admits one replica, and its id
+//! is given before anything is signed; the key encryption key leaves only sealed under the token's secret, to who
+//! proved that secret over this very request.
+
+use palyra_pki::ca::HostNames;
+use palyra_pki::join::JoinRequest;
+use palyra_pki::seal::Purpose;
+use palyra_pki::{JoinToken, KeyPair, Root, SpiffeId, ca, keys, ticket};
+use palyra_platform as platform;
+use palyra_state::cluster::{self, Addresses, AdmitReplica, AllocateReplica, MintJoinToken, Replica as Record};
+use palyra_state::{Code, Id, Read, Reject, Reply};
+use zeroize::Zeroizing;
+
+use crate::caller::{Caller, EnrolSource};
+use crate::control::{Control, WriteInfo};
+use crate::error::{Error, Refusal};
+use crate::limits::REPLICA_TTL_MS;
+use crate::pairing::requests::new_certificate;
+use crate::selector::parse_id;
+
+/// A fresh join token. The text is shown once.
+#[derive(Debug)]
+pub struct MintedToken {
+    /// The token's text.
+    pub token: Zeroizing<String>,
+    /// Names it; not secret.
+    pub id: Id,
+    /// Last moment at which it is good.
+    pub expires_at_ms: u64,
+    /// The entry.
+    pub write: WriteInfo,
+}
+
+/// What a replica sends that wants to join.
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// The token's id.
+    pub token_id: String,
+    /// HMAC over the join transcript.
+    pub proof: Vec<u8>,
+    /// The replica's name.
+    pub name: String,
+    /// CSR for its certificate, DER.
+    pub replica_csr: Vec<u8>,
+    /// CSR for its authority, DER.
+    pub authority_csr: Vec<u8>,
+    /// Replica to replica, `host:port`.
+    pub peer_addr: String,
+    /// gRPC for nodes and operators, `host:port`.
+    pub node_addr: String,
+    /// Enrolment, `host:port`.
+    pub enrol_addr: String,
+    /// Metrics and health, `host:port`.
+    pub metrics_addr: String,
+    /// A ULID, the same for each try; empty for a fresh one.
+    pub request_id: String,
+}
+
+/// What it gets.
+#[derive(Debug, Clone)]
+pub struct Joined {
+    /// Its id.
+    pub replica_id: u64,
+    /// DER.
+    pub root_certificate: Vec<u8>,
+    /// DER.
+    pub authority_certificate: Vec<u8>,
+    /// DER; issued under the root, so that it depends on no other replica's authority.
+    pub replica_certificate: Vec<u8>,
+    /// The key encryption key, sealed under the token's secret.
+    pub wrapped_kek: Vec<u8>,
+    /// The members, itself included.
+    pub peers: Vec<Record>,
+}
+
+struct Signed {
+    authority: ca::IssuedCert,
+    replica: ca::IssuedCert,
+}
+
+impl Control {
+    /// Mints a token for a replica of this name. The caller is an admin.
+    ///
+    /// # Errors
+    /// What the state machine refuses; [`Refusal::ShownOnce`] when the request id made a token before.
+    pub async fn mint_join_token(
+        &self,
+        caller: &Caller,
+        request_id: &str,
+        name: &str,
+        ttl_ms: u64,
+    ) -> Result<MintedToken, Error> {
+        let request_id = self.request_id(request_id)?;
+        let id = self.fresh_id();
+        let token = JoinToken {
+            cluster_id: self.cluster_id().to_string(),
+            id: id.to_string(),
+            secret: ticket::Secret::generate(&mut platform::fill_random),
+            root_pin: self.root_pin()?,
+            endpoints: self.enrol_endpoints(),
+        };
+        let text = token.to_text().map_err(|error| Error::Internal(format!("join token: {error}")))?;
+        let (context, secret) = (token.id.as_bytes(), token.secret.as_bytes());
+        let sealed = self.keys().kek.seal(Purpose::JoinSecret, context, secret, &mut platform::fill_random);
+        let sealed = sealed.map_err(|error| Error::Internal(error.to_string()))?;
+        let command =
+            MintJoinToken { token_id: id, secret_key_sealed: sealed.into(), name: name.to_owned(), ttl_ms };
+        let written = self.propose(request_id, caller.actor(), command).await?;
+        let Reply::TokenMinted(minted) = written.reply else { return Err(self.odd_reply("cluster.mint_join_token")) };
+        if minted.token_id != id {
+            return Err(Refusal::ShownOnce { what: format!("join token {}", minted.token_id) }.into());
+        }
+        Ok(MintedToken { token: text, id, expires_at_ms: minted.expires_at, write: written.info })
+    }
+
+    /// Lets a replica in: checks its proof, gives it an id, signs its authority and certificate, and admits it. It
+    /// becomes a learner and then a voter by the leader's own doing.
+    ///
+    /// # Errors
+    /// [`Refusal::WrongJoinProof`], and what the state machine refuses: token used, expired, of another name.
+    pub async fn join(&self, source: &EnrolSource, join: Join) -> Result<Joined, Error> {
+        let token_id = parse_id("token_id", &join.token_id)?;
+        let request_id = self.request_id(&join.request_id)?;
+        for (field, csr) in [("replica_csr", &join.replica_csr), ("authority_csr", &join.authority_csr)] {
+            keys::check_csr(csr)
+                .map_err(|error| Error::invalid(field, error.to_string(), "send a P-256 CSR in DER form"))?;
+        }
+        for (field, address) in
+            [("peer_addr", &join.peer_addr), ("node_addr", &join.node_addr), ("enrol_addr", &join.enrol_addr)]
+        {
+            ticket::check_endpoint(address)
+                .map_err(|error| Error::invalid(field, error.to_string(), "send host:port"))?;
+        }
+        self.barrier().await?;
+        let secret = self.token_secret(token_id)?;
+        let (cluster_id, token_text) = (self.cluster_id().to_string(), token_id.to_string());
+        let addresses = [
+            join.peer_addr.clone(),
+            join.node_addr.clone(),
+            join.enrol_addr.clone(),
+            join.metrics_addr.clone(),
+        ];
+        let asked = JoinRequest {
+            cluster_id: &cluster_id,
+            token_id: &token_text,
+            replica_csr: &join.replica_csr,
+            authority_csr: &join.authority_csr,
+            name: &join.name,
+            addresses: &addresses,
+            server_end_point: source.end_point,
+        };
+        if !asked.check_proof(&secret, &join.proof) {
+            tracing::warn!(token = %token_id, source = source.address, "a join token was proved wrongly");
+            return Err(Refusal::WrongJoinProof.into());
+        }
+        let wrapped_kek = asked
+            .wrap_kek(&secret, &self.keys().kek, &mut platform::fill_random)
+            .map_err(|error| Error::Internal(error.to_string()))?;
+        self.admit(request_id, token_id, &join, wrapped_kek).await
+    }
+
+    async fn admit(
+        &self,
+        request_id: Id,
+        token_id: Id,
+        join: &Join,
+        wrapped_kek: Vec<u8>,
+    ) -> Result<Joined, Error> {
+        let allocate = AllocateReplica { token_id, name: join.name.clone(), addresses: addresses_of(join) };
+        let written = self.propose(request_id, self.as_replica(), allocate).await?;
+        let Reply::ReplicaAllocated(allocated) = written.reply else {
+            return Err(self.odd_reply("cluster.allocate_replica"));
+        };
+        self.applied(written.index).await?;
+        let replica_id = allocated.replica_id;
+        let signed = self.sign_replica(join, replica_id)?;
+        let admit = AdmitReplica {
+            replica_id,
+            authority_cert_der: signed.authority.der.clone().into(),
+            certificate: new_certificate(&signed.replica, 0)?,
+        };
+        let written = self.propose(self.fresh_id(), self.as_replica(), admit).await?;
+        self.applied(written.index).await?;
+        let view = self.replica().view();
+        Ok(Joined {
+            replica_id,
+            root_certificate: cluster_of(&view)?.root_cert_der.to_vec(),
+            authority_certificate: signed.authority.der,
+            replica_certificate: signed.replica.der,
+            wrapped_kek,
+            peers: cluster::replicas(&view).into_iter().filter(Record::is_member).collect(),
+        })
+    }
+
+    fn token_secret(&self, token_id: Id) -> Result<ticket::Secret, Error> {
+        let token = cluster::join_token(&self.replica().view(), token_id)
+            .ok_or_else(|| Reject::new(Code::NoSuchJoinToken, [&token_id]))?;
+        let context = token_id.to_string();
+        let opened = self.keys().kek.open(Purpose::JoinSecret, context.as_bytes(), &token.secret_key_sealed);
+        let opened = opened.map_err(|error| Error::Internal(format!("join token {token_id}: {error}")))?;
+        ticket::Secret::from_bytes(&opened).map_err(|error| Error::Internal(error.to_string()))
+    }
+
+    /// Signs with the root. The key is in memory for the time of this call only.
+    fn sign_replica(&self, join: &Join, replica_id: u64) -> Result<Signed, Error> {
+        let internal = |cause: String| Error::Internal(format!("signing replica {replica_id}: {cause}"));
+        let root = self.open_root()?;
+        let now_ms = platform::wall_ms();
+        let authority = root
+            .sign_authority(&join.authority_csr, replica_id, now_ms, &mut platform::fill_random)
+            .map_err(|error| internal(error.to_string()))?;
+        let id = SpiffeId::replica(self.trust_domain().clone(), replica_id)
+            .map_err(|error| internal(error.to_string()))?;
+        let listens = [&join.peer_addr, &join.node_addr, &join.enrol_addr, &join.metrics_addr];
+        let hosts = listens.into_iter().filter_map(|address| address.rsplit_once(':')).map(|(host, _)| host);
+        let names = HostNames::from_hosts(hosts);
+        let csr = &join.replica_csr;
+        let replica = root
+            .issue_from_csr(csr, &id, REPLICA_TTL_MS, &names, now_ms, &mut platform::fill_random)
+            .map_err(|error| internal(error.to_string()))?;
+        Ok(Signed { authority, replica })
+    }
+
+    fn open_root(&self) -> Result<Root, Error> {
+        let cluster = cluster_of(&self.replica().view())?;
+        let context = self.cluster_id().to_string();
+        let internal = |cause: String| Error::Internal(format!("the root key: {cause}"));
+        let opened = self.keys().kek.open(Purpose::RootKey, context.as_bytes(), &cluster.root_key_sealed);
+        let opened = opened.map_err(|error| internal(error.to_string()))?;
+        let key = KeyPair::from_pkcs8(&opened).map_err(|error| internal(error.to_string()))?;
+        Root::open(cluster.root_cert_der.to_vec(), key).map_err(|error| internal(error.to_string()))
+    }
+
+    /// SHA-256 of the root's public key info: what tickets and join tokens pin.
+    pub(crate) fn root_pin(&self) -> Result<[u8; 32], Error> {
+        let root = cluster_of(&self.replica().view())?.root_cert_der;
+        palyra_pki::identity::spki_sha256(&root)
+            .map_err(|error| Error::Internal(format!("the root in the state is unusable: {error}")))
+    }
+
+    /// Enrol listeners for tickets and join tokens, this replica's first.
+    pub(crate) fn enrol_endpoints(&self) -> Vec<String> {
+        let listening = self.endpoints().into_iter().map(|endpoint| endpoint.enrol_addr);
+        listening.filter(|address| !address.is_empty()).take(ticket::MAX_ENDPOINTS).collect()
+    }
+}
+
+fn addresses_of(join: &Join) -> Addresses {
+    Addresses {
+        peer: join.peer_addr.clone(),
+        node: join.node_addr.clone(),
+        enrol: join.enrol_addr.clone(),
+        http: String::new(),
+        metrics: join.metrics_addr.clone(),
+    }
+}
+
+fn cluster_of(view: &dyn Read) -> Result<cluster::Cluster, Error> {
+    cluster::cluster(view).ok_or(Error::Unavailable { leader_hint: None })
+}

@@ -1,0 +1,139 @@
+//! Every bound and every duration of the control plane in one place, with the relations that must hold between them.
+//!
+//! What never lives here: limits of the replicated state (`palyra_state::limits`), on which all replicas must agree.
+//! These here are one replica's own; two replicas may differ in them without harm, save for [`Timings::max_staleness`].
+
+use std::time::Duration;
+
+/// Durations that an installation may tune.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timings {
+    /// How often a node sends a heartbeat.
+    pub heartbeat_interval: Duration,
+    /// Silence after which a session is closed.
+    pub heartbeat_timeout: Duration,
+    /// Time without quorum contact after which this replica serves no node. The same everywhere: revocation waits for
+    /// it.
+    pub max_staleness: Duration,
+    /// Time without contact after which the leader detaches a replica's sessions.
+    pub replica_lost_after: Duration,
+    /// Longest that one proposal, one linearizable read or one call of another replica may take.
+    pub call_timeout: Duration,
+    /// How long a session's outbound message may wait for a reader that stalls.
+    pub stall_timeout: Duration,
+}
+
+impl Default for Timings {
+    fn default() -> Timings {
+        Timings {
+            heartbeat_interval: Duration::from_secs(2),
+            heartbeat_timeout: Duration::from_secs(7),
+            max_staleness: Duration::from_secs(5),
+            replica_lost_after: Duration::from_secs(5),
+            call_timeout: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Timings {
+    /// Says which relation between the durations is broken, if one is.
+    ///
+    /// # Errors
+    /// A sentence for the person who wrote the configuration.
+    pub fn check(&self) -> Result<(), String> {
+        if self.heartbeat_interval.is_zero() {
+            return Err("heartbeat_interval must be longer than nothing".to_owned());
+        }
+        if self.heartbeat_timeout < 2 * self.heartbeat_interval {
+            return Err("heartbeat_timeout must be at least twice heartbeat_interval, or one lost message ends a \
+                        session"
+                .to_owned());
+        }
+        if self.max_staleness < Duration::from_secs(1) {
+            return Err("max_staleness must be at least a second: elections take as long".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Bounds of what one replica holds in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Live sessions.
+    pub sessions: usize,
+    /// Accepted connections, of nodes and operators.
+    pub connections: usize,
+    /// Messages that wait for one session's reader. Assignments wait as ids, their payloads stay in the state.
+    pub outbound: usize,
+    /// Results of one session that are being committed at one time.
+    pub results_in_flight: usize,
+    /// Calls that wait for a dispatch or a pairing request.
+    pub waiters: usize,
+    /// Half-done pairing exchanges.
+    pub exchanges: usize,
+    /// Half-done pairing exchanges from one address.
+    pub exchanges_per_source: usize,
+    /// PINs that are being minted at one time; each takes 19 MiB and tens of milliseconds.
+    pub minting: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            sessions: 20_000,
+            connections: 40_000,
+            outbound: 2_048,
+            results_in_flight: 16,
+            waiters: 8_192,
+            exchanges: 512,
+            exchanges_per_source: 32,
+            minting: 2,
+        }
+    }
+}
+
+/// Longest wait for the end of a dispatch.
+pub const DISPATCH_WAIT_MAX: Duration = Duration::from_secs(300);
+/// Longest wait for the outcome of a pairing, and for messages of a polling node.
+pub const POLL_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Wait for the enforcement of a revocation when none is asked for.
+pub const ENFORCE_WAIT: Duration = Duration::from_secs(10);
+/// Longest wait for the enforcement of a revocation.
+pub const ENFORCE_WAIT_MAX: Duration = Duration::from_secs(120);
+/// How much longer than `max_staleness` after a revocation a silent replica's authority counts as lapsed: clocks of two
+/// machines do not run at the same speed, and a replica that is stale notices within half a heartbeat.
+pub const LAPSE_MARGIN: Duration = Duration::from_secs(2);
+/// Life of a half-done pairing exchange, and of a server nonce.
+pub const EXCHANGE_LIFE: Duration = Duration::from_millis(palyra_state::limits::ATTEMPT_TTL);
+/// Deepest nesting of a payload; what parses it on the node recurses.
+pub const JSON_DEPTH: usize = 64;
+/// Life of an operator's certificate when none is asked for, in milliseconds.
+pub const OPERATOR_TTL_MS: u64 = 30 * palyra_state::limits::DAY;
+/// Longest life of an operator's certificate, in milliseconds.
+pub const OPERATOR_TTL_MAX_MS: u64 = 366 * palyra_state::limits::DAY;
+/// Life of a node's certificate, in milliseconds.
+pub const NODE_TTL_MS: u64 = palyra_pki::ca::NODE_VALIDITY_MS;
+/// Life of a replica's certificate, in milliseconds: as long as its authority's.
+pub const REPLICA_TTL_MS: u64 = palyra_pki::ca::AUTHORITY_VALIDITY_MS;
+/// Journal rows that one step of a tail reads.
+pub const TAIL_ROWS: usize = 256;
+
+const _: () = {
+    assert!(ENFORCE_WAIT.as_millis() < ENFORCE_WAIT_MAX.as_millis());
+    assert!(OPERATOR_TTL_MS < OPERATOR_TTL_MAX_MS);
+    // A poll that waits longer than a session may be silent would end its own session.
+    assert!(POLL_WAIT_MAX.as_secs() < DISPATCH_WAIT_MAX.as_secs());
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_hold_and_broken_ones_are_named() {
+        assert_eq!(Timings::default().check(), Ok(()));
+        let hasty = Timings { heartbeat_timeout: Duration::from_secs(3), ..Timings::default() };
+        assert!(hasty.check().is_err_and(|cause| cause.contains("heartbeat_timeout")));
+    }
+}

@@ -1,0 +1,173 @@
+//! Nodes: registration and renewal by the nodes themselves, and how operators look at them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use palyra_state::identity::{self, RenewCertificate};
+use palyra_state::nodes::{self as records, Capability, Node, NodeStatus, Register};
+use palyra_state::{Code, Id, Read, Reject, Reply, dispatch};
+
+use crate::caller::Caller;
+use crate::control::{Control, Endpoint, ReadInfo, ReadOptions, WriteInfo};
+use crate::dispatch::{Page, next_page, page_size, page_start};
+use crate::error::Error;
+use crate::pairing::requests::chain_of;
+use crate::selector;
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Default)]
+pub struct Registration {
+    /// A ULID, the same for each try; empty for a fresh one.
+    pub request_id: String,
+    /// Operating system and architecture, `linux/x86_64`.
+    pub platform: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// What it can do.
+    pub capabilities: Vec<Capability>,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What registration answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// Counts changes of the registration.
+    pub generation: u64,
+    /// Where the replicas are.
+    pub endpoints: Vec<Endpoint>,
+    /// The entry.
+    pub write: WriteInfo,
+}
+
+/// A node as operators see it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeView {
+    /// The record.
+    pub record: Node,
+    /// Name of its device.
+    pub name: String,
+    /// Dispatches that have not ended.
+    pub open_dispatches: u32,
+    /// Since the node was last heard, if this replica holds its session.
+    pub last_seen: Option<Duration>,
+}
+
+impl Control {
+    /// Records what a node can do. The caller has been admitted as node, under its own device id.
+    ///
+    /// # Errors
+    /// What the state machine refuses.
+    pub async fn register(&self, caller: &Caller, registration: Registration) -> Result<Registered, Error> {
+        let device_id = node_id(caller)?;
+        let request_id = self.request_id(&registration.request_id)?;
+        let command = Register {
+            device_id,
+            platform: registration.platform,
+            agent_version: registration.agent_version,
+            capabilities: registration.capabilities,
+            labels: registration.labels,
+        };
+        let written = self.propose(request_id, caller.actor(), command).await?;
+        let Reply::Registered(registered) = written.reply else { return Err(self.odd_reply("nodes.register")) };
+        Ok(Registered { generation: registered.generation, endpoints: self.endpoints(), write: written.info })
+    }
+
+    /// Signs and records a node's next certificate; the present one stays valid until it runs out.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a bad CSR, and what the state machine refuses.
+    pub async fn renew(
+        &self,
+        caller: &Caller,
+        request_id: &str,
+        csr: &[u8],
+    ) -> Result<(Vec<Vec<u8>>, WriteInfo), Error> {
+        let device_id = node_id(caller)?;
+        let request_id = self.request_id(request_id)?;
+        let certificate = self.sign_node(csr, device_id)?;
+        let (spki, fingerprint) = (certificate.spki, certificate.fingerprint());
+        let command = RenewCertificate { device_id, certificate };
+        let written = self.propose(request_id, caller.actor(), command).await?;
+        self.applied(written.index).await?;
+        let view = self.replica().view();
+        // A retry signed a second certificate that nobody recorded; the first one's key is the same.
+        let recorded = identity::certificate_by_fingerprint(&view, fingerprint).or_else(|| {
+            let kind = identity::CertificateKind::Node;
+            identity::certificates_of(&view, kind, &device_id.to_string()).into_iter().rfind(|c| c.spki == spki)
+        });
+        let recorded = recorded.ok_or_else(|| {
+            let next = "renew again under a new request id";
+            Error::invalid("request_id", "it renewed another key's certificate before", next)
+        })?;
+        Ok((chain_of(&view, recorded.fingerprint)?, written.info))
+    }
+
+    /// Nodes by device id; `status` may be empty, and all `labels` must match.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a bad status or page, and what a read can say.
+    pub async fn list_nodes(
+        &self,
+        read: ReadOptions,
+        status: &str,
+        labels: &BTreeMap<String, String>,
+        after: &str,
+        limit: u32,
+    ) -> Result<Page<NodeView>, Error> {
+        let (view, info) = self.read(read).await?;
+        let wanted = match status {
+            "" => None,
+            "online" => Some(NodeStatus::Online),
+            "offline" => Some(NodeStatus::Offline),
+            other => {
+                let cause = format!("{:?} is no status", other.chars().take(32).collect::<String>());
+                return Err(Error::invalid("status", cause, "use online or offline"));
+            }
+        };
+        let limit = page_size(limit);
+        let mut after = page_start(after)?;
+        let mut items: Vec<Node> = Vec::new();
+        while items.len() <= limit {
+            let page = records::nodes(&view, after, limit);
+            let Some(last) = page.last() else { break };
+            after = Some(last.device_id);
+            items.extend(page.into_iter().filter(|node| {
+                wanted.is_none_or(|wanted| node.status() == wanted)
+                    && labels.iter().all(|(name, value)| node.labels.get(name) == Some(value))
+            }));
+        }
+        let next = next_page(&mut items, limit, |node| node.device_id.to_string());
+        let items = items.into_iter().map(|node| self.node_view(&view, node)).collect();
+        Ok(Page { items, next, read: info })
+    }
+
+    /// One node, by device id, prefix or name.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] when there is none, and what a read can say.
+    pub async fn get_node(&self, read: ReadOptions, selector: &str) -> Result<(NodeView, ReadInfo), Error> {
+        let (view, info) = self.read(read).await?;
+        let id = selector::device(&view, selector)?;
+        let node = records::node(&view, id).ok_or_else(|| Reject::new(Code::NodeUnknown, [&id]))?;
+        Ok((self.node_view(&view, node), info))
+    }
+
+    fn node_view(&self, view: &dyn Read, record: Node) -> NodeView {
+        let id = record.device_id;
+        NodeView {
+            name: identity::device(view, id).map(|device| device.name).unwrap_or_default(),
+            open_dispatches: dispatch::open_count(view, id),
+            last_seen: self.registry().last_seen(id),
+            record,
+        }
+    }
+}
+
+/// The device of a caller that was admitted as node.
+fn node_id(caller: &Caller) -> Result<Id, Error> {
+    match caller {
+        Caller::Node { device_id, .. } => Ok(*device_id),
+        other => Err(Error::Internal(format!("{:?} was let into a node's call", other.actor()))),
+    }
+}

@@ -1,0 +1,151 @@
+//! What the control planes of two replicas ask each other: "have you carried this out?", "how are you?".
+//!
+//! What never lives here: Raft. Nothing here changes anything; both questions may be asked again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use palyra_platform as platform;
+use palyra_replica::{PeerError, PeerHandler, PeerRefusal};
+use prost::Message;
+
+use crate::control::Control;
+
+/// The topic of all calls of this layer.
+const TOPIC: &str = "control";
+
+/// A question.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(crate) enum Call {
+    #[prost(message, tag = "1")]
+    Enforce(Enforce),
+    #[prost(message, tag = "2")]
+    Status(AskStatus),
+}
+
+/// Has everything up to `index` been carried out, and is no connection of `subject` left? Waits for it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Enforce {
+    #[prost(uint64, tag = "1")]
+    pub(crate) index: u64,
+    #[prost(string, tag = "2")]
+    pub(crate) subject: String,
+    #[prost(uint64, tag = "3")]
+    pub(crate) wait_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct AskStatus {}
+
+/// An answer.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(crate) enum Answer {
+    #[prost(message, tag = "1")]
+    Enforced(Enforced),
+    #[prost(message, tag = "2")]
+    Status(OwnStatus),
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct Enforced {
+    #[prost(bool, tag = "1")]
+    pub(crate) done: bool,
+}
+
+/// How a replica is, as it says itself.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct OwnStatus {
+    #[prost(string, tag = "1")]
+    pub(crate) role: String,
+    #[prost(uint64, tag = "2")]
+    pub(crate) last_log_index: u64,
+    #[prost(uint64, tag = "3")]
+    pub(crate) applied_index: u64,
+    #[prost(uint64, tag = "4")]
+    pub(crate) snapshot_index: u64,
+    #[prost(uint64, tag = "5")]
+    pub(crate) contact_age_ms: u64,
+    #[prost(string, tag = "6")]
+    pub(crate) version: String,
+    #[prost(string, tag = "7")]
+    pub(crate) state_hash: String,
+    #[prost(uint64, tag = "8")]
+    pub(crate) wall_ms: u64,
+    #[prost(uint64, tag = "9")]
+    pub(crate) sessions: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct CallFrame {
+    #[prost(oneof = "Call", tags = "1, 2")]
+    call: Option<Call>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AnswerFrame {
+    #[prost(oneof = "Answer", tags = "1, 2")]
+    answer: Option<Answer>,
+}
+
+impl Control {
+    /// Answers the questions of other replicas from now on.
+    pub(crate) fn serve_peers(&self) {
+        self.replica().handle_peer_calls(Arc::new(self.clone()));
+    }
+
+    /// Asks another replica.
+    pub(crate) async fn call_peer(&self, to: u64, call: Call, timeout: Duration) -> Result<Answer, PeerError> {
+        let body = Bytes::from(CallFrame { call: Some(call) }.encode_to_vec());
+        let answer = self.replica().call_peer(to, TOPIC, body, timeout).await?;
+        let malformed = || PeerError::Lost("the answer cannot be decoded".to_owned());
+        AnswerFrame::decode(answer).map_err(|_| malformed())?.answer.ok_or_else(malformed)
+    }
+
+    async fn answer_peer(&self, body: Bytes) -> Result<Bytes, PeerError> {
+        let unsupported = || PeerError::Refused {
+            refusal: PeerRefusal::Unsupported,
+            message: "this version does not know the question".to_owned(),
+        };
+        let frame = CallFrame::decode(body).map_err(|_| unsupported())?;
+        let answer = match frame.call.ok_or_else(unsupported)? {
+            Call::Enforce(ask) => {
+                let wait = Duration::from_millis(ask.wait_ms).min(self.timings().call_timeout);
+                let done = platform::timeout(wait, self.enforced_here(ask.index, &ask.subject)).await.is_ok();
+                Answer::Enforced(Enforced { done })
+            }
+            Call::Status(AskStatus {}) => Answer::Status(self.own_status()),
+        };
+        Ok(Bytes::from(AnswerFrame { answer: Some(answer) }.encode_to_vec()))
+    }
+}
+
+impl PeerHandler for Control {
+    fn handle(&self, from: u64, topic: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+        let control = self.clone();
+        async move {
+            if topic != TOPIC {
+                let message = format!("replica {from} asked about {topic:?}, which this version does not know");
+                return Err(PeerError::Refused { refusal: PeerRefusal::Unsupported, message });
+            }
+            control.answer_peer(body).await
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_survive_their_encoding_and_unknown_ones_are_told_apart() {
+        let call = Call::Enforce(Enforce { index: 7, subject: "x".to_owned(), wait_ms: 9 });
+        let bytes = CallFrame { call: Some(call.clone()) }.encode_to_vec();
+        assert_eq!(CallFrame::decode(bytes.as_slice()).unwrap().call, Some(call));
+        // Field 9 of a later version.
+        assert_eq!(CallFrame::decode([0x4a, 0].as_slice()).unwrap().call, None);
+    }
+}

@@ -1,0 +1,211 @@
+//! Reconcilers: what the leader does on its own. Each looks at the state and at the Raft group, and proposes what is
+//! missing; none remembers what it did, so a new leader goes on where the old one stopped.
+//!
+//! What never lives here: anything that a follower does. Invariants: a pass that finds nothing to do proposes nothing,
+//! so an idle cluster's log does not grow; every batch is bounded; a reconciler that fails is tried again with the
+//! next pass and stops no other.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use palyra_platform::{self as platform, Instant};
+use palyra_replica::{Role, Status};
+use palyra_state::cluster::{self, Replica as Record, ReplicaStatus, SetReplicaStatus};
+use palyra_state::nodes::{self, DetachReplica};
+use palyra_state::{Actor, Command, dispatch, limits, pairing};
+
+use crate::control::Control;
+use crate::error::Error;
+
+/// The longest pause between two passes of a leader.
+const PASS: Duration = Duration::from_millis(500);
+/// How far a learner may lag behind to count as caught up, in entries.
+const LAG: u64 = 64;
+/// How many passes in a row a learner must be caught up before it gets a vote.
+const CAUGHT_UP: u32 = 3;
+
+/// What a leader keeps from pass to pass. Lost with the leadership, which delays and never breaks.
+struct Leading {
+    since: Instant,
+    caught_up: BTreeMap<u64, u32>,
+}
+
+impl Control {
+    /// Works while this replica leads, until it stops.
+    pub(crate) async fn reconcile(self) {
+        let mut stopping = self.stopping();
+        let mut leading: Option<Leading> = None;
+        loop {
+            let pause = if leading.is_some() { self.until_next_deadline().min(PASS) } else { PASS };
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => return,
+                () = platform::sleep(pause) => {}
+            }
+            let status = self.replica().status();
+            if status.role != Role::Leader {
+                leading = None;
+                continue;
+            }
+            let leading = leading
+                .get_or_insert_with(|| Leading { since: platform::now(), caught_up: BTreeMap::new() });
+            // Only a leader whose word counts may act on what it sees; a deposed one cannot propose anyway.
+            if self.check_fresh().is_ok() {
+                self.pass(&status, leading).await;
+            }
+        }
+    }
+
+    async fn pass(&self, status: &Status, leading: &mut Leading) {
+        let steps = [
+            ("deadlines", self.expire_dispatches().await),
+            ("pairing", self.expire_pairing().await),
+            ("lost replicas", self.detach_lost(status, leading).await),
+            ("membership", self.settle_membership(status, leading).await),
+        ];
+        for (step, outcome) in steps {
+            if let Err(error) = outcome {
+                tracing::warn!(step, cause = %error, "a reconciler will try again");
+            }
+        }
+    }
+
+    async fn as_system(&self, command: impl Into<Command>) -> Result<(), Error> {
+        let written = self.propose(self.fresh_id(), Actor::System, command).await?;
+        // The next pass must see what this one did.
+        self.applied(written.index).await
+    }
+
+    /// How long until an open dispatch is too late.
+    fn until_next_deadline(&self) -> Duration {
+        let next = dispatch::next_deadline(&self.replica().view()).unwrap_or(u64::MAX);
+        Duration::from_millis(next.saturating_sub(platform::wall_ms()).max(1))
+    }
+
+    /// Ends dispatches whose deadline has passed.
+    async fn expire_dispatches(&self) -> Result<(), Error> {
+        let ids = dispatch::due(&self.replica().view(), platform::wall_ms(), limits::EXPIRE_BATCH);
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.as_system(dispatch::Expire { ids }).await
+    }
+
+    /// Writes down which codes and pairing requests the clock has ended.
+    async fn expire_pairing(&self) -> Result<(), Error> {
+        let now = platform::wall_ms();
+        let (mut codes, mut requests) = {
+            let view = self.replica().view();
+            (pairing::due_codes(&view, now), pairing::due_requests(&view, now))
+        };
+        codes.truncate(limits::EXPIRE_BATCH);
+        requests.truncate(limits::EXPIRE_BATCH - codes.len());
+        if codes.is_empty() && requests.is_empty() {
+            return Ok(());
+        }
+        self.as_system(pairing::Expire { codes, requests }).await
+    }
+
+    /// Ends the sessions of replicas that the leader has not heard from for too long, a batch per pass.
+    async fn detach_lost(&self, status: &Status, leading: &Leading) -> Result<(), Error> {
+        let (lost, index) = {
+            let view = self.replica().view();
+            let holds = |record: &&Record| !nodes::sessions_of(&view, record.id, None, 1).is_empty();
+            let records = cluster::replicas(&view);
+            let lost: Vec<u64> = records
+                .iter()
+                .filter(|record| record.id != self.replica_id() && self.is_lost(record, status, leading))
+                .filter(holds)
+                .map(|record| record.id)
+                .collect();
+            (lost, view.index())
+        };
+        for replica_id in lost {
+            tracing::warn!(replica = replica_id, "replica is lost: its sessions end");
+            let command = DetachReplica {
+                replica_id,
+                limit: 0,
+                up_to_epoch: index,
+                reason: "replica_lost".to_owned(),
+            };
+            self.as_system(command).await?;
+        }
+        Ok(())
+    }
+
+    fn is_lost(&self, record: &Record, status: &Status, leading: &Leading) -> bool {
+        if record.status() == ReplicaStatus::Removed {
+            return true;
+        }
+        // A new leader has heard from nobody yet.
+        let patience = self.timings().replica_lost_after;
+        let heard = status.peers.get(&record.id).and_then(|peer| peer.contact_age);
+        leading.since.elapsed() > patience && heard.is_none_or(|age| age > patience)
+    }
+
+    /// Brings the Raft group to what the records say, and the records to what the group has become.
+    async fn settle_membership(&self, status: &Status, leading: &mut Leading) -> Result<(), Error> {
+        let records = cluster::replicas(&self.replica().view());
+        leading.caught_up.retain(|id, _| status.learners.contains(id));
+        for record in records {
+            let (id, is_voter, is_learner) =
+                (record.id, status.voters.contains(&record.id), status.learners.contains(&record.id));
+            match record.status() {
+                ReplicaStatus::Allocated => {}
+                ReplicaStatus::Removed => {
+                    if is_voter || is_learner {
+                        self.change(id, "remove", self.replica().remove(id)).await?;
+                    }
+                }
+                ReplicaStatus::Joining | ReplicaStatus::Learner | ReplicaStatus::Voter => {
+                    if is_voter {
+                        self.record_status(&record, ReplicaStatus::Voter).await?;
+                    } else if is_learner {
+                        self.record_status(&record, ReplicaStatus::Learner).await?;
+                        self.promote_if_caught_up(id, status, leading).await?;
+                    } else {
+                        self.change(id, "add as learner", self.replica().add_learner(id)).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn record_status(&self, record: &Record, status: ReplicaStatus) -> Result<(), Error> {
+        if record.status() == status {
+            return Ok(());
+        }
+        tracing::info!(replica = record.id, from = record.status().as_str(), to = status.as_str(), "membership");
+        self.as_system(SetReplicaStatus { replica_id: record.id, status: status as i32 }).await
+    }
+
+    async fn promote_if_caught_up(&self, id: u64, status: &Status, leading: &mut Leading) -> Result<(), Error> {
+        let close = status.peers.get(&id).is_some_and(|peer| {
+            let recent = peer.contact_age.is_some_and(|age| age < self.timings().replica_lost_after);
+            recent && status.last_log_index.saturating_sub(peer.matched) <= LAG
+        });
+        let passes = leading.caught_up.entry(id).or_default();
+        *passes = if close { *passes + 1 } else { 0 };
+        if *passes < CAUGHT_UP {
+            return Ok(());
+        }
+        leading.caught_up.remove(&id);
+        self.change(id, "promote", self.replica().promote(id)).await
+    }
+
+    /// One change of the group, bounded in time: the next pass sees what became of it.
+    async fn change<E: std::fmt::Display>(
+        &self,
+        id: u64,
+        what: &'static str,
+        change: impl Future<Output = Result<(), E>>,
+    ) -> Result<(), Error> {
+        tracing::info!(replica = id, what, "changing the group");
+        match platform::timeout(self.timings().call_timeout, change).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::Internal(format!("{what} replica {id}: {error}"))),
+            Err(_) => Err(Error::Internal(format!("{what} replica {id}: not done in time"))),
+        }
+    }
+}

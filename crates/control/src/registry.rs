@@ -1,0 +1,256 @@
+//! The live sessions of this replica, in memory: which device has which, when it was last heard, what waits for it.
+//!
+//! What never lives here: the replicated record of a session, and proposals. Heartbeats end here.
+//! Invariants: an entry is made before the attach is proposed and before the state is checked, so that a revocation or
+//! a newer session either finds the entry or is found by the check; it stays until its end is settled in the state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use palyra_pki::PeerIdentity;
+use palyra_platform::{self as platform, Instant};
+use palyra_state::Id;
+use tokio::sync::watch;
+
+use crate::error::Error;
+use crate::outbox::{End, Outbox, Waiting};
+
+/// How a node receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// One bidirectional stream.
+    Stream,
+    /// Long polls and unary results.
+    Poll,
+}
+
+impl Transport {
+    /// Stable text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Transport::Stream => "stream",
+            Transport::Poll => "poll",
+        }
+    }
+}
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// Names it on this replica, before it has an epoch.
+    pub(crate) key: u64,
+    pub(crate) device_id: Id,
+    pub(crate) peer: PeerIdentity,
+    pub(crate) transport: Transport,
+    /// The mTLS connection that carries it; 0 when there is none to close.
+    pub(crate) connection: u64,
+    pub(crate) outbox: Outbox,
+    /// 0 until the attach is committed.
+    epoch: AtomicU64,
+    /// When a message came last.
+    heard: Mutex<Instant>,
+    /// Polls that wait at the moment; a node that waits for us is not silent.
+    polling: AtomicUsize,
+    /// Dispatches that were put into the outbox or that the node holds.
+    delivered: Mutex<BTreeSet<Id>>,
+    /// The owner has let go of it.
+    released: AtomicBool,
+    /// Somebody tells the state of its end.
+    detaching: AtomicBool,
+}
+
+impl Entry {
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Release);
+    }
+
+    pub(crate) fn touch(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = platform::now();
+    }
+
+    /// How long nothing came. A waiting poll counts as a message.
+    pub(crate) fn silence(&self) -> Duration {
+        if self.polling.load(Ordering::Acquire) > 0 {
+            return Duration::ZERO;
+        }
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Counts a poll until the guard is dropped.
+    pub(crate) fn poll(self: &Arc<Self>) -> PollGuard {
+        self.polling.fetch_add(1, Ordering::AcqRel);
+        PollGuard(Arc::clone(self))
+    }
+
+    /// Notes dispatches that the node has already.
+    pub(crate) fn holds(&self, held: &[Id]) {
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).extend(held);
+    }
+
+    /// Puts a dispatch into the outbox, unless it was there before. `false` when the box is full.
+    pub(crate) fn deliver(&self, dispatch_id: Id) -> bool {
+        let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+        if delivered.contains(&dispatch_id) {
+            return true;
+        }
+        let fits = self.outbox.put(Waiting::Assign(dispatch_id));
+        if fits {
+            delivered.insert(dispatch_id);
+        }
+        fits
+    }
+
+    /// Forgets a dispatch that has ended; whether the node had it.
+    pub(crate) fn forget(&self, dispatch_id: Id) -> bool {
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).remove(&dispatch_id)
+    }
+
+    pub(crate) fn release(&self) {
+        self.released.store(true, Ordering::Release);
+    }
+
+    /// Whether the asker is the first, and so the one that tells the state.
+    pub(crate) fn begin_detach(&self) -> bool {
+        !self.detaching.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.released.load(Ordering::Acquire)
+    }
+}
+
+/// A poll that waits.
+#[derive(Debug)]
+pub(crate) struct PollGuard(Arc<Entry>);
+
+impl Drop for PollGuard {
+    fn drop(&mut self) {
+        self.0.touch();
+        self.0.polling.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    by_key: BTreeMap<u64, Arc<Entry>>,
+    by_device: BTreeMap<Id, BTreeSet<u64>>,
+    next: u64,
+}
+
+/// All sessions.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    inside: Mutex<Inside>,
+    changed: watch::Sender<u64>,
+    limit: usize,
+    outbound: usize,
+}
+
+impl Registry {
+    pub(crate) fn new(limit: usize, outbound: usize) -> Registry {
+        Registry { inside: Mutex::new(Inside::default()), changed: watch::Sender::new(0), limit, outbound }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn enter(
+        &self,
+        device_id: Id,
+        peer: &PeerIdentity,
+        transport: Transport,
+        connection: u64,
+    ) -> Result<Arc<Entry>, Error> {
+        let mut inside = self.lock();
+        if inside.by_key.len() >= self.limit {
+            return Err(Error::Busy { what: "sessions" });
+        }
+        inside.next += 1;
+        let entry = Arc::new(Entry {
+            key: inside.next,
+            device_id,
+            peer: peer.clone(),
+            transport,
+            connection,
+            outbox: Outbox::new(self.outbound),
+            epoch: AtomicU64::new(0),
+            heard: Mutex::new(platform::now()),
+            polling: AtomicUsize::new(0),
+            delivered: Mutex::new(BTreeSet::new()),
+            released: AtomicBool::new(false),
+            detaching: AtomicBool::new(false),
+        });
+        inside.by_key.insert(entry.key, Arc::clone(&entry));
+        inside.by_device.entry(device_id).or_default().insert(entry.key);
+        Ok(entry)
+    }
+
+    pub(crate) fn remove(&self, entry: &Entry) {
+        let mut inside = self.lock();
+        inside.by_key.remove(&entry.key);
+        if let Some(keys) = inside.by_device.get_mut(&entry.device_id) {
+            keys.remove(&entry.key);
+            if keys.is_empty() {
+                inside.by_device.remove(&entry.device_id);
+            }
+        }
+        drop(inside);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn of_device(&self, device_id: Id) -> Vec<Arc<Entry>> {
+        let inside = self.lock();
+        let keys = inside.by_device.get(&device_id);
+        keys.into_iter().flatten().filter_map(|key| inside.by_key.get(key).cloned()).collect()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
+        self.lock().by_key.values().cloned().collect()
+    }
+
+    /// The session with this epoch, if it is live here.
+    pub(crate) fn live(&self, device_id: Id, epoch: u64) -> Option<Arc<Entry>> {
+        let mut of_device = self.of_device(device_id).into_iter();
+        of_device.find(|entry| entry.epoch() == epoch && epoch != 0 && entry.outbox.end().is_none())
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.lock().by_key.len()
+    }
+
+    /// Changes whenever a session is gone.
+    pub(crate) fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// How long ago something was heard from a device, if it has a live session here.
+    pub(crate) fn last_seen(&self, device_id: Id) -> Option<Duration> {
+        let live = self.of_device(device_id).into_iter().filter(|entry| entry.outbox.end().is_none());
+        live.map(|entry| entry.silence()).min()
+    }
+
+    /// Those that have been silent, or whose reader has stalled, for too long.
+    pub(crate) fn overdue(&self, silent: Duration, stalled: Duration) -> Vec<(Arc<Entry>, End)> {
+        let live = self.all().into_iter().filter(|entry| entry.outbox.end().is_none());
+        live.filter_map(|entry| {
+            // A poll may be away for as long as the node takes to come back with the next one.
+            let patience = if entry.transport == Transport::Poll { silent * 2 } else { silent };
+            if entry.silence() > patience {
+                Some((entry, End::Silent))
+            } else if entry.outbox.stalled() > stalled {
+                Some((entry, End::SlowReader))
+            } else {
+                None
+            }
+        })
+        .collect()
+    }
+}

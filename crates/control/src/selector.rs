@@ -1,0 +1,118 @@
+//! How people name things: a full ULID, a prefix of one, or a name, as long as it names exactly one.
+//!
+//! Invariant: a full ULID is never looked up here, so that the state machine decides whether it exists.
+
+use palyra_state::{Id, Read, dispatch, identity, limits, pairing};
+
+use crate::error::{Error, Refusal};
+
+/// How many matches an ambiguous selector shows.
+const SHOWN: usize = 5;
+
+/// A ULID from a field.
+pub(crate) fn parse_id(field: &'static str, text: &str) -> Result<Id, Error> {
+    Id::parse(text).filter(|id| !id.is_zero()).ok_or_else(|| {
+        let shown: String = text.chars().take(64).collect();
+        Error::invalid(field, format!("{shown:?} is no ULID"), "send 26 characters of 0-9 and A-Z without I, L, O, U")
+    })
+}
+
+/// The device that a selector names.
+pub(crate) fn device(view: &dyn Read, selector: &str) -> Result<Id, Error> {
+    if let Some(id) = Id::parse(selector) {
+        return Ok(id);
+    }
+    if selector.is_empty() {
+        return Err(Error::invalid("device_id", "it is empty", "name a device: palyra device ls"));
+    }
+    let named = devices_named(view, selector);
+    if !named.is_empty() {
+        return one("device", selector, named);
+    }
+    let found = identity::devices_by_prefix(view, selector, SHOWN + 1);
+    one("device", selector, found.into_iter().map(|device| device.id).collect())
+}
+
+fn devices_named(view: &dyn Read, name: &str) -> Vec<Id> {
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let page = identity::devices(view, after, limits::PAGE_MAX);
+        let Some(last) = page.last() else { return found };
+        after = Some(last.id);
+        // A revoked device gives its name free.
+        let trusted = page.iter().filter(|device| device.status() == identity::DeviceStatus::Trusted);
+        found.extend(trusted.filter(|device| device.name == name).map(|device| device.id));
+    }
+}
+
+/// The pairing request that a selector names: its id, the id of a device that waits, or a prefix.
+pub(crate) fn pairing_request(view: &dyn Read, selector: &str) -> Result<Id, Error> {
+    if let Some(id) = Id::parse(selector) {
+        return Ok(pairing::pending_of(view, id).map_or(id, |request| request.id));
+    }
+    if selector.is_empty() {
+        return Err(Error::invalid("id", "it is empty", "name a pairing request: palyra pairing ls"));
+    }
+    let found = pairing::requests_by_prefix(view, selector, SHOWN + 1);
+    if !found.is_empty() {
+        return one("pairing request", selector, found.into_iter().map(|request| request.id).collect());
+    }
+    let devices = devices_waiting(view, selector);
+    one("pairing request", selector, devices)
+}
+
+fn devices_waiting(view: &dyn Read, prefix: &str) -> Vec<Id> {
+    let Some((first, last)) = Id::prefix_range(prefix) else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let page = pairing::requests(view, after, limits::PAGE_MAX);
+        let Some(end) = page.last() else { return found };
+        after = Some(end.id);
+        let pending = page.iter().filter(|r| r.status() == pairing::RequestStatus::PendingApproval);
+        found.extend(pending.filter(|r| (first..=last).contains(&r.device_id)).map(|r| r.id));
+    }
+}
+
+/// The code that a selector names: its id, a prefix, or its number with or without the `C`.
+pub(crate) fn code(view: &dyn Read, selector: &str) -> Result<Id, Error> {
+    if let Some(id) = Id::parse(selector) {
+        return Ok(id);
+    }
+    let digits = selector.strip_prefix(['C', 'c']).unwrap_or(selector);
+    if let Some(view) = digits.parse().ok().and_then(|number| pairing::code_by_number(view, number)) {
+        return Ok(view.id);
+    }
+    let range = Id::prefix_range(selector).filter(|_| !selector.is_empty());
+    let all = pairing::codes(view);
+    let matching = all.iter().filter(|code| range.is_some_and(|(first, last)| (first..=last).contains(&code.id)));
+    one("pairing code", selector, matching.map(|code| code.id).collect())
+}
+
+/// The dispatch that a selector names: its id, or a prefix of one.
+pub(crate) fn dispatch_id(view: &dyn Read, selector: &str) -> Result<Id, Error> {
+    if let Some(id) = Id::parse(selector) {
+        return Ok(id);
+    }
+    let Some((first, last)) = Id::prefix_range(selector).filter(|_| !selector.is_empty()) else {
+        return Err(Error::not_found("dispatch", selector));
+    };
+    let mut found: Vec<Id> = Vec::new();
+    // The page begins after its argument; the first id of the range itself is looked up apart.
+    found.extend(dispatch::dispatch(view, first).map(|dispatch| dispatch.id));
+    let page = dispatch::list(view, Some(first), SHOWN + 1);
+    found.extend(page.iter().map(|dispatch| dispatch.id).take_while(|id| *id <= last));
+    one("dispatch", selector, found)
+}
+
+fn one(kind: &'static str, selector: &str, mut found: Vec<Id>) -> Result<Id, Error> {
+    match found.len() {
+        0 => Err(Error::not_found(kind, selector)),
+        1 => Ok(found.remove(0)),
+        _ => {
+            let matches = found.iter().take(SHOWN).map(ToString::to_string).collect();
+            Err(Refusal::Ambiguous { kind, selector: selector.to_owned(), matches }.into())
+        }
+    }
+}

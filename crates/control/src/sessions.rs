@@ -1,0 +1,439 @@
+//! Sessions of nodes: attach, messages in, messages out, end.
+//!
+//! What never lives here: streams (the server's) and the rules of who may finish which dispatch (`apply`).
+//! Invariants: each message is admitted anew; a heartbeat makes no log entry; when a session ends for a reason that
+//! the state does not know yet, this replica tells it, again and again, until it is committed or superseded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use palyra_pki::PeerIdentity;
+use palyra_platform as platform;
+use palyra_state::nodes::{self, Attach, Detach};
+use palyra_state::{Actor, Id, Reply, dispatch};
+use tokio::sync::Semaphore;
+
+use crate::caller::Caller;
+use crate::control::Control;
+use crate::dispatch::Completion;
+use crate::error::{Error, Refusal};
+use crate::outbox::{Assignment, End, Outbound, ResultAnswer, Taken, Waiting};
+use crate::registry::{Entry, Transport};
+
+/// What a node says when it attaches.
+#[derive(Debug, Clone)]
+pub struct AttachRequest {
+    /// The device that it says it is.
+    pub device_id: String,
+    /// Dispatches that it has begun, or has finished without an accepted result; ULIDs.
+    pub held: Vec<String>,
+    /// How it receives.
+    pub transport: Transport,
+    /// The connection that carries the session, from [`crate::ConnectionGuard::id`]; 0 when there is none to close.
+    pub connection: u64,
+}
+
+/// What a node says in a session.
+#[derive(Debug, Clone)]
+pub enum Inbound {
+    /// It lives.
+    Heartbeat {
+        /// Counts from the node's start.
+        sequence: u64,
+    },
+    /// A dispatch arrived.
+    Ack {
+        /// The dispatch.
+        dispatch_id: String,
+        /// The session in which it arrived.
+        epoch: u64,
+    },
+    /// A dispatch ended.
+    Result(Completion),
+    /// A person must act, or has acted.
+    Mediation {
+        /// The dispatch.
+        dispatch_id: String,
+        /// The session in which the node has it.
+        epoch: u64,
+        /// Must act; otherwise has acted.
+        waiting: bool,
+        /// A ULID, the same for each try; empty for a fresh one.
+        request_id: String,
+    },
+}
+
+/// What a node is told when it has attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The session.
+    pub epoch: u64,
+    /// The replica that holds it.
+    pub replica_id: u64,
+    /// How often to send a heartbeat.
+    pub heartbeat_interval: Duration,
+}
+
+/// A live session, owned by who serves its stream. Dropping it ends the session.
+#[derive(Debug)]
+pub struct Session {
+    control: Control,
+    entry: Arc<Entry>,
+    results: Arc<Semaphore>,
+}
+
+/// The reading half of a session's messages; any number of clones compete for them.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    control: Control,
+    entry: Arc<Entry>,
+}
+
+impl Control {
+    /// Begins a session. The one before it, on whichever replica, ends as `superseded`.
+    ///
+    /// # Errors
+    /// What admission and the state machine refuse; [`Error::Busy`]; [`Error::Unknown`], after which the node just
+    /// attaches again.
+    pub async fn attach(&self, peer: &PeerIdentity, request: AttachRequest) -> Result<Session, Error> {
+        let caller = self.admit_node_as(peer, &request.device_id)?;
+        let Caller::Node { device_id, .. } = caller else {
+            return Err(Error::Internal("a node's admission answered another caller".to_owned()));
+        };
+        let held = parse_held(&request.held)?;
+        let entry = self.registry().enter(device_id, peer, request.transport, request.connection)?;
+        let results = Arc::new(Semaphore::new(self.limits().results_in_flight));
+        let session = Session { control: self.clone(), entry, results };
+        // From here on a revocation finds the entry; what was revoked before is seen by this check.
+        self.admit_node(peer)?;
+        let attach = Attach {
+            device_id,
+            replica_id: self.replica_id(),
+            transport: request.transport.as_str().to_owned(),
+            held: held.clone(),
+        };
+        let written = self.propose(self.fresh_id(), caller.actor(), attach).await?;
+        let Reply::Attached(attached) = written.reply else { return Err(self.odd_reply("nodes.attach")) };
+        session.entry.holds(&held);
+        session.entry.set_epoch(attached.epoch);
+        session.entry.touch();
+        self.applied(written.index).await?;
+        self.settle_attach(&session.entry)?;
+        Ok(session)
+    }
+
+    /// With the epoch known, sees whether the session still is the device's, and delivers what is bound to it.
+    fn settle_attach(&self, entry: &Arc<Entry>) -> Result<(), Error> {
+        let view = self.replica().view();
+        let current = nodes::node(&view, entry.device_id).and_then(|node| node.session).map(|session| session.epoch);
+        if current != Some(entry.epoch()) {
+            self.end_session(entry, End::Superseded);
+        }
+        if let Some(end) = entry.outbox.end() {
+            return Err(Refusal::SessionEnded { code: end.as_str() }.into());
+        }
+        self.deliver_bound(entry, &view);
+        Ok(())
+    }
+
+    /// Delivers every open dispatch that is bound to a session and not with its node yet.
+    pub(crate) fn deliver_bound(&self, entry: &Arc<Entry>, view: &dyn palyra_state::Read) {
+        let mut after = None;
+        loop {
+            let page = dispatch::open_of_device(view, entry.device_id, after, palyra_state::limits::PAGE);
+            let Some(last) = page.last() else { return };
+            after = Some(last.id);
+            for open in page.iter().filter(|open| open.epoch == entry.epoch()) {
+                if !entry.deliver(open.id) {
+                    self.end_session(entry, End::SlowReader);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Ends a session. Its reader gets a goodbye, the state is told unless it knows, and the entry goes when both are
+    /// done.
+    pub(crate) fn end_session(&self, entry: &Arc<Entry>, end: End) {
+        if !entry.outbox.close(end) {
+            return;
+        }
+        tracing::info!(device = %entry.device_id, epoch = entry.epoch(), %end, "session ends");
+        if matches!(end, End::SlowReader | End::Silent | End::Revoked) && entry.connection != 0 {
+            self.connections().close(entry.connection, end);
+        }
+        self.settle_end(entry, end);
+    }
+
+    /// Sees to it that the state knows of the end, and that the entry goes.
+    fn settle_end(&self, entry: &Arc<Entry>, end: End) {
+        if entry.epoch() == 0 || end.is_settled() {
+            // An entry whose end the state knows stays until its owner lets go, so that "closed" means closed.
+            if entry.is_released() {
+                self.registry().remove(entry);
+            }
+            return;
+        }
+        if !entry.begin_detach() {
+            return;
+        }
+        let (control, entry) = (self.clone(), Arc::clone(entry));
+        platform::spawn(async move {
+            control.detach(entry.device_id, entry.epoch(), end).await;
+            control.registry().remove(&entry);
+        })
+        .detach();
+    }
+
+    /// Tells the state that a session ended, until it is committed or no longer true.
+    async fn detach(&self, device_id: Id, epoch: u64, end: End) {
+        let request_id = self.fresh_id();
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let current = nodes::node(&self.replica().view(), device_id).and_then(|node| node.session);
+            if current.is_none_or(|session| session.epoch != epoch) {
+                return;
+            }
+            let detach = Detach { device_id, epoch, reason: end.as_str().to_owned() };
+            match self.propose(request_id, Actor::Replica { id: self.replica_id() }, detach).await {
+                Ok(written) => {
+                    // Whoever looks next must see the session gone.
+                    let _ = self.applied(written.index).await;
+                    return;
+                }
+                Err(error) if error.is_retryable() && !self.is_stopping() => {
+                    tracing::debug!(device = %device_id, epoch, cause = %error, "detach is tried again");
+                }
+                Err(error) => {
+                    tracing::warn!(device = %device_id, epoch, cause = %error, "detach was refused");
+                    return;
+                }
+            }
+            platform::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// Ends sessions that the state believes to be here and that are not: those of an earlier run of this process,
+    /// and attaches that were committed after their caller had given up.
+    pub(crate) async fn detach_orphans(&self) {
+        let mut orphans = Vec::new();
+        {
+            let view = self.replica().view();
+            let mut after = None;
+            loop {
+                let page = nodes::sessions_of(&view, self.replica_id(), after, palyra_state::limits::PAGE);
+                let Some(last) = page.last() else { break };
+                after = Some(*last);
+                // A device with any entry here is looked after by that entry.
+                for device_id in page.iter().filter(|id| self.registry().of_device(**id).is_empty()) {
+                    let node = nodes::node(&view, *device_id);
+                    orphans.extend(node.and_then(|node| node.session).map(|session| (*device_id, session.epoch)));
+                }
+            }
+        }
+        for (device_id, epoch) in orphans {
+            if self.registry().of_device(device_id).is_empty() {
+                self.detach(device_id, epoch, End::Disconnected).await;
+            }
+        }
+    }
+
+    /// Watches over silence, stalled readers and the freshness of this replica, until it stops.
+    pub(crate) async fn watch_sessions(self) {
+        let timings = *self.timings();
+        let mut stopping = self.stopping();
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => return,
+                () = platform::sleep(timings.heartbeat_interval / 2) => {}
+            }
+            if self.check_fresh().is_err() {
+                for entry in self.registry().all() {
+                    self.end_session(&entry, End::Stale);
+                }
+                continue;
+            }
+            for (entry, end) in self.registry().overdue(timings.heartbeat_timeout, timings.stall_timeout) {
+                self.end_session(&entry, end);
+            }
+            self.end_lapsed_sessions();
+            self.detach_orphans().await;
+        }
+    }
+
+    /// Ends sessions whose certificate ran out while they were quiet.
+    fn end_lapsed_sessions(&self) {
+        let now_ms = platform::wall_ms();
+        for entry in self.registry().all().iter().filter(|entry| entry.peer.not_after_ms < now_ms) {
+            self.end_session(entry, End::Revoked);
+        }
+    }
+}
+
+fn parse_held(held: &[String]) -> Result<Vec<Id>, Error> {
+    if held.len() > palyra_state::limits::OPEN_PER_DEVICE as usize {
+        let limit = palyra_state::limits::OPEN_PER_DEVICE;
+        return Err(Error::invalid("held", format!("{} entries", held.len()), format!("send at most {limit}")));
+    }
+    held.iter().map(|text| crate::selector::parse_id("held", text)).collect()
+}
+
+impl Session {
+    /// What to tell the node first.
+    #[must_use]
+    pub fn attached(&self) -> Attached {
+        Attached {
+            epoch: self.entry.epoch(),
+            replica_id: self.control.replica_id(),
+            heartbeat_interval: self.control.timings().heartbeat_interval,
+        }
+    }
+
+    /// The messages for the node.
+    #[must_use]
+    pub fn outgoing(&self) -> Outgoing {
+        Outgoing { control: self.control.clone(), entry: Arc::clone(&self.entry) }
+    }
+
+    /// Takes a message of the node in. Results are committed in the background, a bounded number at a time; their
+    /// answers come through [`Outgoing`].
+    ///
+    /// # Errors
+    /// What ends the stream: a caller that is not admitted any more, another device's message, a session that is
+    /// over, a malformed message.
+    pub async fn receive(&self, peer: &PeerIdentity, device_id: &str, message: Inbound) -> Result<(), Error> {
+        let caller = self.control.admit_node_as(peer, device_id)?;
+        if let Some(end) = self.entry.outbox.end() {
+            return Err(Refusal::SessionEnded { code: end.as_str() }.into());
+        }
+        self.entry.touch();
+        match message {
+            Inbound::Heartbeat { sequence } => self.answer(Waiting::Heartbeat(sequence)),
+            // The delivery is known by the record; an acknowledgement is a sign of life and nothing more.
+            Inbound::Ack { .. } => {}
+            Inbound::Result(completion) => self.complete(caller, completion).await?,
+            Inbound::Mediation { dispatch_id, epoch, waiting, request_id } => {
+                let outcome = self.control.mediate(&caller, &request_id, &dispatch_id, epoch, waiting).await;
+                if let Err(error) = outcome {
+                    // The node cannot do anything about it; the dispatch shows the state that was reached.
+                    tracing::debug!(device = %self.entry.device_id, dispatch_id, cause = %error, "mediation refused");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn complete(&self, caller: Caller, completion: Completion) -> Result<(), Error> {
+        let closed = || Refusal::SessionEnded { code: End::Disconnected.as_str() };
+        let permit = Arc::clone(&self.results).acquire_owned().await.map_err(|_| closed())?;
+        let dispatch_id = crate::selector::parse_id("dispatch_id", &completion.dispatch_id)?;
+        let (control, entry) = (self.control.clone(), Arc::clone(&self.entry));
+        platform::spawn(async move {
+            let outcome = control.complete(&caller, completion).await;
+            let answer = result_answer(dispatch_id, outcome.err().as_ref());
+            if !entry.outbox.put(Waiting::Result(answer)) {
+                control.end_session(&entry, End::SlowReader);
+            }
+            drop(permit);
+        })
+        .detach();
+        Ok(())
+    }
+
+    fn answer(&self, message: Waiting) {
+        if !self.entry.outbox.put(message) {
+            self.control.end_session(&self.entry, End::SlowReader);
+        }
+    }
+
+    /// Ends the session because the node broke the protocol; the goodbye says so.
+    pub fn refuse(&self) {
+        self.control.end_session(&self.entry, End::Protocol);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.entry.release();
+        match self.entry.outbox.end() {
+            None => self.control.end_session(&self.entry, End::Disconnected),
+            Some(end) => self.control.settle_end(&self.entry, end),
+        }
+    }
+}
+
+impl Outgoing {
+    /// The next message for the node; `None` after the goodbye. Safe to cancel.
+    pub async fn next(&self) -> Option<Outbound> {
+        loop {
+            let taken = self.entry.outbox.take().await;
+            match self.control.unpack(&self.entry, taken) {
+                Unpacked::Message(message) => return Some(message),
+                Unpacked::Nothing => {}
+                Unpacked::Over => return None,
+            }
+        }
+    }
+}
+
+pub(crate) enum Unpacked {
+    Message(Outbound),
+    /// What waited is not wanted any more.
+    Nothing,
+    Over,
+}
+
+impl Control {
+    /// Turns what waited into a message; an assignment is read from the state now.
+    pub(crate) fn unpack(&self, entry: &Entry, taken: Taken) -> Unpacked {
+        match taken {
+            Taken::Over => Unpacked::Over,
+            Taken::Goodbye(end) => Unpacked::Message(Outbound::Goodbye { end }),
+            Taken::Message(Waiting::Heartbeat(sequence)) => Unpacked::Message(Outbound::Heartbeat { sequence }),
+            Taken::Message(Waiting::Result(answer)) => Unpacked::Message(Outbound::Result(answer)),
+            Taken::Message(Waiting::Cancel { dispatch_id, reason }) => {
+                Unpacked::Message(Outbound::Cancel { dispatch_id, reason })
+            }
+            Taken::Message(Waiting::Assign(id)) => match self.assignment(entry, id) {
+                Some(assignment) => Unpacked::Message(Outbound::Assignment(assignment)),
+                None => Unpacked::Nothing,
+            },
+        }
+    }
+
+    fn assignment(&self, entry: &Entry, id: Id) -> Option<Assignment> {
+        let view = self.replica().view();
+        let open = dispatch::dispatch(&view, id)?;
+        if open.state().is_terminal() || open.epoch != entry.epoch() {
+            return None;
+        }
+        Some(Assignment {
+            dispatch_id: id,
+            epoch: open.epoch,
+            effect: open.effect().as_str(),
+            capability: open.capability,
+            payload: dispatch::payload(&view, id)?,
+            deadline_at_ms: open.deadline_at,
+            remaining_ms: open.deadline_at.saturating_sub(platform::wall_ms()),
+            attempt: open.attempt,
+        })
+    }
+}
+
+/// What to tell the node about a result.
+pub(crate) fn result_answer(dispatch_id: Id, error: Option<&Error>) -> ResultAnswer {
+    ResultAnswer {
+        dispatch_id,
+        accepted: error.is_none(),
+        error_code: error.map(Error::code).unwrap_or_default(),
+        error_message: error.map(ToString::to_string).unwrap_or_default(),
+        retry: error.is_some_and(|error| error.is_retryable() || is_rebinding(error)),
+    }
+}
+
+/// The node held the result while its session changed; it attaches again, names it as held, and reports it anew.
+fn is_rebinding(error: &Error) -> bool {
+    matches!(error, Error::Rejected(reject) if reject.kind() == palyra_state::Code::EpochStale)
+}
