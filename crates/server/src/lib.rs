@@ -1,1 +1,24 @@
-//! placeholder
+//! `palyrad`: the process around the control plane. Configuration, TLS listeners, gRPC services, health and metrics.
+//!
+//! What lives here: sockets, files of the data folder, the mapping between wire messages and `palyra-control`.
+//! What never does: decisions about the state (those are `control`'s and `state`'s), and anything about Raft or disks
+//! (`replica`'s and `storage`'s). Invariants: who calls is known from the certificate before a handler runs; each
+//! listener serves its own roles and services only; one misbehaving connection costs the others nothing.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod cli;
+mod config;
+mod dial;
+mod exit;
+mod files;
+mod grpc;
+mod http;
+mod join;
+mod listener;
+mod logging;
+mod serve;
+mod startup;
+mod status;
+mod tls;
+
+pub use cli::main;

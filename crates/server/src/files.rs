@@ -1,0 +1,255 @@
+//! The files of a data folder: reading what a replica starts from, and writing it once, when it joins.
+//!
+//! Names and contexts are `palyra_pki::layout`'s; the database is `storage`'s. Invariants: a file is replaced as a
+//! whole (written aside, synced, renamed, folder synced); secrets are written with mode 0600 and a key file that
+//! others may read is refused; `palyrad.toml` is written last, so a folder with it is complete.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use palyra_pki::{Authority, Kek, KeyPair, Purpose, TrustBundle, TrustDomain, layout};
+use zeroize::Zeroizing;
+
+use crate::config::Config;
+
+/// No file that is read here is larger.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Why a data folder can't be used; the text names path, cause and next step.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct FilesError(pub(crate) String);
+
+/// What a replica starts from.
+pub(crate) struct ReplicaFiles {
+    /// The cluster's key encryption key.
+    pub(crate) kek: Kek,
+    /// This replica's issuing authority.
+    pub(crate) authority: Authority,
+    /// The cluster's roots.
+    pub(crate) trust: TrustBundle,
+}
+
+impl ReplicaFiles {
+    /// Reads the files of the folder that the configuration names.
+    pub(crate) fn load(config: &Config) -> Result<ReplicaFiles, FilesError> {
+        let dir = &config.replica.data_dir;
+        let kek_path = dir.join(layout::KEK);
+        let text = secret_text(&kek_path)?;
+        let kek = Kek::from_text(&text).map_err(|error| unusable(&kek_path, &error))?;
+        let domain = TrustDomain::new(&config.replica.trust_domain)
+            .map_err(|error| FilesError(format!("replica.trust_domain: {error}")))?;
+        let root_path = dir.join(layout::ROOT_CERT);
+        let roots = certificates(&root_path)?;
+        let trust = TrustBundle::new(&config.replica.cluster_id, domain, roots)
+            .map_err(|error| unusable(&root_path, &error))?;
+        let key_path = dir.join(layout::AUTHORITY_KEY);
+        let sealed = read(&key_path)?;
+        let context = layout::authority_context(&config.replica.cluster_id, config.replica.id);
+        let key = kek.open(Purpose::ReplicaKey, &context, &sealed).map_err(|error| {
+            FilesError(format!(
+                "{} does not open with {}: {error}; put back the key file that belongs to this folder",
+                key_path.display(),
+                kek_path.display()
+            ))
+        })?;
+        let key = KeyPair::from_pkcs8(&key).map_err(|error| unusable(&key_path, &error))?;
+        let certificate_path = dir.join(layout::AUTHORITY_CERT);
+        let certificate = certificates(&certificate_path)?.into_iter().next().ok_or_else(|| {
+            FilesError(format!("{} holds no certificate; restore it from a backup", certificate_path.display()))
+        })?;
+        let authority = Authority::new(certificate, key).map_err(|error| unusable(&certificate_path, &error))?;
+        Ok(ReplicaFiles { kek, authority, trust })
+    }
+}
+
+/// What a joined replica's folder is made of, besides its configuration.
+pub(crate) struct NewFiles<'a> {
+    /// The cluster's key encryption key.
+    pub(crate) kek: &'a Kek,
+    /// The authority's key, sealed.
+    pub(crate) authority_key_sealed: &'a [u8],
+    /// The authority's certificate, DER.
+    pub(crate) authority_cert: &'a [u8],
+    /// The cluster's root, DER.
+    pub(crate) root_cert: &'a [u8],
+    /// Other replicas' enrol and peer addresses.
+    pub(crate) peers: &'a [u8],
+    /// The configuration's text.
+    pub(crate) config: &'a str,
+}
+
+impl NewFiles<'_> {
+    /// Writes the folder, the configuration last. Safe to be repeated after a crash.
+    pub(crate) fn store(&self, dir: &Path) -> Result<(), FilesError> {
+        make_private_dir(dir)?;
+        make_private_dir(&dir.join(layout::TLS_DIR))?;
+        replace(&dir.join(layout::KEK), self.kek.to_text().as_bytes(), 0o600)?;
+        replace(&dir.join(layout::AUTHORITY_KEY), self.authority_key_sealed, 0o600)?;
+        let authority = layout::certificates_to_pem(&[self.authority_cert]);
+        replace(&dir.join(layout::AUTHORITY_CERT), authority.as_bytes(), 0o644)?;
+        let root = layout::certificates_to_pem(&[self.root_cert]);
+        replace(&dir.join(layout::ROOT_CERT), root.as_bytes(), 0o644)?;
+        replace(&dir.join(layout::PEERS), self.peers, 0o644)?;
+        replace(&dir.join(layout::CONFIG), self.config.as_bytes(), 0o644)
+    }
+}
+
+/// The lock of a data folder; held while the process lives, released by the kernel when it ends in whatever way.
+#[derive(Debug)]
+pub(crate) struct FolderLock(#[allow(dead_code, reason = "holding the open file is what locks")] nix::fcntl::Flock<File>);
+
+impl FolderLock {
+    /// Takes the lock, or says which process has it.
+    pub(crate) fn take(dir: &Path) -> Result<FolderLock, FilesError> {
+        let path = dir.join(layout::LOCK);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| failed("open", &path, &error))?;
+        let mut holder = String::new();
+        let _ = file.read_to_string(&mut holder);
+        match nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                let _ = lock.set_len(0).and_then(|()| {
+                    io::Seek::rewind(&mut *lock)?;
+                    lock.write_all(format!("{}\n", std::process::id()).as_bytes())
+                });
+                Ok(FolderLock(lock))
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(FilesError(format!(
+                "{} is in use by palyrad process {}; stop that one first, or give this one another folder",
+                dir.display(),
+                holder.trim()
+            ))),
+            Err((_, error)) => Err(FilesError(format!("cannot lock {}: {error}", path.display()))),
+        }
+    }
+}
+
+/// Makes a folder that only its owner may enter; its parents too. One that exists is left as it is.
+pub(crate) fn make_private_dir(path: &Path) -> Result<(), FilesError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| failed("make the folder", path, &error))
+}
+
+/// Replaces a file as a whole: a crash leaves the old one or the new one.
+pub(crate) fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), FilesError> {
+    let write = || -> io::Result<()> {
+        let aside = PathBuf::from(format!("{}.new", path.display()));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        sync_dir_of(path)
+    };
+    write().map_err(|error| failed("write", path, &error))
+}
+
+/// Removes a file for good; one that is absent already is fine.
+pub(crate) fn remove(path: &Path) -> Result<(), FilesError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_dir_of(path).map_err(|error| failed("remove", path, &error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("remove", path, &error)),
+    }
+}
+
+fn sync_dir_of(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all())
+}
+
+/// Reads a file of bounded size.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FilesError> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|error| failed("read", path, &error))?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(FilesError(format!("{} is larger than {MAX_FILE} bytes; it is not what it should be", path.display())));
+    }
+    Ok(bytes)
+}
+
+/// Reads a text file that nobody but its owner may read.
+pub(crate) fn secret_text(path: &Path) -> Result<Zeroizing<String>, FilesError> {
+    let mode = fs::metadata(path).map_err(|error| failed("read", path, &error))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(FilesError(format!(
+            "{} can be read by others (mode {:03o}); run `chmod 600 {}`",
+            path.display(),
+            mode & 0o777,
+            path.display()
+        )));
+    }
+    let bytes = Zeroizing::new(read(path)?);
+    let text = std::str::from_utf8(&bytes).map_err(|error| unusable(path, &error))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, FilesError> {
+    let bytes = read(path)?;
+    let parsed = std::str::from_utf8(&bytes).ok().and_then(layout::certificates_from_pem);
+    parsed.ok_or_else(|| FilesError(format!("{} is no PEM; restore it from a backup", path.display())))
+}
+
+fn failed(what: &str, path: &Path, error: &io::Error) -> FilesError {
+    let next = match error.kind() {
+        io::ErrorKind::NotFound => "; is this the folder of a replica? `palyra cluster init` or `palyrad join` make one",
+        io::ErrorKind::PermissionDenied => "; run palyrad as the owner of the folder",
+        io::ErrorKind::StorageFull => "; free some space on the disk",
+        _ => "",
+    };
+    FilesError(format!("cannot {what} {}: {error}{next}", path.display()))
+}
+
+fn unusable(path: &Path, error: &dyn std::error::Error) -> FilesError {
+    FilesError(format!("{} is unusable: {error}; restore it from a backup", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_locked_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = FolderLock::take(dir.path()).unwrap();
+        let error = FolderLock::take(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&std::process::id().to_string()), "{error}");
+        drop(lock);
+        FolderLock::take(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_replaced_file_is_whole_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        replace(&path, b"one", 0o600).unwrap();
+        replace(&path, b"two", 0o600).unwrap();
+        assert_eq!(secret_text(&path).unwrap().as_str(), "two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kek.key");
+        replace(&path, b"x", 0o640).unwrap();
+        let error = secret_text(&path).unwrap_err().to_string();
+        assert!(error.contains("chmod 600") && error.contains("kek.key"), "{error}");
+    }
+}

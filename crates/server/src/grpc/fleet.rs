@@ -1,0 +1,168 @@
+//! `FleetService`: what operators see of nodes and devices, and the revocation of a device.
+
+use std::collections::BTreeMap;
+
+use palyra_control::DeviceView;
+use palyra_control::NodeView;
+use palyra_proto::node::v1 as wire;
+use palyra_proto::node::v1::fleet_service_server::FleetService;
+use palyra_state::access::Role;
+use palyra_state::identity::{Certificate, CertificateStatus};
+use palyra_state::nodes::Capability;
+use tonic::{Request, Response, Status};
+
+use super::{Gateway, convert};
+
+#[tonic::async_trait]
+impl FleetService for Gateway {
+    async fn list_nodes(
+        &self,
+        request: Request<wire::ListNodesRequest>,
+    ) -> Result<Response<wire::ListNodesResponse>, Status> {
+        self.operator(&request, Role::Viewer)?;
+        let list = request.into_inner();
+        let (read, page) = (convert::read_options(list.read), list.page.unwrap_or_default());
+        let labels: BTreeMap<String, String> = list.labels.into_iter().collect();
+        let page = self
+            .control
+            .list_nodes(read, &list.status, &labels, &page.after, page.limit)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::ListNodesResponse {
+            nodes: page.items.into_iter().map(node_info).collect(),
+            page: convert::page_info(page.next),
+            read: convert::read_info(page.read),
+        }))
+    }
+
+    async fn get_node(
+        &self,
+        request: Request<wire::GetNodeRequest>,
+    ) -> Result<Response<wire::GetNodeResponse>, Status> {
+        self.operator(&request, Role::Viewer)?;
+        let get = request.into_inner();
+        let read = convert::read_options(get.read);
+        let (node, read) = self.control.get_node(read, &get.device_id).await.map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::GetNodeResponse { node: Some(node_info(node)), read: convert::read_info(read) }))
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<wire::ListDevicesRequest>,
+    ) -> Result<Response<wire::ListDevicesResponse>, Status> {
+        self.operator(&request, Role::Viewer)?;
+        let list = request.into_inner();
+        let (read, page) = (convert::read_options(list.read), list.page.unwrap_or_default());
+        let page = self
+            .control
+            .list_devices(read, &list.status, &page.after, page.limit)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::ListDevicesResponse {
+            devices: page.items.into_iter().map(device_info).collect(),
+            page: convert::page_info(page.next),
+            read: convert::read_info(page.read),
+        }))
+    }
+
+    async fn get_device(
+        &self,
+        request: Request<wire::GetDeviceRequest>,
+    ) -> Result<Response<wire::GetDeviceResponse>, Status> {
+        self.operator(&request, Role::Viewer)?;
+        let get = request.into_inner();
+        let read = convert::read_options(get.read);
+        let (device, read) =
+            self.control.get_device(read, &get.device_id).await.map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::GetDeviceResponse {
+            device: Some(device_info(device)),
+            read: convert::read_info(read),
+        }))
+    }
+
+    async fn revoke_device(
+        &self,
+        request: Request<wire::RevokeDeviceRequest>,
+    ) -> Result<Response<wire::RevokeDeviceResponse>, Status> {
+        let caller = self.operator(&request, Role::Operator)?;
+        let revoke = request.into_inner();
+        let revoked = self
+            .control
+            .revoke_device(&caller, &revoke.request_id, &revoke.device_id, &revoke.reason, revoke.wait_ms.into())
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::RevokeDeviceResponse {
+            enforced: revoked.enforced,
+            pending: revoked.pending,
+            write: convert::write_info(revoked.write),
+        }))
+    }
+}
+
+fn capability_info(capability: Capability) -> wire::Capability {
+    wire::Capability {
+        effect: capability.effect().as_str().to_owned(),
+        timeout_ms: capability.timeout_ms,
+        max_concurrency: capability.max_concurrency,
+        local_mediation: capability.local_mediation,
+        name: capability.name,
+        description: capability.description,
+    }
+}
+
+fn node_info(node: NodeView) -> wire::NodeInfo {
+    let NodeView { record, name, open_dispatches, last_seen } = node;
+    let status = record.status().as_str().to_owned();
+    let session = record.session.clone();
+    wire::NodeInfo {
+        device_id: record.device_id.to_string(),
+        name,
+        status,
+        status_since_ms: record.status_since,
+        status_reason: record.status_reason,
+        platform: record.platform,
+        agent_version: record.agent_version,
+        capabilities: record.capabilities.into_iter().map(capability_info).collect(),
+        labels: record.labels.into_iter().collect(),
+        session_epoch: session.as_ref().map_or(0, |session| session.epoch),
+        session_replica: session.as_ref().map_or(0, |session| session.replica_id),
+        registered_at_ms: record.registered_at,
+        generation: record.generation,
+        open_dispatches: open_dispatches.into(),
+        transport: session.map(|session| session.transport).unwrap_or_default(),
+        last_seen_age_ms: last_seen.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+        last_seen_known: last_seen.is_some(),
+    }
+}
+
+fn device_info(device: DeviceView) -> wire::DeviceInfo {
+    let DeviceView { record, certificates } = device;
+    wire::DeviceInfo {
+        id: record.id.to_string(),
+        status: record.status().as_str().to_owned(),
+        name: record.name,
+        paired_at_ms: record.paired_at,
+        paired_by: record.paired_by,
+        revoked_at_ms: record.revoked_at,
+        revoked_by: record.revoked_by,
+        reason: record.reason,
+        certificates: certificates.into_iter().map(certificate_info).collect(),
+    }
+}
+
+fn certificate_info(certificate: Certificate) -> wire::CertificateInfo {
+    let over = certificate.not_after <= palyra_platform::wall_ms();
+    let status = match certificate.status() {
+        CertificateStatus::Revoked => CertificateStatus::Revoked.as_str(),
+        CertificateStatus::Active | CertificateStatus::Superseded if over => "expired",
+        other => other.as_str(),
+    };
+    wire::CertificateInfo {
+        fingerprint: certificate.fingerprint.to_string(),
+        serial: certificate.serial.iter().map(|byte| format!("{byte:02x}")).collect(),
+        status: status.to_owned(),
+        not_before_ms: certificate.not_before,
+        not_after_ms: certificate.not_after,
+        authority: certificate.authority,
+    }
+}

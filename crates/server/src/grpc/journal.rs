@@ -1,0 +1,95 @@
+//! `JournalService`: operators read the journal, follow it, and have its chain recomputed.
+
+use std::pin::Pin;
+
+use futures::Stream;
+use palyra_control::{TailOptions, TailPart};
+use palyra_proto::journal::v1 as wire;
+use palyra_proto::journal::v1::journal_service_server::JournalService;
+use palyra_state::access::Role;
+use palyra_state::{Cursor, Row};
+use tonic::{Request, Response, Status};
+
+use super::{Gateway, convert, identity};
+
+#[tonic::async_trait]
+impl JournalService for Gateway {
+    type TailStream = Pin<Box<dyn Stream<Item = Result<wire::TailResponse, Status>> + Send>>;
+
+    async fn tail(&self, request: Request<wire::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
+        self.operator(&request, Role::Viewer)?;
+        let peer = identity(&request)?;
+        let ask = request.into_inner();
+        let options = TailOptions {
+            after: ask.after.map(|after| Cursor { index: after.index, ordinal: after.ordinal }),
+            follow: ask.follow,
+            last: ask.last,
+            action_prefix: ask.action_prefix,
+            subject: ask.subject,
+            read: convert::read_options(ask.read),
+        };
+        let tail = self.control.tail(options).await.map_err(|error| self.fail(error))?;
+        let gateway = self.clone();
+        let parts = futures::stream::unfold(Some(tail), move |tail| {
+            let (gateway, peer) = (gateway.clone(), peer.clone());
+            async move {
+                let mut tail = tail?;
+                let part = tail.next().await?;
+                // Whoever lost its role meanwhile reads no further.
+                match gateway.control.admit_operator_local(&peer) {
+                    Ok(_) => Some((Ok(response(part)), Some(tail))),
+                    Err(error) => Some((Err(gateway.fail(error)), None)),
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(parts)))
+    }
+
+    async fn verify(&self, request: Request<wire::VerifyRequest>) -> Result<Response<wire::VerifyResponse>, Status> {
+        self.operator(&request, Role::Viewer)?;
+        let read = convert::read_options(request.into_inner().read);
+        let verified = self.control.verify_journal(read).await.map_err(|error| self.fail(error))?;
+        let read = convert::read_info(verified.read);
+        Ok(Response::new(match verified.outcome {
+            Ok(summary) => wire::VerifyResponse {
+                intact: true,
+                rows: summary.rows,
+                first: Some(convert::cursor(summary.first)),
+                last: Some(convert::cursor(summary.last)),
+                head: summary.head.to_bytes().to_vec().into(),
+                broken_at: None,
+                problem: String::new(),
+                read,
+            },
+            Err(broken) => wire::VerifyResponse {
+                intact: false,
+                broken_at: Some(convert::cursor(broken.at)),
+                problem: broken.to_string(),
+                read,
+                ..wire::VerifyResponse::default()
+            },
+        }))
+    }
+}
+
+fn response(part: TailPart) -> wire::TailResponse {
+    wire::TailResponse {
+        rows: part.rows.into_iter().map(row).collect(),
+        gap_first: part.gap_first.map(convert::cursor),
+        read: convert::read_info(part.read),
+    }
+}
+
+fn row(row: Row) -> wire::Row {
+    wire::Row {
+        cursor: Some(convert::cursor(row.cursor())),
+        at_ms: row.at_ms,
+        request_id: row.request_id.to_string(),
+        prev_hash: row.prev_hash.to_bytes().to_vec().into(),
+        hash: row.hash.to_bytes().to_vec().into(),
+        actor: row.actor,
+        action: row.action,
+        subject: row.subject,
+        detail: row.detail.into_iter().collect(),
+    }
+}

@@ -1,0 +1,122 @@
+//! The gRPC services: a thin mapping between wire messages and `palyra-control`.
+//!
+//! What never lives here: decisions. Invariants: a handler first asks `control` who the caller is, by the certificate
+//! of the connection, and only then looks at the request; every refusal goes through [`crate::status`].
+
+mod access;
+mod cluster;
+mod convert;
+mod dispatch;
+mod enrol;
+mod fleet;
+mod join;
+mod journal;
+mod node;
+mod pairing;
+mod session;
+
+use std::sync::Arc;
+
+use palyra_control::{Caller, EnrolSource};
+use palyra_control::{Error, Refusal};
+use palyra_control::Control;
+use palyra_pki::PeerIdentity;
+use palyra_proto::access::v1::access_service_server::AccessServiceServer;
+use palyra_proto::cluster::v1::cluster_service_server::ClusterServiceServer;
+use palyra_proto::cluster::v1::join_service_server::JoinServiceServer;
+use palyra_proto::dispatch::v1::dispatch_service_server::DispatchServiceServer;
+use palyra_proto::journal::v1::journal_service_server::JournalServiceServer;
+use palyra_proto::node::v1::fleet_service_server::FleetServiceServer;
+use palyra_proto::node::v1::node_service_server::NodeServiceServer;
+use palyra_proto::pairing::v1::enrol_service_server::EnrolServiceServer;
+use palyra_proto::pairing::v1::pairing_service_server::PairingServiceServer;
+use palyra_state::access::Role;
+use tonic::service::Routes;
+use tonic::{Request, Status};
+
+use crate::listener::Peer;
+use crate::status;
+
+/// Answers of lists may be larger than requests: a page has up to a thousand entries.
+const ANSWER: usize = 16 << 20;
+
+/// What all services share. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Gateway {
+    control: Control,
+}
+
+impl Gateway {
+    /// Services in front of a control plane.
+    pub(crate) fn new(control: Control) -> Gateway {
+        Gateway { control }
+    }
+
+    /// The services of the listener for nodes and operators; requests have at most `message` bytes.
+    pub(crate) fn node_routes(&self, message: usize) -> anyhow::Result<Routes> {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        // The reporter keeps the whole server's entry alive; readiness has its own page on the metrics port.
+        drop(reporter);
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(palyra_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        macro_rules! sized {
+            ($server:ident) => {
+                $server::new(self.clone()).max_decoding_message_size(message).max_encoding_message_size(ANSWER)
+            };
+        }
+        Ok(Routes::new(sized!(NodeServiceServer))
+            .add_service(sized!(FleetServiceServer))
+            .add_service(sized!(PairingServiceServer))
+            .add_service(sized!(DispatchServiceServer))
+            .add_service(sized!(JournalServiceServer))
+            .add_service(sized!(AccessServiceServer))
+            .add_service(sized!(ClusterServiceServer))
+            .add_service(health.max_decoding_message_size(message))
+            .add_service(reflection.max_decoding_message_size(message)))
+    }
+
+    /// The services of the enrolment listener.
+    pub(crate) fn enrol_routes(&self) -> Routes {
+        Routes::new(EnrolServiceServer::new(self.clone()).max_decoding_message_size(ENROL))
+            .add_service(JoinServiceServer::new(self.clone()).max_decoding_message_size(ENROL))
+    }
+
+    fn fail(&self, error: Error) -> Status {
+        status::status(&error, self.control.replica_id())
+    }
+
+    fn operator<T>(&self, request: &Request<T>, needed: Role) -> Result<Caller, Status> {
+        let peer = identity(request)?;
+        self.control.admit_operator(&peer, needed).map_err(|error| self.fail(error))
+    }
+
+    fn node<T>(&self, request: &Request<T>, claimed: &str) -> Result<Caller, Status> {
+        let peer = identity(request)?;
+        self.control.admit_node_as(&peer, claimed).map_err(|error| self.fail(error))
+    }
+
+    fn enrol_source<T>(&self, request: &Request<T>) -> Result<EnrolSource, Status> {
+        let peer = connection(request)?;
+        let end_point = peer.end_point.ok_or_else(|| {
+            self.fail(Refusal::Protocol { cause: "enrolment has a listener of its own" }.into())
+        })?;
+        Ok(EnrolSource { connection: peer.id, address: peer.source.ip().to_string(), end_point })
+    }
+}
+
+/// Strangers send no more than a CSR, a proof and a few names.
+const ENROL: usize = 64 * 1024;
+
+/// The connection that a request came on.
+fn connection<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
+    let found = request.extensions().get::<Arc<Peer>>();
+    found.cloned().ok_or_else(|| Status::internal("E1015: the listener has not said whose connection this is"))
+}
+
+/// Whose certificate a request came with.
+fn identity<T>(request: &Request<T>) -> Result<PeerIdentity, Status> {
+    let peer = connection(request)?;
+    peer.identity.clone().ok_or_else(|| Status::unauthenticated("E1001: this call takes a certificate"))
+}

@@ -1,0 +1,139 @@
+//! The replica's own certificate and the TLS of its listeners.
+//!
+//! What never lives here: the check of a peer's certificate (`palyra_pki`) and of its revocation (`control`).
+//! Invariants: the key of the certificate is made at each start and never written; a certificate is renewed at half
+//! its life and handshakes that begin after that show the new one; no DNS name or address decides who anybody is.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use palyra_pki::ca::HostNames;
+use palyra_pki::chain::{Usage, verify_chain};
+use palyra_pki::tls::{ALPN_H2, Clock, EnrolTls, SharedIdentity, SharedTrust, server_enrol, server_mutual};
+use palyra_pki::{Authority, KeyPair, Role, SpiffeId, TrustBundle};
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+
+/// How long the replica's certificate lives: 30 days.
+const VALIDITY_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+
+/// Everything that the listeners, and the connections to other replicas, show and check.
+pub(crate) struct Tls {
+    authority: Arc<Authority>,
+    id: SpiffeId,
+    names: HostNames,
+    root: Vec<u8>,
+    clock: Clock,
+    /// What this replica shows, as a server and as a client.
+    pub(crate) identity: Arc<SharedIdentity>,
+    /// What it trusts.
+    pub(crate) trust: Arc<SharedTrust>,
+    /// The listener for nodes and operators.
+    pub(crate) node: Arc<ServerConfig>,
+    /// The listener for replicas.
+    pub(crate) peers: Arc<ServerConfig>,
+    enrol: RwLock<EnrolTls>,
+    not_after_ms: RwLock<u64>,
+}
+
+/// A fresh certificate with its key.
+struct Fresh {
+    key: KeyPair,
+    leaf: Vec<u8>,
+    not_after_ms: u64,
+}
+
+impl Tls {
+    /// Issues the first certificate; refuses an authority that is not of this cluster, over, or for another id.
+    pub(crate) fn new(
+        authority: Arc<Authority>,
+        trust: TrustBundle,
+        replica_id: u64,
+        names: HostNames,
+    ) -> anyhow::Result<Tls> {
+        let clock = Clock::new(palyra_platform::wall_ms);
+        let id = SpiffeId::replica(trust.trust_domain().clone(), replica_id)?;
+        let fresh = issue(&authority, &id, &names)?;
+        let chain = [CertificateDer::from(fresh.leaf.clone()), CertificateDer::from(authority.der().to_vec())];
+        verify_chain(&chain, &trust, Usage::Server, &[Role::Replica], palyra_platform::wall_ms())?;
+        let root = trust.roots().first().map(|root| root.to_vec()).unwrap_or_default();
+        let identity = SharedIdentity::new(vec![fresh.leaf.clone(), authority.der().to_vec()], &fresh.key)?;
+        let trust = SharedTrust::new(trust);
+        let mutual = |roles: &[Role]| {
+            server_mutual(Arc::clone(&identity), Arc::clone(&trust), roles, &clock, &[ALPN_H2])
+        };
+        let node = mutual(&[Role::Node, Role::Worker, Role::Operator])?;
+        let peers = mutual(&[Role::Replica])?;
+        let enrol = enrol_config(&authority, &root, &fresh, &clock)?;
+        Ok(Tls {
+            authority,
+            id,
+            names,
+            root,
+            clock,
+            identity,
+            trust,
+            node,
+            peers,
+            enrol: RwLock::new(enrol),
+            not_after_ms: RwLock::new(fresh.not_after_ms),
+        })
+    }
+
+    /// Configuration and certificate hash for one connection of the enrol listener.
+    pub(crate) fn enrol(&self) -> EnrolTls {
+        self.enrol.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// When the certificate that is shown now ends, in milliseconds since the Unix epoch.
+    pub(crate) fn not_after_ms(&self) -> u64 {
+        *self.not_after_ms.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time that handshakes go by.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Puts a fresh certificate in place. On an error the old one stays.
+    pub(crate) fn renew(&self) -> anyhow::Result<()> {
+        let fresh = issue(&self.authority, &self.id, &self.names)?;
+        let enrol = enrol_config(&self.authority, &self.root, &fresh, &self.clock)?;
+        self.identity.replace(vec![fresh.leaf.clone(), self.authority.der().to_vec()], &fresh.key)?;
+        *self.enrol.write().unwrap_or_else(PoisonError::into_inner) = enrol;
+        *self.not_after_ms.write().unwrap_or_else(PoisonError::into_inner) = fresh.not_after_ms;
+        Ok(())
+    }
+
+    /// Renews at half the certificate's life, forever. A failure is logged and tried again an hour later.
+    pub(crate) async fn keep_fresh(&self) {
+        loop {
+            let left = self.not_after_ms().saturating_sub(palyra_platform::wall_ms());
+            let pause = Duration::from_millis(left / 2);
+            tokio::time::sleep(pause.clamp(Duration::from_secs(60), Duration::from_secs(24 * 3600))).await;
+            if self.not_after_ms().saturating_sub(palyra_platform::wall_ms()) > VALIDITY_MS / 2 {
+                continue;
+            }
+            match self.renew() {
+                Ok(()) => tracing::info!(not_after_ms = self.not_after_ms(), "renewed the replica's certificate"),
+                Err(error) => {
+                    tracing::error!(%error, "the replica's certificate could not be renewed; trying again in an hour");
+                    tokio::time::sleep(Duration::from_secs(3600)).await;
+                }
+            }
+        }
+    }
+}
+
+fn issue(authority: &Authority, id: &SpiffeId, names: &HostNames) -> anyhow::Result<Fresh> {
+    let rng = &mut palyra_platform::fill_random;
+    let key = KeyPair::generate(rng)?;
+    let now = palyra_platform::wall_ms();
+    let issued = authority.issue_from_csr(&key.make_csr()?, id, VALIDITY_MS, names, now, rng)?;
+    Ok(Fresh { key, leaf: issued.der, not_after_ms: issued.not_after_ms })
+}
+
+fn enrol_config(authority: &Authority, root: &[u8], fresh: &Fresh, clock: &Clock) -> anyhow::Result<EnrolTls> {
+    let chain = vec![fresh.leaf.clone(), authority.der().to_vec(), root.to_vec()];
+    Ok(server_enrol(chain, &fresh.key, clock, &[ALPN_H2])?)
+}
