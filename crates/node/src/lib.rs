@@ -33,6 +33,7 @@ mod poll;
 mod route;
 mod session;
 mod socket;
+mod unit;
 mod work;
 
 pub use error::{Error, Kind, Result};

@@ -1,12 +1,34 @@
-//! The agent as a background process: start, stop, status, and the unit file that starts it with the machine.
+//! The agent as a background process: start, stop, status. What starts it with the machine is in `unit`.
+//!
+//! What never lives here: the agent itself (see `run`).
+//!
+//! Invariants: only a process that holds the folder's lock and whose start time is the recorded one is ever signalled;
+//! `start` answers only when the agent answers, and shows why when it ends instead.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
 
-use crate::{Error, Kind, Result};
+use crate::home::open_append;
+use crate::lock::{FolderLock, owner};
+use crate::socket::{self, Answer, Question};
+use crate::{Error, Home, Kind, Result};
+
+pub use crate::unit::{Installed, Scope, install, uninstall};
+
+/// A log that is longer is put aside at start; three old ones are kept.
+const LOG_LIMIT: u64 = 8 << 20;
+const OLD_LOGS: u32 = 3;
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const TAIL: usize = 1500;
 
 /// How to start the agent.
 #[derive(Debug, Clone)]
@@ -46,7 +68,7 @@ pub struct AgentStatus {
     pub state: String,
     /// The replica that holds the session; 0 when none.
     pub replica_id: u64,
-    /// Its address.
+    /// Its address, or the one that is being tried.
     pub endpoint: String,
     /// The session's epoch; 0 when none.
     pub epoch: u64,
@@ -73,9 +95,9 @@ pub struct AgentStatus {
 /// The state of the background process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceStatus {
-    /// Whether a process of this folder is alive.
+    /// Whether an agent holds this folder.
     pub running: bool,
-    /// What it says; absent when it isn't alive or doesn't answer.
+    /// What it says; absent when none runs or it doesn't answer.
     pub agent: Option<AgentStatus>,
     /// Where its output goes.
     pub log_file: PathBuf,
@@ -83,36 +105,132 @@ pub struct ServiceStatus {
     pub installed: Option<PathBuf>,
 }
 
-/// Who the unit is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// systemd's user instance.
-    User,
-    /// The machine; needs root.
-    System,
-}
-
-/// What [`install`] did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Installed {
-    /// The file that was written.
-    pub path: PathBuf,
-    /// True for a systemd unit, false for a plain start marker because systemd isn't there.
-    pub systemd: bool,
-    /// What to type next.
-    pub next: String,
-}
-
-/// Starts the agent in the background and answers when it does. Refuses when one runs already.
+/// Starts the agent in the background and answers when it does.
+///
+/// Errors: one runs already, no identity, or the agent ended at once: the message has the end of its log.
 pub async fn start(config: StartConfig) -> Result<AgentStatus> {
-    Err(Error::new(Kind::Internal, "N0001", config.data_dir.display().to_string(), ""))
+    let home = Home::open(&config.data_dir)?;
+    if FolderLock::agent(&home)?.is_none() {
+        let pid = owner(&home)?.map_or_else(String::new, |pid| format!(" as process {pid}"));
+        let message = format!("an agent runs in {} already{pid}", home.dir().display());
+        return Err(Error::new(Kind::Conflict, "N0107", message, "see it with: palyra node status"));
+    }
+    let log_path = home.log_file();
+    rotate(&log_path)?;
+    let log = open_append(&log_path)?;
+    let begins_at = log.metadata().map(|meta| meta.len()).unwrap_or(0);
+    let mut child = spawn(&config, &home, log)?;
+    let until = Instant::now() + config.wait;
+    while Instant::now() < until {
+        if let Ok(Answer::Status(status)) = socket::ask(&home, &Question::Status).await {
+            return Ok(*status);
+        }
+        let ended = child.try_wait().map_err(|error| Error::io("watch", &config.program, &error))?;
+        if let Some(status) = ended {
+            let message = format!("the agent ended at once ({status}): {}", tail(&log_path, begins_at));
+            return Err(Error::new(kind_of(status.code()), "N0109", message, "correct this, then: palyra node start"));
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    let message = format!("the agent (process {}) did not answer in time", child.id().unwrap_or(0));
+    Err(Error::new(Kind::Unknown, "N0108", message, format!("see its log: {}", log_path.display())))
+}
+
+fn spawn(config: &StartConfig, home: &Home, log: File) -> Result<Child> {
+    let errors = log.try_clone().map_err(|error| Error::io("open", &home.log_file(), &error))?;
+    let mut command = Command::new(&config.program);
+    command
+        .args(run_arguments(home.dir(), true, &config.extra_args))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .kill_on_drop(false);
+    command.spawn().map_err(|error| Error::io("start", &config.program, &error))
+}
+
+fn kind_of(code: Option<i32>) -> Kind {
+    match code {
+        Some(2) => Kind::Usage,
+        Some(3) => Kind::Auth,
+        Some(7) => Kind::Precondition,
+        Some(11) => Kind::Conflict,
+        _ => Kind::Internal,
+    }
+}
+
+/// Puts a long log aside: `agent.log.1` is the youngest of the old ones.
+fn rotate(log: &Path) -> Result<()> {
+    let length = std::fs::metadata(log).map(|meta| meta.len()).unwrap_or(0);
+    if length < LOG_LIMIT {
+        return Ok(());
+    }
+    let old = |number: u32| log.with_extension(format!("log.{number}"));
+    for number in (1..OLD_LOGS).rev() {
+        if old(number).exists() {
+            std::fs::rename(old(number), old(number + 1)).map_err(|error| Error::io("rename", &old(number), &error))?;
+        }
+    }
+    std::fs::rename(log, old(1)).map_err(|error| Error::io("rename", log, &error))
+}
+
+/// The end of what was written to the log since `from`.
+fn tail(log: &Path, from: u64) -> String {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let new = bytes.get(usize::try_from(from).unwrap_or(0)..).unwrap_or_default();
+    let text = String::from_utf8_lossy(&new[new.len().saturating_sub(TAIL)..]);
+    let text = text.trim();
+    if text.is_empty() { "it wrote nothing".to_owned() } else { text.to_owned() }
 }
 
 /// Ends the agent: SIGTERM, and SIGKILL after `wait`. Answers its process id, or `None` when none ran. Never signals a
 /// process that isn't this folder's agent.
+///
+/// Errors: somebody holds the folder but can't be told to be its agent.
 pub async fn stop(data_dir: &Path, wait: Duration) -> Result<Option<u32>> {
-    let _ = wait;
-    Err(Error::new(Kind::Internal, "N0001", data_dir.display().to_string(), ""))
+    let home = Home::open(data_dir)?;
+    let Some(pid) = owner(&home)? else {
+        if FolderLock::agent(&home)?.is_some() {
+            return Ok(None);
+        }
+        let message = format!("a process holds {} and is not its recorded agent", home.dir().display());
+        return Err(Error::new(Kind::Conflict, "N0110", message, "is a pairing going on? Otherwise find it: fuser"));
+    };
+    send(pid, Signal::SIGTERM)?;
+    if released(&home, wait).await? {
+        return Ok(Some(pid));
+    }
+    // Asked anew: in the meantime the process id may have become somebody else's.
+    if owner(&home)? == Some(pid) {
+        tracing::warn!(pid, "the agent did not end in time and is killed");
+        send(pid, Signal::SIGKILL)?;
+    }
+    if released(&home, Duration::from_secs(5)).await? {
+        return Ok(Some(pid));
+    }
+    Err(Error::new(Kind::Internal, "N0111", format!("process {pid} does not end"), "is its disk hanging? see: dmesg"))
+}
+
+fn send(pid: u32, signal: Signal) -> Result<()> {
+    let failed = |why: String| Error::new(Kind::Internal, "N0001", format!("cannot signal process {pid}: {why}"), "");
+    let target = i32::try_from(pid).map_err(|error| failed(error.to_string()))?;
+    match kill(Pid::from_raw(target), signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
+async fn released(home: &Home, wait: Duration) -> Result<bool> {
+    let until = Instant::now() + wait;
+    loop {
+        if FolderLock::agent(home)?.is_some() {
+            return Ok(true);
+        }
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        sleep(LOOK_EVERY).await;
+    }
 }
 
 /// [`stop`], then [`start`].
@@ -122,17 +240,79 @@ pub async fn restart(config: StartConfig, stop_wait: Duration) -> Result<AgentSt
 }
 
 /// Asks for the state of the agent.
+///
+/// Errors: no such folder. An agent that doesn't answer is no error: `running` is true and `agent` absent.
 pub async fn status(data_dir: &Path) -> Result<ServiceStatus> {
-    Err(Error::new(Kind::Internal, "N0001", data_dir.display().to_string(), ""))
+    let home = Home::open(data_dir)?;
+    let running = FolderLock::agent(&home)?.is_none();
+    let agent = match socket::ask(&home, &Question::Status).await {
+        Ok(Answer::Status(status)) if running => Some(*status),
+        _ => None,
+    };
+    let installed = crate::unit::installed(&home)?.map(|unit| unit.path);
+    Ok(ServiceStatus { running, agent, log_file: home.log_file(), installed })
 }
 
-/// Has the agent started with the machine: a systemd unit where systemd runs, else a start marker in the folder.
-pub fn install(config: &StartConfig, scope: Scope) -> Result<Installed> {
-    let _ = scope;
-    Err(Error::new(Kind::Internal, "N0001", config.data_dir.display().to_string(), ""))
-}
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
 
-/// Removes what [`install`] wrote, and nothing else. Answers what was removed.
-pub fn uninstall(data_dir: &Path) -> Result<Option<PathBuf>> {
-    Err(Error::new(Kind::Internal, "N0001", data_dir.display().to_string(), ""))
+    use super::*;
+
+    fn program(dir: &Path, script: &str) -> PathBuf {
+        let path = dir.join("program");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn config(home: &Home, program: PathBuf) -> StartConfig {
+        let data_dir = home.dir().to_path_buf();
+        StartConfig { data_dir, program, extra_args: vec![], wait: Duration::from_secs(10) }
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_ends_at_once_is_explained_by_its_log() {
+        let (dir, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let home = Home::create(dir.path()).unwrap();
+        std::fs::write(home.log_file(), "an old line\n").unwrap();
+        let program = program(bin.path(), "echo \"no luck: $*\" >&2; exit 7");
+        let error = start(config(&home, program)).await.unwrap_err();
+        assert_eq!((error.code.as_str(), error.exit_code()), ("N0109", 7));
+        let arguments = format!("no luck: node run --data-dir {} --detached", home.dir().display());
+        assert!(error.message.contains(&arguments) && !error.message.contains("old line"), "{error}");
+        assert_eq!(stop(home.dir(), Duration::from_secs(1)).await.unwrap(), None);
+        let status = status(home.dir()).await.unwrap();
+        assert!(!status.running && status.agent.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_foreign_holder_of_the_folder_is_not_signalled() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::create(dir.path()).unwrap();
+        let _lock = FolderLock::agent(&home).unwrap().unwrap();
+        // The lock is held, but the record names a process of another time.
+        let mut other = crate::lock::identify(std::process::id()).unwrap();
+        other.ticks += 1;
+        home.write_json("run/agent.pid", &crate::lock::Owner(other), 0o644).unwrap();
+        assert_eq!(stop(home.dir(), Duration::from_secs(1)).await.unwrap_err().code, "N0110");
+        let error = start(config(&home, PathBuf::from("/bin/true"))).await.unwrap_err();
+        assert_eq!((error.code.as_str(), error.exit_code()), ("N0107", 11));
+    }
+
+    #[test]
+    fn long_logs_are_put_aside_and_old_ones_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("agent.log");
+        for round in 0..5 {
+            let file = File::create(&log).unwrap();
+            file.set_len(LOG_LIMIT + round).unwrap();
+            rotate(&log).unwrap();
+            assert!(!log.exists());
+        }
+        let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["agent.log.1", "agent.log.2", "agent.log.3"]);
+        assert_eq!(std::fs::metadata(dir.path().join("agent.log.1")).unwrap().len(), LOG_LIMIT + 4);
+    }
 }
