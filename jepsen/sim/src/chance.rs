@@ -1,0 +1,76 @@
+//! The seed's stream of numbers, and the C symbols through which everything else in the process draws from it.
+//!
+//! Hash-map keys, tokio's wake order, `rand`'s thread generator and crypto libraries all ask `getrandom` or `getentropy`
+//! of the C library. This binary defines both symbols itself, so that one seed decides all of them. This is the only
+//! place with unsafe code besides `fork.rs`. Never linked into a product.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+
+thread_local! {
+    static STATE: Cell<u64> = const { Cell::new(0x9e37_79b9_7f4a_7c15) };
+}
+
+/// Starts the stream of this process (one seed per process, one thread per process).
+pub(crate) fn seed(seed: u64) {
+    STATE.with(|state| state.set(seed.wrapping_mul(0x5851_f42d_4c95_7f2d) ^ 0x1405_7b7e_f767_814f));
+}
+
+/// The next number: splitmix64 (Steele, Lea, Flood 2014).
+pub(crate) fn next() -> u64 {
+    STATE.with(|state| {
+        let mut z = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        state.set(z);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    })
+}
+
+/// A number below `bound`; 0 when `bound` is 0.
+pub(crate) fn below(bound: u64) -> u64 {
+    if bound == 0 { 0 } else { next() % bound }
+}
+
+/// Inclusive on both sides.
+pub(crate) fn between(low: u64, high: u64) -> u64 {
+    low + below(high - low + 1)
+}
+
+/// True `percent` times in a hundred.
+pub(crate) fn percent(percent: u64) -> bool {
+    below(100) < percent
+}
+
+/// Fills a buffer.
+pub(crate) fn fill(buf: &mut [u8]) {
+    for chunk in buf.chunks_mut(8) {
+        let bytes = next().to_le_bytes();
+        chunk.copy_from_slice(&bytes[..chunk.len()]);
+    }
+}
+
+/// Stands in for the C library's `getrandom(2)`.
+///
+/// # Safety
+/// As the original: `buf` must be valid for `len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getrandom(buf: *mut u8, len: usize, _flags: u32) -> isize {
+    if buf.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller promises `len` writable bytes at `buf`.
+    fill(unsafe { std::slice::from_raw_parts_mut(buf, len) });
+    isize::try_from(len).unwrap_or(isize::MAX)
+}
+
+/// Stands in for the C library's `getentropy(3)`.
+///
+/// # Safety
+/// As the original: `buf` must be valid for `len` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getentropy(buf: *mut u8, len: usize) -> i32 {
+    // SAFETY: as for `getrandom`.
+    unsafe { getrandom(buf, len, 0) };
+    0
+}

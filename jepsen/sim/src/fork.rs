@@ -1,0 +1,111 @@
+//! One process per seed: `futures` counts in statics, libraries cache what they drew, and a hang must not take the
+//! run with it. The parent stays single-threaded; a child writes one line and ends.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+/// Wall seconds after which a seed counts as hung.
+const WATCHDOG: Duration = Duration::from_secs(60);
+
+/// How the process of a seed ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// With this line.
+    Said(String),
+    /// Without one: it died.
+    Died(String),
+    /// The watchdog ended it.
+    Hung,
+}
+
+struct Child {
+    pid: libc::pid_t,
+    pipe: std::fs::File,
+    started: Instant,
+}
+
+/// Runs `body` for each key in its own process, at most `jobs` at a time, and hands each end to `each` as it comes.
+pub(crate) fn for_each(
+    keys: impl Iterator<Item = u64>,
+    jobs: usize,
+    body: fn(u64) -> String,
+    mut each: impl FnMut(u64, Ended),
+) {
+    let mut keys = keys.peekable();
+    let mut running: BTreeMap<u64, Child> = BTreeMap::new();
+    while keys.peek().is_some() || !running.is_empty() {
+        while running.len() < jobs.max(1) {
+            let Some(key) = keys.next() else { break };
+            running.insert(key, start(key, body));
+        }
+        let done = wait_any(&running);
+        for key in done {
+            if let Some(child) = running.remove(&key) {
+                each(key, finish(child));
+            }
+        }
+    }
+}
+
+fn start(key: u64, body: fn(u64) -> String) -> Child {
+    let mut ends: [RawFd; 2] = [0; 2];
+    // SAFETY: `ends` has room for the two descriptors.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0, "no pipe for a seed's process");
+    // SAFETY: the parent has one thread, so the child's copy of the process is whole.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "no process for a seed");
+    if pid == 0 {
+        let line = body(key);
+        // SAFETY: writes a buffer that lives, to a descriptor that is open, and ends without running destructors.
+        unsafe {
+            libc::write(ends[1], line.as_ptr().cast(), line.len().min(60_000));
+            libc::_exit(0);
+        }
+    }
+    // SAFETY: both descriptors are open and owned by nobody else.
+    let read = unsafe {
+        libc::close(ends[1]);
+        OwnedFd::from_raw_fd(ends[0])
+    };
+    Child { pid, pipe: std::fs::File::from(read), started: Instant::now() }
+}
+
+/// Keys of the children whose pipe has something to read or is closed, or whose time is over.
+fn wait_any(running: &BTreeMap<u64, Child>) -> Vec<u64> {
+    use std::os::fd::AsRawFd as _;
+    let keys: Vec<u64> = running.keys().copied().collect();
+    let mut fds: Vec<libc::pollfd> = running
+        .values()
+        .map(|child| libc::pollfd { fd: child.pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+        .collect();
+    // SAFETY: `fds` is a valid array of its length.
+    unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 1000) };
+    keys.into_iter()
+        .zip(&fds)
+        .filter(|(key, fd)| fd.revents != 0 || running[key].started.elapsed() > WATCHDOG)
+        .map(|(key, _)| key)
+        .collect()
+}
+
+fn finish(mut child: Child) -> Ended {
+    let hung = child.started.elapsed() > WATCHDOG;
+    if hung {
+        // SAFETY: the process is our child and not yet waited for, so its id is still its own.
+        unsafe { libc::kill(child.pid, libc::SIGKILL) };
+    }
+    let mut said = String::new();
+    let read = child.pipe.read_to_string(&mut said);
+    let mut status = 0;
+    // SAFETY: as above; `status` is writable.
+    unsafe { libc::waitpid(child.pid, &mut status, 0) };
+    if hung {
+        Ended::Hung
+    } else if read.is_err() || said.is_empty() {
+        Ended::Died(format!("wait status {status}"))
+    } else {
+        Ended::Said(said)
+    }
+}

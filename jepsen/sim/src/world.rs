@@ -1,0 +1,182 @@
+//! The simulated world behind `palyra-platform`: which task belongs to which replica, what its clocks show, and where
+//! an `io_point` delays or crashes it.
+//!
+//! Invariant: everything here is decided by the seed, in the order in which the one thread asks.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use palyra_platform::{Hooks, IoVerdict};
+use tokio::task::AbortHandle;
+
+use crate::chance;
+
+/// Unix time at which every simulation begins, in milliseconds: 2026-01-01.
+pub(crate) const EPOCH_MS: u64 = 1_767_225_600_000;
+
+/// A replica that died by itself, and why.
+#[derive(Clone, Debug)]
+pub(crate) struct Death {
+    pub(crate) replica: u64,
+    pub(crate) reason: String,
+    /// An injected crash; any other death is a finding.
+    pub(crate) injected: bool,
+}
+
+#[derive(Default)]
+struct Inner {
+    tasks: BTreeMap<u64, Vec<AbortHandle>>,
+    skew_ms: BTreeMap<u64, i64>,
+    crash_in: BTreeMap<u64, u64>,
+    deaths: Vec<Death>,
+    panics: Vec<String>,
+    trace: Option<String>,
+    digest: u64,
+    /// Virtual milliseconds that an io point may take at most.
+    io_delay_ms: u64,
+}
+
+/// The one world of this process.
+pub(crate) struct World {
+    inner: Mutex<Inner>,
+    start: tokio::time::Instant,
+}
+
+impl World {
+    /// A world that begins now, on a paused runtime.
+    pub(crate) fn new(trace: bool) -> Self {
+        let inner = Inner {
+            trace: trace.then(String::new),
+            io_delay_ms: chance::between(1, 8),
+            digest: 0xcbf2_9ce4_8422_2325,
+            ..Inner::default()
+        };
+        World { inner: Mutex::new(inner), start: tokio::time::Instant::now() }
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        // One thread; a poisoned lock only means that a replica's task ended inside of it.
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Virtual milliseconds since the beginning.
+    pub(crate) fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Notes what happened: into the digest that two runs of one seed must share, and into the trace when wanted.
+    pub(crate) fn note(&self, event: &str) {
+        let at = self.elapsed_ms();
+        let mut inner = self.inner();
+        for byte in event.bytes().chain(at.to_le_bytes()) {
+            inner.digest = (inner.digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        if let Some(trace) = &mut inner.trace {
+            let _ = writeln!(trace, "{at:>8} ms  {event}");
+        }
+    }
+
+    /// Digest of all notes so far.
+    pub(crate) fn digest(&self) -> u64 {
+        self.inner().digest
+    }
+
+    /// The trace, when one was asked for.
+    pub(crate) fn take_trace(&self) -> String {
+        self.inner().trace.take().unwrap_or_default()
+    }
+
+    /// Moves a replica's wall clock by this much from now on.
+    pub(crate) fn skew(&self, replica: u64, ms: i64) {
+        self.inner().skew_ms.insert(replica, ms);
+    }
+
+    /// Lets a replica crash at its `n`th io point from now.
+    pub(crate) fn crash_at_io_point(&self, replica: u64, n: u64) {
+        self.inner().crash_in.insert(replica, n);
+    }
+
+    /// Ends every task of a replica at its await point, as SIGKILL would.
+    pub(crate) fn kill(&self, replica: u64) {
+        let tasks = {
+            let mut inner = self.inner();
+            inner.crash_in.remove(&replica);
+            inner.tasks.remove(&replica).unwrap_or_default()
+        };
+        for task in tasks {
+            task.abort();
+        }
+    }
+
+    /// Deaths since the last call.
+    pub(crate) fn take_deaths(&self) -> Vec<Death> {
+        std::mem::take(&mut self.inner().deaths)
+    }
+
+    /// A panic anywhere is a finding.
+    pub(crate) fn panicked(&self, what: String) {
+        self.inner().panics.push(what);
+    }
+
+    /// Panics so far.
+    pub(crate) fn panics(&self) -> Vec<String> {
+        self.inner().panics.clone()
+    }
+}
+
+impl Hooks for World {
+    fn on_spawn(&self, tag: Option<u64>, _name: &str, task: AbortHandle) {
+        let Some(replica) = tag else { return };
+        let mut inner = self.inner();
+        let tasks = inner.tasks.entry(replica).or_default();
+        if tasks.len() % 256 == 255 {
+            tasks.retain(|task| !task.is_finished());
+        }
+        tasks.push(task);
+    }
+
+    fn wall_ms(&self, tag: Option<u64>) -> u64 {
+        let skew = tag.and_then(|t| self.inner().skew_ms.get(&t).copied()).unwrap_or(0);
+        (EPOCH_MS + self.elapsed_ms()).saturating_add_signed(skew)
+    }
+
+    fn boot_ms(&self, _tag: Option<u64>) -> u64 {
+        1_000_000 + self.elapsed_ms()
+    }
+
+    fn fill_random(&self, _tag: Option<u64>, buf: &mut [u8]) {
+        chance::fill(buf);
+    }
+
+    fn io_point(&self, tag: Option<u64>, name: &'static str) -> BoxFuture<'static, IoVerdict> {
+        let mut crash = false;
+        let delay = {
+            let mut inner = self.inner();
+            if let Some(left) = tag.and_then(|t| inner.crash_in.get_mut(&t)) {
+                *left = left.saturating_sub(1);
+                crash = *left == 0;
+            }
+            // Only what waits for the disk takes time: an apply that slept would reorder nothing and slow everything.
+            if name.contains("sync") { chance::below(inner.io_delay_ms + 1) } else { 0 }
+        };
+        Box::pin(async move {
+            if delay > 0 {
+                tokio::time::sleep(Duration::from_millis(delay)).await;
+            }
+            if crash { IoVerdict::Crash } else { IoVerdict::Continue }
+        })
+    }
+
+    fn abort(&self, tag: Option<u64>, reason: &str) {
+        let Some(replica) = tag else {
+            self.panicked(format!("abort outside of any replica: {reason}"));
+            return;
+        };
+        let injected = self.inner().crash_in.get(&replica) == Some(&0);
+        self.inner().deaths.push(Death { replica, reason: reason.to_owned(), injected });
+        self.kill(replica);
+    }
+}
