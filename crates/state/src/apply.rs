@@ -68,6 +68,9 @@ fn decide(txn: &mut Txn<'_>, meta: &mut Meta, envelope: &Envelope) -> (Result<Re
         Known::Decided(answer) => return (answer, true),
         Known::Unusable(reject) => return (Err(reject), false),
     }
+    if cluster::cluster(txn).is_none() && envelope.command.name() != "cluster.genesis" {
+        return (Err(Reject::new(Code::NoCluster, [])), false);
+    }
     // Not remembered: an actor that is shut out must cost nothing, and must not push others' answers out.
     if let Err(reject) = admit::admit(txn, txn.now, envelope) {
         return (Err(reject), false);
@@ -84,9 +87,6 @@ fn decide(txn: &mut Txn<'_>, meta: &mut Meta, envelope: &Envelope) -> (Result<Re
 
 fn apply_command(txn: &mut Txn<'_>, command: &Command) -> Result<Reply, Reject> {
     let unknown = || Reject::new(Code::FieldInvalid, [&"the command", &"it is empty"]);
-    if cluster::cluster(txn).is_none() && command.name() != "cluster.genesis" {
-        return Err(Reject::new(Code::NoCluster, []));
-    }
     match command {
         Command::Cluster(command) => cluster::apply(txn, command.action.as_ref().ok_or_else(unknown)?),
         Command::Access(command) => access::apply(txn, command.action.as_ref().ok_or_else(unknown)?),

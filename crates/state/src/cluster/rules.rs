@@ -127,7 +127,8 @@ fn mint_token(txn: &mut Txn<'_>, command: &MintJoinToken) -> Result<Reply, Rejec
     if join_token(txn, id).is_some() {
         return Err(check::invalid("the token id", &"it exists already"));
     }
-    if let Some(taken) = replica_named(txn, &command.name) {
+    let is_taken = |replica: &Replica| replica.status() != ReplicaStatus::Allocated;
+    if let Some(taken) = replica_named(txn, &command.name).filter(is_taken) {
         return Err(Reject::new(Code::ReplicaNameTaken, [&command.name, &taken.id]));
     }
     make_token_room(txn)?;

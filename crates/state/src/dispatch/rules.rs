@@ -213,12 +213,6 @@ fn change_mediation(txn: &mut Txn<'_>, mut found: Dispatch, from: State, to: Sta
     if found.state() == to {
         return Ok(Reply::done());
     }
-    if found.state() != from {
-        return Err(Reject::new(
-            Code::NotMediated,
-            [&found.id, &found.state().as_str()],
-        ));
-    }
     found.set_state(to);
     update(txn, from, &found);
     let action = match to {

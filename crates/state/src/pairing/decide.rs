@@ -75,7 +75,9 @@ fn open(txn: &Txn<'_>, id: Id) -> Result<Request, Reject> {
     let found = request(txn, id).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]))?;
     match (found.status(), request_status(&found, txn.now)) {
         (_, RequestStatus::PendingApproval) => Ok(found),
-        (_, RequestStatus::Expired) => Err(Reject::new(Code::PairingExpired, [&id, &found.expires_at])),
+        (RequestStatus::PendingApproval, _) => {
+            Err(Reject::new(Code::PairingExpired, [&id, &found.expires_at]))
+        }
         (status, _) => Err(Reject::new(Code::PairingDecided, [&id, &status.as_str()])),
     }
 }

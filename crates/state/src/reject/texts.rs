@@ -138,8 +138,6 @@ pub enum Code {
     BadDeadline = 612,
     /// Payloads of … bytes wait in the cluster, and … is the limit.
     ClusterQueueFull = 613,
-    /// Dispatch … is ….
-    NotMediated = 614,
     /// The request id … is older than what is remembered.
     RequestTooOld = 901,
     /// The request id … is more than a day ahead of the cluster's clock.
@@ -226,7 +224,6 @@ impl Code {
         Code::DispatchExists,
         Code::BadDeadline,
         Code::ClusterQueueFull,
-        Code::NotMediated,
         Code::RequestTooOld,
         Code::RequestAhead,
         Code::RequestReused,
@@ -465,9 +462,6 @@ const TEXTS: &[(Code, Class, &str, &str)] = &[
     (Code::ClusterQueueFull, Class::Exhausted,
      "payloads of {0} bytes wait in the cluster, and {1} is the limit",
      "wait until some dispatches end, or cancel them: `palyra job ls`"),
-    (Code::NotMediated, Class::Precondition,
-     "dispatch {0} is {1}",
-     "report only what happens to a delivered dispatch"),
     (Code::RequestTooOld, Class::Expired,
      "the request id {0} is older than what is remembered",
      "if you do not know what became of it, look before you send it again under a new id"),

@@ -1,0 +1,217 @@
+//! Builders of commands, with names for ids and sensible fields.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use palyra_state::cluster::{self, Addresses};
+use palyra_state::nodes::{Capability, Effect};
+use palyra_state::{Digest, access, dispatch, identity, nodes, pairing};
+
+use super::{World, certificate, key};
+
+pub fn addresses(name: &str) -> Addresses {
+    Addresses {
+        peer: format!("{name}:7444"),
+        node: format!("{name}:7441"),
+        enrol: format!("{name}:7442"),
+        http: String::new(),
+        metrics: format!("{name}:7445"),
+    }
+}
+
+pub fn genesis(world: &mut World) -> cluster::Genesis {
+    // The certificates of genesis are the root's, for no replica exists before it.
+    let by_root = |name: &str| identity::NewCertificate {
+        authority: 0,
+        ..certificate(name)
+    };
+    cluster::Genesis {
+        cluster_id: world.id("cluster"),
+        trust_domain: "palyra.test.internal".to_owned(),
+        root_cert_der: Bytes::from_static(b"root"),
+        root_key_sealed: Bytes::from_static(b"sealed"),
+        replica_name: "r1".to_owned(),
+        addresses: addresses("r1"),
+        authority_cert_der: Bytes::from_static(b"authority of r1"),
+        replica_certificate: by_root("r1"),
+        operator_name: "root".to_owned(),
+        operator_certificate: by_root("root"),
+    }
+}
+
+pub fn mint_token(world: &mut World, token: &str, name: &str) -> cluster::MintJoinToken {
+    cluster::MintJoinToken {
+        token_id: world.id(token),
+        secret_key_sealed: Bytes::from_static(b"sealed"),
+        name: name.to_owned(),
+        ttl_ms: 0,
+    }
+}
+
+pub fn allocate(world: &mut World, token: &str, name: &str) -> cluster::AllocateReplica {
+    cluster::AllocateReplica {
+        token_id: world.id(token),
+        name: name.to_owned(),
+        addresses: addresses(name),
+    }
+}
+
+pub fn admit(id: u64, name: &str) -> cluster::AdmitReplica {
+    cluster::AdmitReplica {
+        replica_id: id,
+        authority_cert_der: Bytes::from(format!("authority of {name}")),
+        certificate: certificate(name),
+    }
+}
+
+pub fn add_operator(name: &str, role: access::Role) -> access::AddOperator {
+    access::AddOperator {
+        name: name.to_owned(),
+        role: role as i32,
+        certificate: certificate(name),
+    }
+}
+
+pub fn mint(world: &mut World, code: &str, method: &str) -> pairing::MintCode {
+    let method = if method == "pin" {
+        pairing::Method::Pin
+    } else {
+        pairing::Method::Ticket
+    };
+    pairing::MintCode {
+        code_id: world.id(code),
+        method: method as i32,
+        sealed: Bytes::from_static(b"sealed"),
+        ttl_ms: 0,
+        device_name: String::new(),
+    }
+}
+
+pub fn begin(world: &mut World, attempt: &str, code: &str, device: &str) -> pairing::BeginAttempt {
+    let code_id = world.id(code);
+    let method = pairing::code(&world.state, code_id).map_or(0, |code| code.method);
+    pairing::BeginAttempt {
+        attempt_id: world.id(attempt),
+        code_id: Some(code_id),
+        code_number: 0,
+        device_id: world.id(device),
+        source: "192.0.2.7".to_owned(),
+        method,
+    }
+}
+
+pub fn fail(world: &mut World, attempt: &str, code: &str) -> pairing::FailAttempt {
+    pairing::FailAttempt {
+        attempt_id: world.id(attempt),
+        code_id: world.id(code),
+        source: "192.0.2.7".to_owned(),
+    }
+}
+
+pub fn prove(
+    world: &mut World,
+    pairing: &str,
+    code: &str,
+    attempt: Option<&str>,
+    device: &str,
+) -> pairing::Prove {
+    pairing::Prove {
+        pairing_id: world.id(pairing),
+        attempt_id: attempt.map(|name| world.id(name)),
+        code_id: world.id(code),
+        device_id: world.id(device),
+        device_name: device.to_owned(),
+        csr_der: Bytes::from(format!("csr of {device}")),
+        csr_spki: key(device),
+        sas: "123456".to_owned(),
+        source: "192.0.2.7".to_owned(),
+        served_by: 1,
+        fetch_token_hash: Digest::of(pairing.as_bytes()),
+    }
+}
+
+pub fn approve(world: &mut World, pairing: &str, device: &str) -> pairing::Approve {
+    pairing::Approve {
+        pairing_id: world.id(pairing),
+        certificate: certificate(device),
+        sas: String::new(),
+        reason: String::new(),
+    }
+}
+
+pub fn capability(name: &str, effect: Effect) -> Capability {
+    Capability {
+        name: name.to_owned(),
+        effect: effect as i32,
+        timeout_ms: 10_000,
+        max_concurrency: 1,
+        local_mediation: false,
+        description: String::new(),
+    }
+}
+
+pub fn register(world: &mut World, device: &str) -> nodes::Register {
+    nodes::Register {
+        device_id: world.id(device),
+        platform: "linux/x86_64".to_owned(),
+        agent_version: "0.1.0".to_owned(),
+        capabilities: vec![
+            capability("echo", Effect::Idempotent),
+            capability("pay", Effect::Once),
+        ],
+        labels: BTreeMap::from([("site".to_owned(), "lab".to_owned())]),
+    }
+}
+
+pub fn attach(world: &mut World, device: &str, replica_id: u64, held: &[&str]) -> nodes::Attach {
+    nodes::Attach {
+        device_id: world.id(device),
+        replica_id,
+        transport: "stream".to_owned(),
+        held: held.iter().map(|name| world.id(name)).collect(),
+    }
+}
+
+pub fn detach(world: &mut World, device: &str, epoch: u64) -> nodes::Detach {
+    nodes::Detach {
+        device_id: world.id(device),
+        epoch,
+        reason: "disconnected".to_owned(),
+    }
+}
+
+pub fn submit(world: &mut World, dispatch: &str, device: &str, capability: &str) -> dispatch::Submit {
+    dispatch::Submit {
+        dispatch_id: world.id(dispatch),
+        device_id: world.id(device),
+        capability: capability.to_owned(),
+        payload: Bytes::from_static(b"{}"),
+        timeout_ms: 0,
+    }
+}
+
+pub fn complete(
+    world: &mut World,
+    dispatch: &str,
+    epoch: u64,
+    outcome: dispatch::Outcome,
+) -> dispatch::Complete {
+    let failed = outcome != dispatch::Outcome::Succeeded;
+    dispatch::Complete {
+        dispatch_id: world.id(dispatch),
+        epoch,
+        outcome: outcome as i32,
+        result: Bytes::from_static(b"{\"ok\":true}"),
+        error: failed.then(|| dispatch::Failure {
+            code: "exit_status".to_owned(),
+            message: "exit 1".to_owned(),
+        }),
+    }
+}
+
+pub fn revoke(world: &mut World, device: &str) -> identity::RevokeDevice {
+    identity::RevokeDevice {
+        device_id: world.id(device),
+        reason: "lost".to_owned(),
+    }
+}

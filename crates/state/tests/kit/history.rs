@@ -1,0 +1,385 @@
+//! Random histories: commands that mostly make sense, by actors that mostly may, over few names, so that they meet.
+
+use bytes::Bytes;
+use palyra_state::cluster::ReplicaStatus;
+use palyra_state::{Actor, Command, access, cluster, dispatch, identity, nodes, pairing};
+use proptest::prelude::*;
+
+use crate::kit::{World, certificate, commands, id_at, operator, replica};
+
+/// One step of a history: who, what, and how much later.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub actor: u8,
+    pub kind: u8,
+    pub one: u8,
+    pub two: u8,
+    pub wait: u64,
+    /// Sends the request of an earlier step again instead.
+    pub again: bool,
+}
+
+pub fn step() -> impl Strategy<Value = Step> {
+    let wait = prop_oneof![6 => Just(0u64), 4 => 0u64..2_000, 1 => 0u64..700_000, 1 => 0u64..5_000_000];
+    (
+        any::<u8>(),
+        any::<u8>(),
+        0u8..6,
+        0u8..6,
+        wait,
+        prop::bool::weighted(0.05),
+    )
+        .prop_map(|(actor, kind, one, two, wait, again)| Step {
+            actor,
+            kind,
+            one,
+            two,
+            wait,
+            again,
+        })
+}
+
+/// What a step asks for, and who usually does.
+pub fn command(world: &mut World, step: &Step) -> (Actor, Command) {
+    let usual = match step.kind % 32 {
+        0..8 => pairing_command(world, step),
+        8..14 => nodes_command(world, step),
+        14..24 => dispatch_command(world, step),
+        24..28 => identity_command(world, step),
+        _ => people_command(world, step),
+    };
+    // One in sixteen is asked by somebody else.
+    let actor = match step.actor {
+        0 => Actor::System,
+        1..4 => replica(u64::from(step.one)),
+        4..8 => operator(["root", "op1", "op2", "op3"][usize::from(step.two) % 4]),
+        8..12 => world.node(&format!("n{}", step.two)),
+        12..16 => Actor::Anonymous {
+            source: "192.0.2.1".to_owned(),
+        },
+        _ => usual.0,
+    };
+    (actor, usual.1)
+}
+
+fn pairing_command(world: &mut World, step: &Step) -> (Actor, Command) {
+    let (one, device) = (step.one, format!("n{}", step.two));
+    // Names of codes go round, so that old ones are met again.
+    let code = format!("c{}", (world.index / 16 + u64::from(one)) % 40);
+    let pairing = format!("p-{device}-{code}");
+    let attempt = format!("a-{device}-{code}-{}", world.index % 3);
+    let root = operator("root");
+    match step.kind % 8 {
+        0 | 1 => {
+            let method = if one % 2 == 0 { "pin" } else { "ticket" };
+            (root, commands::mint(world, &code, method).into())
+        }
+        2 => (
+            replica(1),
+            commands::begin(world, &attempt, &code, &device).into(),
+        ),
+        3 if one == 0 => (replica(1), commands::fail(world, &attempt, &code).into()),
+        3 | 4 => {
+            let attempt = (one % 2 == 0).then_some(attempt);
+            (
+                replica(1),
+                commands::prove(world, &pairing, &code, attempt.as_deref(), &device).into(),
+            )
+        }
+        5 | 6 => {
+            let waiting = pairing::pending(&world.state, world.at);
+            let Some(found) = waiting.get(usize::from(one) % waiting.len().max(1)) else {
+                return (root, commands::mint(world, &code, "ticket").into());
+            };
+            let pairing_id = found.id;
+            if step.actor % 8 == 7 {
+                return (
+                    root,
+                    pairing::Reject {
+                        pairing_id,
+                        reason: "no".to_owned(),
+                    }
+                    .into(),
+                );
+            }
+            let certificate = identity::NewCertificate {
+                der: Bytes::from(format!("certificate {}", world.index)),
+                spki: found.csr_spki,
+                ..certificate("any")
+            };
+            (
+                root,
+                pairing::Approve {
+                    pairing_id,
+                    certificate,
+                    sas: String::new(),
+                    reason: String::new(),
+                }
+                .into(),
+            )
+        }
+        _ => {
+            let codes = pairing::codes(&world.state)
+                .iter()
+                .map(|code| code.id)
+                .take(100)
+                .collect();
+            let requests = pairing::due_requests(&world.state, world.at)
+                .into_iter()
+                .take(100)
+                .collect();
+            (Actor::System, pairing::Expire { codes, requests }.into())
+        }
+    }
+}
+
+/// A node with the newest certificate that it has.
+fn shown(world: &mut World, name: &str) -> Actor {
+    let device_id = world.id(name);
+    let newest = identity::certificates_of(
+        &world.state,
+        identity::CertificateKind::Node,
+        &device_id.to_string(),
+    )
+    .pop();
+    let fingerprint = newest.map_or_else(|| crate::kit::fingerprint(name), |found| found.fingerprint);
+    Actor::Node {
+        device_id,
+        fingerprint,
+    }
+}
+
+fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
+    let name = format!("n{}", step.two);
+    let node = shown(world, &name);
+    let device = world.id(&name);
+    match step.kind % 6 {
+        0 | 1 => {
+            let mut register = commands::register(world, &name);
+            register.agent_version = format!("0.{}", step.one);
+            (node, register.into())
+        }
+        2..5 => {
+            let open = dispatch::open_of_device(&world.state, device, None, 100);
+            let held = open
+                .iter()
+                .map(|found| found.id)
+                .filter(|id| id.to_bytes()[15] % 2 == 0)
+                .collect();
+            let replica_id = u64::from(step.one % 3) + 1;
+            let attach = nodes::Attach {
+                device_id: device,
+                replica_id,
+                transport: "stream".to_owned(),
+                held,
+            };
+            (node, attach.into())
+        }
+        _ if step.one == 0 => (
+            Actor::System,
+            nodes::DetachReplica {
+                replica_id: 1,
+                limit: 2,
+                up_to_epoch: 0,
+                reason: "lost".to_owned(),
+            }
+            .into(),
+        ),
+        _ => {
+            let session = nodes::node(&world.state, device).map_or(0, |node| node.last_epoch);
+            let epoch = session.saturating_sub(u64::from(step.one == 1));
+            (replica(1), commands::detach(world, &name, epoch).into())
+        }
+    }
+}
+
+fn dispatch_command(world: &mut World, step: &Step) -> (Actor, Command) {
+    let name = format!("n{}", step.two);
+    let device = world.id(&name);
+    let open = dispatch::open_of_device(&world.state, device, None, 100);
+    let picked = open.get(usize::from(step.one) % open.len().max(1)).cloned();
+    let (dispatch_id, epoch) = picked.map_or((id_at(world.at, 1), 0), |found| (found.id, found.epoch));
+    let node = shown(world, &name);
+    match step.kind % 10 {
+        0..4 => {
+            let capability = if step.one % 2 == 0 { "echo" } else { "pay" };
+            let submit = dispatch::Submit {
+                dispatch_id: id_at(world.at, (2 << 40) + world.index),
+                device_id: device,
+                capability: capability.to_owned(),
+                payload: Bytes::from(vec![b'x'; usize::from(step.actor)]),
+                timeout_ms: u64::from(step.actor) * 300,
+            };
+            (operator("root"), submit.into())
+        }
+        4..6 => {
+            let outcome = u64::from(step.one % 3) as i32;
+            let result = Bytes::from(vec![b'y'; usize::from(step.actor)]);
+            // Now and then from an older session.
+            let epoch = epoch.saturating_sub(u64::from(step.actor.is_multiple_of(8)));
+            (
+                node,
+                dispatch::Complete {
+                    dispatch_id,
+                    epoch,
+                    outcome,
+                    result,
+                    error: None,
+                }
+                .into(),
+            )
+        }
+        6 => (node, dispatch::AwaitMediation { dispatch_id, epoch }.into()),
+        7 => (node, dispatch::ResumeFromMediation { dispatch_id, epoch }.into()),
+        8 => (
+            operator("root"),
+            dispatch::Cancel {
+                dispatch_id,
+                reason: String::new(),
+            }
+            .into(),
+        ),
+        _ => {
+            let ids = dispatch::due(&world.state, world.at, 50);
+            (Actor::System, dispatch::Expire { ids }.into())
+        }
+    }
+}
+
+fn identity_command(world: &mut World, step: &Step) -> (Actor, Command) {
+    let name = format!("n{}", step.two);
+    let device_id = world.id(&name);
+    match step.kind % 4 {
+        // Rare, for nothing can be done with a revoked device.
+        0 if step.actor > 200 => (
+            operator("root"),
+            identity::RevokeDevice {
+                device_id,
+                reason: "lost".to_owned(),
+            }
+            .into(),
+        ),
+        1 => {
+            let made = identity::NewCertificate {
+                der: Bytes::from(format!("certificate {}", world.index)),
+                not_after: world.at + 3_000_000,
+                ..certificate(&format!("key {name} {}", step.one))
+            };
+            (
+                shown(world, &name),
+                identity::RenewCertificate {
+                    device_id,
+                    certificate: made,
+                }
+                .into(),
+            )
+        }
+        2 => {
+            let made = identity::NewCertificate {
+                der: Bytes::from(format!("certificate {}", world.index)),
+                not_after: world.at + 3_000_000,
+                ..certificate("op1")
+            };
+            let name = "op1".to_owned();
+            (
+                operator("op1"),
+                identity::RenewOperatorCertificate {
+                    name,
+                    certificate: made,
+                }
+                .into(),
+            )
+        }
+        _ => {
+            let register = commands::register(world, &name);
+            (shown(world, &name), register.into())
+        }
+    }
+}
+
+fn people_command(world: &mut World, step: &Step) -> (Actor, Command) {
+    let name = format!("op{}", step.one % 3 + 1);
+    let replica_name = format!("r{}", step.one);
+    let replica_id = u64::from(step.two);
+    let token = format!("t{}", (world.index / 8 + u64::from(step.one)) % 50);
+    let root = operator("root");
+    match (step.actor >> 3) % 10 {
+        0 => {
+            let role = [access::Role::Viewer, access::Role::Operator, access::Role::Admin];
+            let certificate = identity::NewCertificate {
+                der: Bytes::from(format!("certificate of {name} {}", world.index)),
+                ..certificate(&name)
+            };
+            let role = role[usize::from(step.two) % 3] as i32;
+            (
+                root,
+                access::AddOperator {
+                    name,
+                    role,
+                    certificate,
+                }
+                .into(),
+            )
+        }
+        1 => (
+            root,
+            access::RemoveOperator {
+                name,
+                reason: String::new(),
+            }
+            .into(),
+        ),
+        2 => (
+            root,
+            access::SetRole {
+                name,
+                role: i32::from(step.two % 3),
+            }
+            .into(),
+        ),
+        3 => (root, commands::mint_token(world, &token, &replica_name).into()),
+        4 | 5 => {
+            let open = cluster::join_tokens(&world.state)
+                .into_iter()
+                .rfind(|token| token.used_by == 0);
+            let Some(found) = open else {
+                return (root, commands::mint_token(world, &token, &replica_name).into());
+            };
+            let addresses = commands::addresses(&found.name);
+            let allocate = cluster::AllocateReplica {
+                token_id: found.id,
+                name: found.name,
+                addresses,
+            };
+            (replica(1), allocate.into())
+        }
+        6 | 7 => {
+            let waiting = |found: &cluster::Replica| found.status() == ReplicaStatus::Allocated;
+            let id = cluster::replicas(&world.state)
+                .into_iter()
+                .find(waiting)
+                .map_or(replica_id, |found| found.id);
+            let admit = commands::admit(id, &format!("replica {id}"));
+            (replica(1), admit.into())
+        }
+        8 => {
+            let status = i32::from(step.one % 4) + 1;
+            (
+                Actor::System,
+                cluster::SetReplicaStatus { replica_id, status }.into(),
+            )
+        }
+        _ if step.two > 3 => (root, cluster::RemoveReplica { replica_id }.into()),
+        _ => {
+            let addresses = commands::addresses(&format!("host{}", step.one));
+            (
+                Actor::System,
+                cluster::UpdateReplicaAddresses {
+                    replica_id,
+                    addresses,
+                }
+                .into(),
+            )
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! Scripts: commands in, replies and journal rows out. `UPDATE_EXPECT=1 cargo test` rewrites what is expected.
+//!
+//! A script is a text of blocks. `+90s` moves the clock. `actor command key=value ..` proposes; the lines below it, up
+//! to the next command, are what came of it. `# ..` is a comment. Names stand for ids, `$name` in what is expected.
+#![allow(clippy::unwrap_used)]
+
+mod kit;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use bytes::Bytes;
+use kit::{World, certificate, commands, fingerprint};
+use palyra_state::cluster::ReplicaStatus;
+use palyra_state::{Actor, Command, Envelope, Id, access, cluster, dispatch, identity, nodes, pairing};
+
+#[test]
+fn scripts_come_out_as_expected() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    let mut paths: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    assert!(!paths.is_empty());
+    let mut failed = Vec::new();
+    for path in paths {
+        let expected = std::fs::read_to_string(&path).unwrap();
+        let found = play(&expected);
+        if found == expected {
+            continue;
+        }
+        if std::env::var("UPDATE_EXPECT").is_ok() {
+            std::fs::write(&path, found).unwrap();
+            continue;
+        }
+        let differs = found
+            .lines()
+            .zip(expected.lines())
+            .find(|(one, other)| one != other);
+        let (found, expected) = differs.unwrap_or(("(more or fewer lines)", ""));
+        failed.push(format!(
+            "{}:\n  expected {expected}\n  found    {found}",
+            path.display()
+        ));
+    }
+    assert!(
+        failed.is_empty(),
+        "{}\nUPDATE_EXPECT=1 rewrites them",
+        failed.join("\n")
+    );
+}
+
+/// The script with what comes of it.
+fn play(script: &str) -> String {
+    let mut world = World::new();
+    let mut out = String::new();
+    for line in script.lines() {
+        let line = line.trim_end();
+        if line.starts_with("  ") {
+            continue; // what was expected
+        }
+        writeln!(out, "{line}").unwrap();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(step) = line.strip_prefix('+') {
+            world.advance(duration(step));
+            continue;
+        }
+        let outcome = run(&mut world, line);
+        for line in outcome.lines() {
+            writeln!(out, "  {}", named(&world, line)).unwrap();
+        }
+    }
+    out
+}
+
+fn run(world: &mut World, line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let (actor, name) = (words.next().unwrap(), words.next().expect(line));
+    let args: Vec<(&str, &str)> = words.map(|word| word.split_once('=').expect(word)).collect();
+    let actor = actor_of(world, actor);
+    let mut args = Args { world, args, line };
+    let request = args
+        .args
+        .iter()
+        .find(|(key, _)| *key == "req")
+        .map(|(_, value)| (*value).to_owned());
+    let command = command_of(&mut args, name);
+    let applied = match request {
+        Some(name) => {
+            let request_id = world.id(&name);
+            world.apply(&Envelope {
+                request_id,
+                actor,
+                command,
+            })
+        }
+        None => world.run(actor, command),
+    };
+    let mut out = String::new();
+    let again = if applied.duplicate { "again " } else { "" };
+    match &applied.reply {
+        Ok(reply) => writeln!(out, "{again}ok {reply:?}").unwrap(),
+        Err(reject) => {
+            writeln!(
+                out,
+                "{again}refused {} {}: {}",
+                reject.code(),
+                reject.class().as_str(),
+                reject.message()
+            )
+            .unwrap();
+        }
+    }
+    for row in &applied.rows {
+        write!(
+            out,
+            "{}.{} {} {} {}",
+            row.index, row.ordinal, row.actor, row.action, row.subject
+        )
+        .unwrap();
+        for (key, value) in &row.detail {
+            write!(out, " {key}={value}").unwrap();
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// Ids and fingerprints of known names become `$name` and `#name`; times become relative.
+fn named(world: &World, line: &str) -> String {
+    let mut line = line.to_owned();
+    for (name, id) in &world.names {
+        line = line.replace(&id.to_string(), &format!("${name}"));
+        line = line.replace(&fingerprint(name).to_string(), &format!("#{name}"));
+        line = line.replace(&kit::key(name).to_string(), &format!("#key-of-{name}"));
+    }
+    for name in ["root", "alice", "bob", "r1", "r2", "r3", "alice2", "root2", "n1b"] {
+        line = line.replace(&fingerprint(name).to_string(), &format!("#{name}"));
+    }
+    relative_times(&line)
+}
+
+fn relative_times(line: &str) -> String {
+    let mut out = String::new();
+    let mut digits = String::new();
+    for symbol in line.chars().chain(['\n']) {
+        if symbol.is_ascii_digit() {
+            digits.push(symbol);
+            continue;
+        }
+        match digits.parse::<u64>() {
+            Ok(at) if digits.len() == 13 && at >= kit::T0 => {
+                write!(out, "T+{}s", (at - kit::T0) / 1_000).unwrap()
+            }
+            _ => out.push_str(&digits),
+        }
+        digits.clear();
+        out.push(symbol);
+    }
+    out.trim_end().to_owned()
+}
+
+fn duration(text: &str) -> u64 {
+    let (number, unit) = text.split_at(text.len() - 1);
+    let unit = match unit {
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        other => panic!("no unit: {other}"),
+    };
+    number.parse::<u64>().unwrap() * unit
+}
+
+/// `system`, `r2`, `anon`, `node:n1`, `node:n1/certificate`, `alice`, `alice/certificate`.
+fn actor_of(world: &mut World, text: &str) -> Actor {
+    if text == "system" {
+        return Actor::System;
+    }
+    if text == "anon" {
+        return Actor::Anonymous {
+            source: "192.0.2.9".to_owned(),
+        };
+    }
+    if let Some(id) = text.strip_prefix('r').and_then(|id| id.parse().ok()) {
+        return Actor::Replica { id };
+    }
+    let (name, shown) = text.split_once('/').unwrap_or((text, text));
+    let shown = fingerprint(shown.strip_prefix("node:").unwrap_or(shown));
+    match name.strip_prefix("node:") {
+        Some(node) => Actor::Node {
+            device_id: world.id(node),
+            fingerprint: shown,
+        },
+        None => Actor::Operator {
+            name: name.to_owned(),
+            fingerprint: shown,
+        },
+    }
+}
+
+struct Args<'a> {
+    world: &'a mut World,
+    args: Vec<(&'a str, &'a str)>,
+    line: &'a str,
+}
+
+impl Args<'_> {
+    fn has(&self, key: &str) -> Option<String> {
+        // `~` stands for a space.
+        self.args
+            .iter()
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value.replace('~', " "))
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.has(key).unwrap_or_default()
+    }
+
+    fn number(&self, key: &str) -> u64 {
+        self.has(key).map_or(0, |text| text.parse().expect(self.line))
+    }
+
+    fn id(&mut self, key: &str) -> Id {
+        match self.has(key) {
+            Some(name) => self.world.id(&name),
+            None => Id::ZERO,
+        }
+    }
+
+    fn ids(&mut self, key: &str) -> Vec<Id> {
+        let list = self.text(key);
+        list.split(',')
+            .filter(|name| !name.is_empty())
+            .map(|name| self.world.id(name))
+            .collect()
+    }
+
+    /// `cert=name`, with `authority=`, `until=` (seconds after the start).
+    fn certificate(&self) -> identity::NewCertificate {
+        let mut made = certificate(&self.text("cert"));
+        if let Some(name) = self.has("key") {
+            made.spki = kit::key(&name);
+        }
+        if self.has("until").is_some() {
+            made.not_after = kit::T0 + self.number("until") * 1_000;
+        }
+        if self.has("authority").is_some() {
+            made.authority = self.number("authority");
+        }
+        made
+    }
+}
+
+fn command_of(args: &mut Args<'_>, name: &str) -> Command {
+    let domain = name.split('.').next().unwrap();
+    match domain {
+        "cluster" => cluster_command(args, name),
+        "access" => access_command(args, name),
+        "identity" => identity_command(args, name),
+        "pairing" => pairing_command(args, name),
+        "nodes" => nodes_command(args, name),
+        "dispatch" => dispatch_command(args, name),
+        _ => panic!("no such domain: {name}"),
+    }
+}
+
+fn cluster_command(args: &mut Args<'_>, name: &str) -> Command {
+    match name {
+        "cluster.genesis" => commands::genesis(args.world).into(),
+        "cluster.mint_join_token" => cluster::MintJoinToken {
+            ttl_ms: args.number("ttl"),
+            ..commands::mint_token(args.world, &args.text("token"), &args.text("name"))
+        }
+        .into(),
+        "cluster.allocate_replica" => {
+            commands::allocate(args.world, &args.text("token"), &args.text("name")).into()
+        }
+        "cluster.admit_replica" => commands::admit(args.number("id"), &args.text("name")).into(),
+        "cluster.set_replica_status" => {
+            let status = match args.text("to").as_str() {
+                "joining" => ReplicaStatus::Joining,
+                "learner" => ReplicaStatus::Learner,
+                "voter" => ReplicaStatus::Voter,
+                "removed" => ReplicaStatus::Removed,
+                other => panic!("{other}"),
+            };
+            cluster::SetReplicaStatus {
+                replica_id: args.number("id"),
+                status: status as i32,
+            }
+            .into()
+        }
+        "cluster.update_replica_addresses" => cluster::UpdateReplicaAddresses {
+            replica_id: args.number("id"),
+            addresses: commands::addresses(&args.text("host")),
+        }
+        .into(),
+        "cluster.remove_replica" => cluster::RemoveReplica {
+            replica_id: args.number("id"),
+        }
+        .into(),
+        "cluster.raise_feature_level" => cluster::RaiseFeatureLevel {
+            level: args.number("level") as u32,
+        }
+        .into(),
+        _ => panic!("no such command: {name}"),
+    }
+}
+
+fn access_command(args: &mut Args<'_>, name: &str) -> Command {
+    let role = access::Role::parse(&args.text("role")).unwrap_or(access::Role::Viewer) as i32;
+    let operator = args.text("name");
+    match name {
+        "access.add_operator" => access::AddOperator {
+            name: operator,
+            role,
+            certificate: args.certificate(),
+        }
+        .into(),
+        "access.remove_operator" => access::RemoveOperator {
+            name: operator,
+            reason: args.text("reason"),
+        }
+        .into(),
+        "access.set_role" => access::SetRole { name: operator, role }.into(),
+        _ => panic!("no such command: {name}"),
+    }
+}
+
+fn identity_command(args: &mut Args<'_>, name: &str) -> Command {
+    match name {
+        "identity.revoke_device" => identity::RevokeDevice {
+            device_id: args.id("device"),
+            reason: args.text("reason"),
+        }
+        .into(),
+        "identity.renew_certificate" => identity::RenewCertificate {
+            device_id: args.id("device"),
+            certificate: args.certificate(),
+        }
+        .into(),
+        "identity.revoke_operator_certificate" => identity::RevokeOperatorCertificate {
+            fingerprint: fingerprint(&args.text("cert")),
+            reason: args.text("reason"),
+        }
+        .into(),
+        "identity.renew_operator_certificate" => identity::RenewOperatorCertificate {
+            name: args.text("name"),
+            certificate: args.certificate(),
+        }
+        .into(),
+        _ => panic!("no such command: {name}"),
+    }
+}
+
+fn pairing_command(args: &mut Args<'_>, name: &str) -> Command {
+    let (code, device) = (args.text("code"), args.text("device"));
+    match name {
+        "pairing.mint_code" => pairing::MintCode {
+            ttl_ms: args.number("ttl"),
+            device_name: args.text("device_name"),
+            ..commands::mint(args.world, &code, &args.text("method"))
+        }
+        .into(),
+        "pairing.revoke_code" => pairing::RevokeCode {
+            code_id: args.id("code"),
+            reason: args.text("reason"),
+        }
+        .into(),
+        "pairing.begin_attempt" => begin(args).into(),
+        "pairing.fail_attempt" => commands::fail(args.world, &args.text("attempt"), &code).into(),
+        "pairing.prove" => {
+            let attempt = args.has("attempt");
+            let mut made = commands::prove(
+                args.world,
+                &args.text("pairing"),
+                &code,
+                attempt.as_deref(),
+                &device,
+            );
+            if let Some(name) = args.has("key") {
+                made.csr_spki = kit::key(&name);
+            }
+            made.into()
+        }
+        "pairing.approve" => pairing::Approve {
+            pairing_id: args.id("pairing"),
+            certificate: args.certificate(),
+            sas: args.text("sas"),
+            reason: args.text("reason"),
+        }
+        .into(),
+        "pairing.reject" => pairing::Reject {
+            pairing_id: args.id("pairing"),
+            reason: args.text("reason"),
+        }
+        .into(),
+        "pairing.mark_completed" => pairing::MarkCompleted {
+            pairing_id: args.id("pairing"),
+        }
+        .into(),
+        "pairing.expire" => pairing::Expire {
+            codes: args.ids("codes"),
+            requests: args.ids("requests"),
+        }
+        .into(),
+        _ => panic!("no such command: {name}"),
+    }
+}
+
+fn begin(args: &mut Args<'_>) -> pairing::BeginAttempt {
+    let method = if args.text("method") == "ticket" {
+        pairing::Method::Ticket
+    } else {
+        pairing::Method::Pin
+    };
+    pairing::BeginAttempt {
+        attempt_id: args.id("attempt"),
+        code_id: args.has("code").map(|name| args.world.id(&name)),
+        code_number: args.number("number") as u32,
+        device_id: args.id("device"),
+        source: "192.0.2.7".to_owned(),
+        method: method as i32,
+    }
+}
+
+fn nodes_command(args: &mut Args<'_>, name: &str) -> Command {
+    let device = args.text("device");
+    match name {
+        "nodes.register" => {
+            let mut made = commands::register(args.world, &device);
+            if let Some(platform) = args.has("platform") {
+                made.platform = platform;
+            }
+            if let Some(twice) = args.has("twice") {
+                let again = commands::capability(&twice, nodes::Effect::Once);
+                made.capabilities.extend([again.clone(), again]);
+            }
+            made.into()
+        }
+        "nodes.attach" => nodes::Attach {
+            device_id: args.id("device"),
+            replica_id: args.number("replica"),
+            transport: args.has("transport").unwrap_or_else(|| "stream".to_owned()),
+            held: args.ids("held"),
+        }
+        .into(),
+        "nodes.detach" => commands::detach(args.world, &device, args.number("epoch")).into(),
+        "nodes.detach_replica" => nodes::DetachReplica {
+            replica_id: args.number("replica"),
+            limit: args.number("limit") as u32,
+            up_to_epoch: args.number("up_to"),
+            reason: "replica lost".to_owned(),
+        }
+        .into(),
+        _ => panic!("no such command: {name}"),
+    }
+}
+
+fn dispatch_command(args: &mut Args<'_>, name: &str) -> Command {
+    let id = args.id("id");
+    let epoch = args.number("epoch");
+    match name {
+        "dispatch.submit" => dispatch::Submit {
+            timeout_ms: args.number("timeout"),
+            payload: Bytes::from(vec![
+                b' ';
+                args.has("size").map_or(2, |size| size.parse().unwrap())
+            ]),
+            ..commands::submit(
+                args.world,
+                &args.text("id"),
+                &args.text("device"),
+                &args.text("capability"),
+            )
+        }
+        .into(),
+        "dispatch.complete" => {
+            let outcome = dispatch::Outcome::parse(&args.text("outcome")).expect(args.line);
+            commands::complete(args.world, &args.text("id"), epoch, outcome).into()
+        }
+        "dispatch.await_mediation" => dispatch::AwaitMediation {
+            dispatch_id: id,
+            epoch,
+        }
+        .into(),
+        "dispatch.resume_from_mediation" => dispatch::ResumeFromMediation {
+            dispatch_id: id,
+            epoch,
+        }
+        .into(),
+        "dispatch.cancel" => dispatch::Cancel {
+            dispatch_id: id,
+            reason: args.text("reason"),
+        }
+        .into(),
+        "dispatch.expire" => dispatch::Expire { ids: args.ids("ids") }.into(),
+        _ => panic!("no such command: {name}"),
+    }
+}
