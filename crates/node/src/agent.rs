@@ -1,9 +1,11 @@
 //! The agent's outer loop: connect to a replica, serve a session there, go to the next when it ends.
 //!
-//! What never lives here: the session itself (see `session`, `poll`), signals and files of the process (see `run`).
+//! What never lives here: the session itself (see `session`, `poll`), signals and files of the process (see
+//! `run`).
 //!
-//! Invariants: work goes on while there is no session; a lost session is followed by a try at another replica within the
-//! route's pause; only revocation, another agent with the same identity, a dead certificate and the owner end the loop.
+//! Invariants: work goes on while there is no session; a lost session is followed by a try at another replica
+//! within the route's pause; only revocation, another agent with the same identity, a dead certificate and
+//! the owner end the loop.
 
 use std::time::Duration;
 
@@ -83,7 +85,8 @@ impl Agent {
     /// Errors: the ends that a new session would not change.
     pub(crate) async fn run(mut self) -> Result<()> {
         let ended = self.serve().await;
-        self.status.send_modify(|status| status.state = "stopping".to_owned());
+        self.status
+            .send_modify(|status| status.state = "stopping".to_owned());
         self.jobs.begin_stop();
         self.jobs.abort().await;
         ended
@@ -211,15 +214,25 @@ impl Agent {
 
     /// The server said something.
     pub(crate) fn heard(&self) {
-        self.status.send_modify(|status| status.last_heard_at_ms = wall_ms());
+        self.status
+            .send_modify(|status| status.last_heard_at_ms = wall_ms());
     }
 
     /// Puts what is held into the status, when it changed.
     pub(crate) fn publish(&self) {
         self.status.send_if_modified(|status| {
-            let before = (status.running.len(), status.mediation.len(), status.unreported.len());
+            let before = (
+                status.running.len(),
+                status.mediation.len(),
+                status.unreported.len(),
+            );
             self.jobs.describe(status);
-            before != (status.running.len(), status.mediation.len(), status.unreported.len())
+            before
+                != (
+                    status.running.len(),
+                    status.mediation.len(),
+                    status.unreported.len(),
+                )
         });
     }
 
@@ -249,7 +262,12 @@ impl Agent {
 fn no_replica(home: &Home) -> crate::Error {
     let path = home.dir().join("identity/node.json");
     let message = format!("{} names no replica", path.display());
-    crate::Error::new(crate::Kind::Precondition, "N0104", message, "pair again: palyra node pair --replace")
+    crate::Error::new(
+        crate::Kind::Precondition,
+        "N0104",
+        message,
+        "pair again: palyra node pair --replace",
+    )
 }
 
 #[cfg(test)]

@@ -33,17 +33,26 @@ struct Session {
 
 impl Session {
     async fn say(&self, body: Said) {
-        self.say.send(Ok(wire::ServerMessage { body: Some(body) })).await.unwrap();
+        self.say
+            .send(Ok(wire::ServerMessage { body: Some(body) }))
+            .await
+            .unwrap();
     }
 
     /// The next message that isn't a heartbeat; answers those.
     async fn hear(&mut self) -> Body {
         loop {
-            let message = timeout(SOON, self.heard.message()).await.unwrap().unwrap().unwrap();
+            let message = timeout(SOON, self.heard.message())
+                .await
+                .unwrap()
+                .unwrap()
+                .unwrap();
             assert_eq!(message.device_id, "DEVICE");
             match message.body.unwrap() {
                 Body::Heartbeat(beat) => {
-                    let answer = wire::HeartbeatAnswer { sequence: beat.sequence };
+                    let answer = wire::HeartbeatAnswer {
+                        sequence: beat.sequence,
+                    };
                     self.say(Said::Heartbeat(answer)).await;
                 }
                 other => return other,
@@ -61,8 +70,15 @@ impl Session {
 
     /// Takes Attach and answers it. Answers what the node holds.
     async fn attach(&mut self, epoch: u64, endpoints: Vec<wire::NodeEndpoint>) -> Vec<String> {
-        let Body::Attach(attach) = self.hear().await else { panic!("the first message was not Attach") };
-        let attached = wire::Attached { epoch, replica_id: 1, heartbeat_interval_ms: INTERVAL_MS, endpoints };
+        let Body::Attach(attach) = self.hear().await else {
+            panic!("the first message was not Attach")
+        };
+        let attached = wire::Attached {
+            epoch,
+            replica_id: 1,
+            heartbeat_interval_ms: INTERVAL_MS,
+            endpoints,
+        };
         self.say(Said::Attached(attached)).await;
         attach.held
     }
@@ -82,12 +98,22 @@ impl Session {
 
     async fn answer(&self, id: &str, accepted: bool, retry: bool) {
         let dispatch_id = id.to_owned();
-        self.say(Said::Result(wire::ResultAnswer { dispatch_id, accepted, retry, ..Default::default() })).await;
+        self.say(Said::Result(wire::ResultAnswer {
+            dispatch_id,
+            accepted,
+            retry,
+            ..Default::default()
+        }))
+        .await;
     }
 
     async fn goodbye(&self, code: &str) {
         let code = code.to_owned();
-        self.say(Said::Goodbye(wire::Goodbye { code, ..wire::Goodbye::default() })).await;
+        self.say(Said::Goodbye(wire::Goodbye {
+            code,
+            ..wire::Goodbye::default()
+        }))
+        .await;
     }
 }
 
@@ -118,24 +144,43 @@ impl Replica {
         let address = listener.local_addr().unwrap().to_string();
         let (sender, sessions) = mpsc::channel(8);
         let notes = Arc::new(Mutex::new(Notes::default()));
-        let fake = Fake { sessions: sender, notes: Arc::clone(&notes) };
+        let fake = Fake {
+            sessions: sender,
+            notes: Arc::clone(&notes),
+        };
         let serve = Server::builder()
             .add_service(NodeServiceServer::new(fake))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let task = tokio::spawn(async move { serve.await.unwrap() });
-        Self { address, sessions, notes, task }
+        Self {
+            address,
+            sessions,
+            notes,
+            task,
+        }
     }
 
     async fn session(&mut self) -> Session {
-        timeout(SOON, self.sessions.recv()).await.expect("no session in time").unwrap()
+        timeout(SOON, self.sessions.recv())
+            .await
+            .expect("no session in time")
+            .unwrap()
     }
 
     fn known(&self, id: u64) -> KnownReplica {
-        KnownReplica { replica_id: id, node_addr: self.address.clone(), enrol_addr: String::new() }
+        KnownReplica {
+            replica_id: id,
+            node_addr: self.address.clone(),
+            enrol_addr: String::new(),
+        }
     }
 
     fn endpoint(&self, id: u64) -> wire::NodeEndpoint {
-        wire::NodeEndpoint { replica_id: id, node_addr: self.address.clone(), enrol_addr: String::new() }
+        wire::NodeEndpoint {
+            replica_id: id,
+            node_addr: self.address.clone(),
+            enrol_addr: String::new(),
+        }
     }
 }
 
@@ -163,7 +208,13 @@ impl NodeService for Fake {
             return Err(Status::unavailable("a proxy in between"));
         }
         let (say, said) = mpsc::channel(64);
-        self.sessions.send(Session { heard: request.into_inner(), say }).await.unwrap();
+        self.sessions
+            .send(Session {
+                heard: request.into_inner(),
+                say,
+            })
+            .await
+            .unwrap();
         Ok(Response::new(ReceiverStream::new(said)))
     }
 
@@ -173,7 +224,11 @@ impl NodeService for Fake {
     ) -> std::result::Result<Response<wire::PollResponse>, Status> {
         let request = request.into_inner();
         assert_eq!(request.attach.is_some(), request.epoch == 0);
-        let messages = if request.epoch == 0 { vec![] } else { std::mem::take(&mut self.notes.lock().unwrap().polled) };
+        let messages = if request.epoch == 0 {
+            vec![]
+        } else {
+            std::mem::take(&mut self.notes.lock().unwrap().polled)
+        };
         Ok(Response::new(wire::PollResponse { epoch: 5, messages }))
     }
 
@@ -182,7 +237,11 @@ impl NodeService for Fake {
         request: Request<wire::ReportRequest>,
     ) -> std::result::Result<Response<wire::ReportResponse>, Status> {
         let result = request.into_inner().result.unwrap();
-        let answer = wire::ResultAnswer { dispatch_id: result.dispatch_id.clone(), accepted: true, ..Default::default() };
+        let answer = wire::ResultAnswer {
+            dispatch_id: result.dispatch_id.clone(),
+            accepted: true,
+            ..Default::default()
+        };
         self.notes.lock().unwrap().reported.push(result);
         Ok(Response::new(wire::ReportResponse { answer: Some(answer) }))
     }
@@ -202,12 +261,16 @@ impl Link for Plain {
     fn dial<'a>(&'a mut self, address: &'a str) -> BoxFuture<'a, std::result::Result<Channel, ConnectError>> {
         async move {
             let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-            endpoint.connect_timeout(Duration::from_secs(2)).connect().await.map_err(|error| ConnectError {
-                address: address.to_owned(),
-                kind: ConnectErrorKind::Unreachable,
-                cause: error.to_string(),
-                chain: None,
-            })
+            endpoint
+                .connect_timeout(Duration::from_secs(2))
+                .connect()
+                .await
+                .map_err(|error| ConnectError {
+                    address: address.to_owned(),
+                    kind: ConnectErrorKind::Unreachable,
+                    cause: error.to_string(),
+                    chain: None,
+                })
         }
         .boxed()
     }
@@ -270,7 +333,10 @@ impl Node {
         };
         let agent = Agent {
             device_id: record.device_id.clone(),
-            registration: wire::RegisterRequest { device_id: "DEVICE".to_owned(), ..Default::default() },
+            registration: wire::RegisterRequest {
+                device_id: "DEVICE".to_owned(),
+                ..Default::default()
+            },
             registered: false,
             jobs: Jobs::new(worker, ledger),
             events: event_receiver,
@@ -281,20 +347,34 @@ impl Node {
             home,
             record,
         };
-        Self { running: tokio::spawn(agent.run()), stop, status: status_receiver, dir }
+        Self {
+            running: tokio::spawn(agent.run()),
+            stop,
+            status: status_receiver,
+            dir,
+        }
     }
 
     async fn end(self) -> Result<()> {
-        timeout(SOON, self.running).await.expect("the agent did not end").unwrap()
+        timeout(SOON, self.running)
+            .await
+            .expect("the agent did not end")
+            .unwrap()
     }
 
     async fn becomes(&mut self, wanted: impl FnMut(&AgentStatus) -> bool) {
-        timeout(SOON, self.status.wait_for(wanted)).await.expect("the status did not change").unwrap();
+        timeout(SOON, self.status.wait_for(wanted))
+            .await
+            .expect("the status did not change")
+            .unwrap();
     }
 }
 
 fn script(name: &str, script: &str) -> String {
-    format!("[[capability]]\nname = \"{name}\"\nprogram = \"/bin/sh\"\nargs = ['-c', '{script}']\neffect = \"once\"\n")
+    format!(
+        "[[capability]]\nname = \"{name}\"\nprogram = \"/bin/sh\"\neffect = \"once\"\n\
+         args = ['-c', '{script}']\n"
+    )
 }
 
 #[tokio::test]
@@ -306,9 +386,13 @@ async fn it_registers_attaches_works_and_stops() {
     session.assign("A", "echo", 7).await;
     assert!(matches!(session.hear().await, Body::Ack(ack) if ack.dispatch_id == "A" && ack.epoch == 7));
     let result = session.hear_result().await;
-    assert_eq!((result.outcome.as_str(), &result.payload[..], result.epoch), ("succeeded", &b"[1]"[..], 7));
+    assert_eq!(
+        (result.outcome.as_str(), &result.payload[..], result.epoch),
+        ("succeeded", &b"[1]"[..], 7)
+    );
     session.answer("A", true, false).await;
-    node.becomes(|status| status.epoch == 7 && status.unreported.is_empty()).await;
+    node.becomes(|status| status.epoch == 7 && status.unreported.is_empty())
+        .await;
     assert_eq!(replica.notes.lock().unwrap().registered.len(), 1);
     node.stop.send_replace(true);
     node.end().await.unwrap();
@@ -318,9 +402,17 @@ async fn it_registers_attaches_works_and_stops() {
 async fn work_survives_the_move_to_another_replica() {
     let mut first = Replica::start().await;
     let mut second = Replica::start().await;
-    let node = Node::start(&[first.known(1)], &script("slow", "echo x >> runs; while [ ! -e go ]; do sleep 0.05; done; echo 2"));
+    let node = Node::start(
+        &[first.known(1)],
+        &script(
+            "slow",
+            "echo x >> runs; while [ ! -e go ]; do sleep 0.05; done; echo 2",
+        ),
+    );
     let mut session = first.session().await;
-    session.attach(7, vec![first.endpoint(1), second.endpoint(2)]).await;
+    session
+        .attach(7, vec![first.endpoint(1), second.endpoint(2)])
+        .await;
     session.assign("A", "slow", 7).await;
     assert!(matches!(session.hear().await, Body::Ack(_)));
     first.task.abort();
@@ -334,9 +426,15 @@ async fn work_survives_the_move_to_another_replica() {
     assert_eq!((result.epoch, &result.payload[..]), (9, &b"2"[..]));
     let runs = std::fs::read_to_string(node.dir.path().join("home/runs")).unwrap();
     assert_eq!(runs.lines().count(), 1, "delivered twice, run once");
-    let record: NodeRecord =
-        serde_json::from_str(&std::fs::read_to_string(node.dir.path().join("home/identity/node.json")).unwrap()).unwrap();
-    assert_eq!(record.replicas.len(), 2, "the replicas that it was told of are stored");
+    let record: NodeRecord = serde_json::from_str(
+        &std::fs::read_to_string(node.dir.path().join("home/identity/node.json")).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(
+        record.replicas.len(),
+        2,
+        "the replicas that it was told of are stored"
+    );
     let again = second.notes.lock().unwrap().registered.len();
     assert_eq!(again, 0, "registered once, at the first replica");
 }
@@ -351,7 +449,10 @@ async fn a_result_is_sent_again_until_it_is_accepted() {
     let first = session.hear_result().await;
     session.answer("A", false, true).await;
     let second = session.hear_result().await;
-    assert_eq!(first.request_id, second.request_id, "one request id for all tries");
+    assert_eq!(
+        first.request_id, second.request_id,
+        "one request id for all tries"
+    );
     // The session breaks before the answer.
     drop(session);
     let mut session = replica.session().await;
@@ -359,13 +460,17 @@ async fn a_result_is_sent_again_until_it_is_accepted() {
     let third = session.hear_result().await;
     assert_eq!((third.request_id, third.epoch), (first.request_id, 8));
     session.answer("A", false, false).await;
-    node.becomes(|status| status.epoch == 8 && status.unreported.is_empty()).await;
+    node.becomes(|status| status.epoch == 8 && status.unreported.is_empty())
+        .await;
 }
 
 #[tokio::test]
 async fn cancelling_kills_the_program() {
     let mut replica = Replica::start().await;
-    let mut node = Node::start(&[replica.known(1)], &script("slow", "echo $$ > pid; exec sleep 1000"));
+    let mut node = Node::start(
+        &[replica.known(1)],
+        &script("slow", "echo $$ > pid; exec sleep 1000"),
+    );
     let mut session = replica.session().await;
     session.attach(7, vec![]).await;
     session.assign("A", "slow", 7).await;
@@ -374,9 +479,13 @@ async fn cancelling_kills_the_program() {
     while !std::fs::read_to_string(&pid_file).is_ok_and(|text| text.ends_with('\n')) {
         tokio::task::yield_now().await;
     }
-    let cancel = wire::CancelDispatch { dispatch_id: "A".to_owned(), reason: "enough".to_owned() };
+    let cancel = wire::CancelDispatch {
+        dispatch_id: "A".to_owned(),
+        reason: "enough".to_owned(),
+    };
     session.say(Said::Cancel(cancel)).await;
-    node.becomes(|status| status.running.is_empty() && status.unreported.is_empty()).await;
+    node.becomes(|status| status.running.is_empty() && status.unreported.is_empty())
+        .await;
     let pid = std::fs::read_to_string(&pid_file).unwrap();
     assert!(!std::path::Path::new("/proc").join(pid.trim()).exists());
 }
@@ -405,11 +514,20 @@ async fn a_revoked_node_that_comes_back_ends() {
     };
     let mut metadata = tonic::metadata::MetadataMap::new();
     let bytes = prost::Message::encode_to_vec(&detail);
-    metadata.insert_bin("palyra-error-bin", tonic::metadata::MetadataValue::from_bytes(&bytes));
-    replica.notes.lock().unwrap().refuse_register =
-        Some(Status::with_metadata(tonic::Code::PermissionDenied, "no", metadata));
+    metadata.insert_bin(
+        "palyra-error-bin",
+        tonic::metadata::MetadataValue::from_bytes(&bytes),
+    );
+    replica.notes.lock().unwrap().refuse_register = Some(Status::with_metadata(
+        tonic::Code::PermissionDenied,
+        "no",
+        metadata,
+    ));
     let error = Node::start(&[replica.known(1)], "").end().await.unwrap_err();
-    assert!(error.code == "N0501" && error.message.contains("E0302"), "{error}");
+    assert!(
+        error.code == "N0501" && error.message.contains("E0302"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -418,7 +536,9 @@ async fn draining_moves_the_node_and_silence_does_too() {
     let mut second = Replica::start().await;
     let _node = Node::start(&[first.known(1)], "");
     let mut session = first.session().await;
-    session.attach(7, vec![first.endpoint(1), second.endpoint(2)]).await;
+    session
+        .attach(7, vec![first.endpoint(1), second.endpoint(2)])
+        .await;
     session.goodbye("draining").await;
     let mut session = second.session().await;
     session.attach(8, vec![]).await;
@@ -443,12 +563,20 @@ async fn broken_streams_lead_to_polling() {
         })),
     });
     let mut node = Node::start(&[replica.known(1)], "");
-    node.becomes(|status| status.transport == "poll" && status.epoch == 5).await;
+    node.becomes(|status| status.transport == "poll" && status.epoch == 5)
+        .await;
     while replica.notes.lock().unwrap().reported.is_empty() {
         tokio::task::yield_now().await;
     }
     let reported = replica.notes.lock().unwrap().reported[0].clone();
-    assert_eq!((reported.dispatch_id.as_str(), reported.epoch, &reported.payload[..]), ("A", 5, &b"true"[..]));
+    assert_eq!(
+        (
+            reported.dispatch_id.as_str(),
+            reported.epoch,
+            &reported.payload[..]
+        ),
+        ("A", 5, &b"true"[..])
+    );
     node.becomes(|status| status.unreported.is_empty()).await;
     node.stop.send_replace(true);
     node.end().await.unwrap();
@@ -456,7 +584,11 @@ async fn broken_streams_lead_to_polling() {
 
 #[tokio::test]
 async fn a_stop_without_any_replica_is_prompt() {
-    let nobody = KnownReplica { replica_id: 1, node_addr: "127.0.0.1:1".to_owned(), enrol_addr: String::new() };
+    let nobody = KnownReplica {
+        replica_id: 1,
+        node_addr: "127.0.0.1:1".to_owned(),
+        enrol_addr: String::new(),
+    };
     let mut node = Node::start(&[nobody], "");
     node.becomes(|status| !status.last_error.is_empty()).await;
     node.stop.send_replace(true);

@@ -35,20 +35,35 @@ fn health(home: &Path) -> Value {
 
 /// Runnable tasks, averaged over 1, 5 and 15 minutes; `null` where `/proc` doesn't say.
 fn parse_load(text: &str) -> Value {
-    let numbers: Vec<f64> = text.split_whitespace().take(3).filter_map(|word| word.parse().ok()).collect();
-    if numbers.len() == 3 { json!(numbers) } else { Value::Null }
+    let numbers: Vec<f64> = text
+        .split_whitespace()
+        .take(3)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    if numbers.len() == 3 {
+        json!(numbers)
+    } else {
+        Value::Null
+    }
 }
 
 fn parse_memory(text: &str) -> Value {
     let field = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+        line.split_whitespace()
+            .nth(1)?
+            .parse::<u64>()
+            .ok()
+            .map(|kib| kib * 1024)
     };
     json!({ "total_bytes": field("MemTotal:"), "available_bytes": field("MemAvailable:") })
 }
 
 fn parse_uptime(text: &str) -> Value {
-    text.split_whitespace().next().and_then(|word| word.parse::<f64>().ok()).map_or(Value::Null, |s| json!(s))
+    text.split_whitespace()
+        .next()
+        .and_then(|word| word.parse::<f64>().ok())
+        .map_or(Value::Null, |s| json!(s))
 }
 
 fn disk(home: &Path) -> Value {
@@ -88,7 +103,12 @@ mod tests {
 
     #[test]
     fn health_is_json_with_numbers_of_this_machine() {
-        let Outcome::Succeeded(bytes) = run(Builtin::SystemHealth, b"", Path::new("/"), &AgentStatus::default()) else {
+        let Outcome::Succeeded(bytes) = run(
+            Builtin::SystemHealth,
+            b"",
+            Path::new("/"),
+            &AgentStatus::default(),
+        ) else {
             panic!("health failed")
         };
         let value: Value = serde_json::from_slice(&bytes).unwrap();

@@ -2,8 +2,9 @@
 //!
 //! What never lives here: running anything (see `exec`), the built-in capabilities (see `builtin`).
 //!
-//! Invariants: a loaded capability has a name of the agreed form, a program that exists and is executable, and every
-//! number within the limits below; unknown keys are refused, so that a typing error never widens what is allowed.
+//! Invariants: a loaded capability has a name of the agreed form, a program that exists and is executable,
+//! and every number within the limits below; unknown keys are refused, so that a typing error never widens
+//! what is allowed.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -149,16 +150,24 @@ pub fn builtins() -> Vec<Capability> {
     };
     vec![
         make("echo", "answers what it was sent", Builtin::Echo),
-        make("system.health", "load, memory, disk and uptime of the machine", Builtin::SystemHealth),
-        make("system.identity", "who this node is and which replica serves it", Builtin::SystemIdentity),
+        make(
+            "system.health",
+            "load, memory, disk and uptime of the machine",
+            Builtin::SystemHealth,
+        ),
+        make(
+            "system.identity",
+            "who this node is and which replica serves it",
+            Builtin::SystemIdentity,
+        ),
     ]
 }
 
-/// Reads capability files, in order, after the built-in ones. Relative programs and working folders are relative to
-/// their file; a bare program name is looked up in `PATH`.
+/// Reads capability files, in order, after the built-in ones. Relative programs and working folders are
+/// relative to their file; a bare program name is looked up in `PATH`.
 ///
-/// Errors name the file and the line: no such file, no TOML, an unknown key, a name that is taken or malformed, a
-/// number outside its limit, a program that isn't there or not executable.
+/// Errors name the file and the line: no such file, no TOML, an unknown key, a name that is taken or
+/// malformed, a number outside its limit, a program that isn't there or not executable.
 pub fn load(files: &[PathBuf]) -> Result<Vec<Capability>> {
     let mut all = builtins();
     let mut names: BTreeSet<String> = all.iter().map(|capability| capability.name.clone()).collect();
@@ -172,11 +181,19 @@ pub fn load(files: &[PathBuf]) -> Result<Vec<Capability>> {
             let line = line_of(&text, entry.span().start);
             let capability = check(entry.into_inner(), path).map_err(|why| invalid(path, line, &why))?;
             if !names.insert(capability.name.clone()) {
-                return Err(invalid(path, line, &format!("the capability {:?} exists already", capability.name)));
+                return Err(invalid(
+                    path,
+                    line,
+                    &format!("the capability {:?} exists already", capability.name),
+                ));
             }
             all.push(capability);
             if all.len() > MAX_CAPABILITIES {
-                return Err(invalid(path, line, &format!("more than {MAX_CAPABILITIES} capabilities on one node")));
+                return Err(invalid(
+                    path,
+                    line,
+                    &format!("more than {MAX_CAPABILITIES} capabilities on one node"),
+                ));
             }
         }
     }
@@ -186,21 +203,43 @@ pub fn load(files: &[PathBuf]) -> Result<Vec<Capability>> {
 fn read(path: &Path) -> Result<String> {
     let meta = std::fs::metadata(path).map_err(|error| {
         let next = "correct `capabilities` in node.toml, or the --capabilities option";
-        Error::new(Kind::Usage, "N0301", format!("cannot read capability file {}: {error}", path.display()), next)
+        Error::new(
+            Kind::Usage,
+            "N0301",
+            format!("cannot read capability file {}: {error}", path.display()),
+            next,
+        )
     })?;
     if meta.len() > MAX_FILE {
-        return Err(invalid(path, 1, &format!("the file has {} bytes, more than the {MAX_FILE} allowed", meta.len())));
+        return Err(invalid(
+            path,
+            1,
+            &format!(
+                "the file has {} bytes, more than the {MAX_FILE} allowed",
+                meta.len()
+            ),
+        ));
     }
     std::fs::read_to_string(path).map_err(|error| Error::io("read", path, &error))
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+    text.as_bytes()
+        .iter()
+        .take(offset)
+        .filter(|byte| **byte == b'\n')
+        .count()
+        + 1
 }
 
 fn invalid(path: &Path, line: usize, why: &str) -> Error {
     let message = format!("{}:{line}: {}", path.display(), why.trim());
-    Error::new(Kind::Usage, "N0302", message, "correct the file, then: palyra node restart")
+    Error::new(
+        Kind::Usage,
+        "N0302",
+        message,
+        "correct the file, then: palyra node restart",
+    )
 }
 
 fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
@@ -211,13 +250,22 @@ fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
     if entry.args.len() > MAX_ARGS || entry.env.len() > MAX_ENV {
         return Err(format!("more than {MAX_ARGS} `args` or {MAX_ENV} `env` names"));
     }
-    if let Some(bad) = entry.env.iter().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
-        return Err(format!("{bad:?} in `env` is no name of an environment variable; values are not given here"));
+    if let Some(bad) = entry
+        .env
+        .iter()
+        .find(|name| name.is_empty() || name.contains(['=', '\0']))
+    {
+        return Err(format!(
+            "{bad:?} in `env` is no name of an environment variable; values are not given here"
+        ));
     }
     if entry.args.iter().any(|arg| arg.contains('\0')) {
         return Err("an argument holds a NUL character".to_owned());
     }
-    let timeout = entry.timeout.as_deref().map_or(Ok(DEFAULT_TIMEOUT), parse_duration)?;
+    let timeout = entry
+        .timeout
+        .as_deref()
+        .map_or(Ok(DEFAULT_TIMEOUT), parse_duration)?;
     if timeout.is_zero() || timeout > MAX_TIMEOUT {
         return Err("`timeout` must be between 1ms and 24h".to_owned());
     }
@@ -229,9 +277,15 @@ fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
     if !(1..=MAX_OUTPUT).contains(&max_output) {
         return Err(format!("`max_output` must be between 1 and {MAX_OUTPUT} bytes"));
     }
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let path = find_program(&entry.program, folder)?;
-    let working_dir = entry.working_dir.map(|dir| find_folder(&dir, folder)).transpose()?;
+    let working_dir = entry
+        .working_dir
+        .map(|dir| find_folder(&dir, folder))
+        .transpose()?;
     Ok(Capability {
         name: entry.name,
         description: entry.description,
@@ -240,18 +294,27 @@ fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
         concurrency,
         local_mediation: entry.local_mediation,
         max_output,
-        action: Action::Program(Program { path, args: entry.args, working_dir, env: entry.env }),
+        action: Action::Program(Program {
+            path,
+            args: entry.args,
+            working_dir,
+            env: entry.env,
+        }),
     })
 }
 
 fn check_name(name: &str) -> std::result::Result<(), String> {
     let well_formed = name.len() <= MAX_NAME
         && name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-'));
+        && name
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-'));
     if well_formed {
         return Ok(());
     }
-    Err(format!("{name:?} is no capability name: 1 to {MAX_NAME} of a-z 0-9 . _ -, beginning with a letter"))
+    Err(format!(
+        "{name:?} is no capability name: 1 to {MAX_NAME} of a-z 0-9 . _ -, beginning with a letter"
+    ))
 }
 
 fn find_program(program: &Path, folder: &Path) -> std::result::Result<PathBuf, String> {
@@ -262,20 +325,30 @@ fn find_program(program: &Path, folder: &Path) -> std::result::Result<PathBuf, S
         folder.join(program)
     } else {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| candidate.is_file());
+        let found = std::env::split_paths(&path)
+            .map(|dir| dir.join(program))
+            .find(|candidate| candidate.is_file());
         found.ok_or_else(|| format!("program {shown} is not in PATH; give its absolute path"))?
     };
     let found = std::fs::canonicalize(&found).map_err(|error| format!("program {shown}: {error}"))?;
     let meta = std::fs::metadata(&found).map_err(|error| format!("program {shown}: {error}"))?;
     if !meta.is_file() || meta.permissions().mode() & 0o111 == 0 {
-        return Err(format!("program {shown} is not an executable file; try: chmod +x {}", found.display()));
+        return Err(format!(
+            "program {shown} is not an executable file; try: chmod +x {}",
+            found.display()
+        ));
     }
     Ok(found)
 }
 
 fn find_folder(dir: &Path, folder: &Path) -> std::result::Result<PathBuf, String> {
-    let found = std::fs::canonicalize(folder.join(dir)).map_err(|e| format!("working_dir {}: {e}", dir.display()))?;
-    if found.is_dir() { Ok(found) } else { Err(format!("working_dir {} is not a folder", dir.display())) }
+    let found =
+        std::fs::canonicalize(folder.join(dir)).map_err(|e| format!("working_dir {}: {e}", dir.display()))?;
+    if found.is_dir() {
+        Ok(found)
+    } else {
+        Err(format!("working_dir {} is not a folder", dir.display()))
+    }
 }
 
 /// Reads `500ms`, `30s`, `5m`, `2h`. Refuses anything else, a number without its unit too.
@@ -290,7 +363,10 @@ pub fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
         "h" => 3_600_000,
         _ => return Err(refuse()),
     };
-    number.checked_mul(factor).map(Duration::from_millis).ok_or_else(refuse)
+    number
+        .checked_mul(factor)
+        .map(Duration::from_millis)
+        .ok_or_else(refuse)
 }
 
 #[cfg(test)]
@@ -313,14 +389,21 @@ mod tests {
     #[test]
     fn a_full_entry_is_read() {
         let all = load_text(
-            "[[capability]]\nname = \"logs.tail\"\nprogram = \"/bin/sh\"\nargs = [\"-c\", \"cat\"]\neffect = \"once\"\n\
+            "[[capability]]\nname = \"logs.tail\"\nprogram = \"/bin/sh\"\n\
+             args = [\"-c\", \"cat\"]\neffect = \"once\"\n\
              timeout = \"5s\"\nconcurrency = 2\nenv = [\"PATH\"]\nlocal_mediation = true\nmax_output = 100\n\
              working_dir = \"/\"\ndescription = \"tail\"\n",
         )
         .unwrap();
         let one = all.last().unwrap();
-        assert_eq!((one.name.as_str(), one.effect, one.concurrency), ("logs.tail", Effect::Once, 2));
-        assert_eq!((one.timeout, one.max_output, one.local_mediation), (Duration::from_secs(5), 100, true));
+        assert_eq!(
+            (one.name.as_str(), one.effect, one.concurrency),
+            ("logs.tail", Effect::Once, 2)
+        );
+        assert_eq!(
+            (one.timeout, one.max_output, one.local_mediation),
+            (Duration::from_secs(5), 100, true)
+        );
         assert_eq!(all.len(), 4);
     }
 
@@ -339,7 +422,10 @@ mod tests {
             ("working_dir = \"/nowhere/at/all\"\n", 2, "working_dir"),
         ] {
             let message = refusal(&format!("{head}{tail}"));
-            assert!(message.contains(&format!("caps.toml:{line}: ")) && message.contains(word), "{message}");
+            assert!(
+                message.contains(&format!("caps.toml:{line}: ")) && message.contains(word),
+                "{message}"
+            );
         }
     }
 
@@ -363,7 +449,8 @@ mod tests {
     fn too_many_are_refused() {
         let mut text = String::new();
         for number in 0..MAX_CAPABILITIES {
-            text += &format!("[[capability]]\nname = \"c{number}\"\nprogram = \"/bin/sh\"\neffect = \"once\"\n");
+            text +=
+                &format!("[[capability]]\nname = \"c{number}\"\nprogram = \"/bin/sh\"\neffect = \"once\"\n");
         }
         assert!(refusal(&text).contains("more than 64"));
     }

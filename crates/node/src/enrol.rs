@@ -2,15 +2,18 @@
 //!
 //! What never lives here: files, and what follows the proof (see `pair`).
 //!
-//! Invariants: key and signing request are made here and the key stays here; nothing that a server says is believed
-//! before its proof over the transcript, which holds the certificate that this side saw, is verified; a wrong secret ends
-//! the attempt at once, because each further try would cost one of the code's five.
+//! Invariants: key and signing request are made here and the key stays here; nothing that a server says is
+//! believed before its proof over the transcript, which holds the certificate that this side saw, is
+//! verified; a wrong secret ends the attempt at once, because each further try would cost one of the code's
+//! five.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use palyra_client::error::{Failure, classify};
-use palyra_client::{ConnectError, ConnectErrorKind, ConnectOptions, Endpoints, connect, fill_random, new_ulid, wall_ms};
+use palyra_client::{
+    ConnectError, ConnectErrorKind, ConnectOptions, Endpoints, connect, fill_random, new_ulid, wall_ms,
+};
 use palyra_pki::pin::{ClientState, PinError, client_begin, client_finish};
 use palyra_pki::tls::SeenServer;
 use palyra_pki::transcript::{NONCE_LEN, Opening};
@@ -50,12 +53,15 @@ impl From<ConnectError> for Try {
         if error.kind == ConnectErrorKind::Unreachable {
             return Self::Next(error.cause);
         }
-        let message = format!("{} is not the cluster that the ticket is for: {}", error.address, error.cause);
+        let message = format!(
+            "{} is not the cluster that the ticket is for: {}",
+            error.address, error.cause
+        );
         Self::Final(Error::new(
             Kind::Auth,
             "N0203",
             message,
-            "somebody may sit between this machine and the cluster: check the address, then ask for a new ticket",
+            "somebody may sit in between: check the address, then ask for a new ticket",
         ))
     }
 }
@@ -73,13 +79,20 @@ pub(crate) async fn prove(method: &PairMethod, name: &str, ui: &dyn PairUi) -> R
     let secret = Secret::parse(method)?;
     let key = KeyPair::generate(&mut fill_random).map_err(|error| internal(&error.to_string()))?;
     let csr = key.make_csr().map_err(|error| internal(&error.to_string()))?;
-    let me = Me { device_id: new_ulid(), name, key, csr };
+    let me = Me {
+        device_id: new_ulid(),
+        name,
+        key,
+        csr,
+    };
     let endpoints = secret.endpoints()?;
     let until = Instant::now() + SEARCH;
     let mut failures: Vec<String> = Vec::new();
     loop {
         for endpoint in endpoints.as_slice() {
-            ui.event(PairEvent::Trying { endpoint: endpoint.clone() });
+            ui.event(PairEvent::Trying {
+                endpoint: endpoint.clone(),
+            });
             let tried = match &secret {
                 Secret::Pin { pin, code, .. } => prove_pin(endpoint, pin, *code, &me).await,
                 Secret::Ticket(ticket) => prove_ticket(endpoint, ticket, &me).await,
@@ -88,7 +101,10 @@ pub(crate) async fn prove(method: &PairMethod, name: &str, ui: &dyn PairUi) -> R
                 Ok(pending) => return Ok(pending),
                 Err(Try::Final(error)) => return Err(error),
                 Err(Try::Next(why)) => {
-                    ui.event(PairEvent::Failed { endpoint: endpoint.clone(), why: why.clone() });
+                    ui.event(PairEvent::Failed {
+                        endpoint: endpoint.clone(),
+                        why: why.clone(),
+                    });
                     let line = format!("{endpoint} ({why})");
                     if !failures.contains(&line) {
                         failures.push(line);
@@ -98,7 +114,8 @@ pub(crate) async fn prove(method: &PairMethod, name: &str, ui: &dyn PairUi) -> R
         }
         if Instant::now() + PAUSE >= until {
             let message = format!("no replica took the proof: {}", failures.join(", "));
-            let next = "is the cluster running, and are these its enrol addresses? see: palyra cluster status";
+            let next =
+                "is the cluster running, and are these its enrol addresses? see: palyra cluster status";
             return Err(Error::new(Kind::Unreachable, "N0201", message, next));
         }
         sleep(PAUSE).await;
@@ -106,7 +123,11 @@ pub(crate) async fn prove(method: &PairMethod, name: &str, ui: &dyn PairUi) -> R
 }
 
 enum Secret {
-    Pin { pin: Pin, code: u32, endpoints: Vec<String> },
+    Pin {
+        pin: Pin,
+        code: u32,
+        endpoints: Vec<String>,
+    },
     Ticket(Ticket),
 }
 
@@ -115,13 +136,27 @@ impl Secret {
         match method {
             PairMethod::Pin { pin, code, endpoints } => {
                 let pin = Pin::parse(pin).map_err(|error| {
-                    Error::new(Kind::Usage, "N0204", error.to_string(), "type the eight digits as the operator reads them")
+                    Error::new(
+                        Kind::Usage,
+                        "N0204",
+                        error.to_string(),
+                        "type the eight digits as the operator reads them",
+                    )
                 })?;
-                Ok(Self::Pin { pin, code: *code, endpoints: endpoints.clone() })
+                Ok(Self::Pin {
+                    pin,
+                    code: *code,
+                    endpoints: endpoints.clone(),
+                })
             }
             PairMethod::Ticket(text) => Ticket::parse(text).map(Self::Ticket).map_err(|error| {
                 let next = "copy the whole ticket, from `palyra-ticket.` to its end";
-                Error::new(Kind::Usage, "N0205", format!("the ticket cannot be read: {error}"), next)
+                Error::new(
+                    Kind::Usage,
+                    "N0205",
+                    format!("the ticket cannot be read: {error}"),
+                    next,
+                )
             }),
             PairMethod::Resume => Err(Error::new(
                 Kind::Precondition,
@@ -142,9 +177,15 @@ impl Secret {
 
 type Client = EnrolServiceClient<Channel>;
 
-async fn dial(endpoint: &str, tls: &Arc<rustls::ClientConfig>, seen: &SeenServer) -> std::result::Result<(Client, [u8; 32]), Try> {
+async fn dial(
+    endpoint: &str,
+    tls: &Arc<rustls::ClientConfig>,
+    seen: &SeenServer,
+) -> std::result::Result<(Client, [u8; 32]), Try> {
     let channel = connect::connect(endpoint, tls, &ConnectOptions::default()).await?;
-    let end_point = seen.end_point().ok_or_else(|| internal("the server showed no certificate"))?;
+    let end_point = seen
+        .end_point()
+        .ok_or_else(|| internal("the server showed no certificate"))?;
     Ok((Client::new(channel), end_point))
 }
 
@@ -185,14 +226,21 @@ async fn prove_pin(endpoint: &str, pin: &Pin, code: u32, me: &Me<'_>) -> std::re
     };
     let accepted = match answer(client.finish_pin(finish.clone())).await {
         Ok(accepted) => accepted,
-        // The answer was lost, perhaps with the connection only: the same replica may still know the exchange.
+        // The answer was lost, perhaps with the connection only: the same replica may still know the
+        // exchange.
         Err(Try::Next(_)) => {
             let (mut client, _) = dial(endpoint, &tls, &seen).await?;
             answer(client.finish_pin(finish)).await?
         }
         Err(last) => return Err(last),
     };
-    Ok(believe(&accepted, &transcript, &session[..], &begun.cluster_id, me)?)
+    Ok(believe(
+        &accepted,
+        &transcript,
+        &session[..],
+        &begun.cluster_id,
+        me,
+    )?)
 }
 
 async fn finish_pin(
@@ -205,7 +253,8 @@ async fn finish_pin(
     let (pin, context, ke2) = (pin.clone(), transcript.context().to_vec(), begun.ke2.clone());
     // Argon2id: tens of milliseconds of computing.
     let finished =
-        tokio::task::spawn_blocking(move || client_finish(state, &pin, &context, &ke2, &mut fill_random)).await;
+        tokio::task::spawn_blocking(move || client_finish(state, &pin, &context, &ke2, &mut fill_random))
+            .await;
     match finished.map_err(|error| internal(&error.to_string()))? {
         Ok(both) => Ok(both),
         Err(PinError::WrongPin) => {
@@ -213,10 +262,11 @@ async fn finish_pin(
                 0 => "the code is burnt now".to_owned(),
                 left => format!("{left} tries are left"),
             };
-            let message = format!("wrong PIN, or somebody sits between this machine and the cluster; {tries}");
+            let message =
+                format!("wrong PIN, or somebody sits between this machine and the cluster; {tries}");
             let next = format!(
-                "compare the digits with the operator's; if they are right, compare the certificate of the server \
-                 with `palyra cluster status -o wide`: {}",
+                "compare the digits with the operator's; if they are right, compare the certificate of the \
+                 server with `palyra cluster status -o wide`: {}",
                 hex::encode(end_point)
             );
             Err(Error::new(Kind::Auth, "N0202", message, next))
@@ -232,8 +282,17 @@ async fn prove_ticket(endpoint: &str, ticket: &Ticket, me: &Me<'_>) -> std::resu
     let (mut client, end_point) = dial(endpoint, &tls, &seen).await?;
     let hello = answer(client.hello(wire::HelloRequest {})).await?;
     if hello.cluster_id != ticket.cluster_id {
-        let message = format!("{endpoint} is of cluster {}, the ticket of {}", hello.cluster_id, ticket.cluster_id);
-        return Err(Error::new(Kind::Auth, "N0203", message, "check the address, then ask for a new ticket").into());
+        let message = format!(
+            "{endpoint} is of cluster {}, the ticket of {}",
+            hello.cluster_id, ticket.cluster_id
+        );
+        return Err(Error::new(
+            Kind::Auth,
+            "N0203",
+            message,
+            "check the address, then ask for a new ticket",
+        )
+        .into());
     }
     let node_nonce = nonce();
     let opening = Opening {
@@ -277,12 +336,22 @@ fn believe(
     cluster_id: &str,
     me: &Me<'_>,
 ) -> Result<Pending> {
-    let parts = accepted.trust.as_ref().ok_or_else(|| nonsense("no trust bundle in it"))?;
+    let parts = accepted
+        .trust
+        .as_ref()
+        .ok_or_else(|| nonsense("no trust bundle in it"))?;
     let roots: Vec<Vec<u8>> = parts.roots.iter().map(|root| root.to_vec()).collect();
     let trust = bundle(&parts.cluster_id, &parts.trust_domain, roots).map_err(|why| nonsense(&why))?;
-    if trust.cluster_id() != cluster_id || !transcript.check_server_proof(key, &trust.digest(), &accepted.server_proof) {
-        let message = "the server could not prove that it knows the secret: somebody sits between this machine and the cluster";
-        return Err(Error::new(Kind::Auth, "N0206", message, format!("nothing was stored; {ASK_AGAIN}")));
+    if trust.cluster_id() != cluster_id
+        || !transcript.check_server_proof(key, &trust.digest(), &accepted.server_proof)
+    {
+        let message = "the server could not prove that it knows the secret: somebody sits in between";
+        return Err(Error::new(
+            Kind::Auth,
+            "N0206",
+            message,
+            format!("nothing was stored; {ASK_AGAIN}"),
+        ));
     }
     let replicas = replicas_of(parts);
     if replicas.is_empty() {
@@ -300,7 +369,11 @@ fn believe(
         replicas,
         // Computed here: what the server says it shows is worth nothing for a comparison.
         sas: transcript.sas(key),
-        expires_at_ms: if accepted.expires_at_ms == 0 { wall_ms() + 600_000 } else { accepted.expires_at_ms },
+        expires_at_ms: if accepted.expires_at_ms == 0 {
+            wall_ms() + 600_000
+        } else {
+            accepted.expires_at_ms
+        },
     })
 }
 
@@ -326,12 +399,19 @@ fn nonce() -> [u8; NONCE_LEN] {
 }
 
 fn nonce_of(bytes: &[u8]) -> Result<[u8; NONCE_LEN]> {
-    bytes.try_into().map_err(|_| nonsense("its nonce has the wrong length"))
+    bytes
+        .try_into()
+        .map_err(|_| nonsense("its nonce has the wrong length"))
 }
 
 fn nonsense(why: &str) -> Error {
     let next = "check that the address is a replica's enrol listener (port 7442 by default)";
-    Error::new(Kind::Unsupported, "N0207", format!("the server's answer makes no sense: {why}"), next)
+    Error::new(
+        Kind::Unsupported,
+        "N0207",
+        format!("the server's answer makes no sense: {why}"),
+        next,
+    )
 }
 
 fn internal(why: &str) -> Error {

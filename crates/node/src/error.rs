@@ -1,6 +1,7 @@
 //! What goes wrong on a node, said so that its owner can act: the thing, the cause, the next command.
 //!
-//! Codes that begin with `N` are made here; others (`E…`) come from the control plane and are passed on unchanged.
+//! Codes that begin with `N` are made here; others (`E…`) come from the control plane and are passed on
+//! unchanged.
 
 use std::fmt;
 
@@ -53,11 +54,16 @@ pub struct Error {
 impl Error {
     /// Makes a failure of this node.
     pub fn new(kind: Kind, code: &str, message: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { kind, code: code.to_owned(), message: message.into(), next: next.into() }
+        Self {
+            kind,
+            code: code.to_owned(),
+            message: message.into(),
+            next: next.into(),
+        }
     }
 
-    /// The exit code of the command that failed: 1 internal, 2 usage, 3 auth, 4 unreachable, 5 unsupported, 6 policy,
-    /// 7 precondition, 8 not found, 9 no quorum, 11 conflict, 13 unknown outcome.
+    /// The exit code of the command that failed: 1 internal, 2 usage, 3 auth, 4 unreachable, 5 unsupported, 6
+    /// policy, 7 precondition, 8 not found, 9 no quorum, 11 conflict, 13 unknown outcome.
     pub fn exit_code(&self) -> u8 {
         match self.kind {
             Kind::Internal => 1,
@@ -78,10 +84,17 @@ impl Error {
     pub(crate) fn io(what: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         let next = match error.kind() {
             std::io::ErrorKind::StorageFull => "free some space on this disk and try again",
-            std::io::ErrorKind::PermissionDenied => "check who owns the folder, or choose another with --data-dir",
+            std::io::ErrorKind::PermissionDenied => {
+                "check who owns the folder, or choose another with --data-dir"
+            }
             _ => "",
         };
-        Self::new(Kind::Internal, "N0001", format!("cannot {what} {}: {error}", path.display()), next)
+        Self::new(
+            Kind::Internal,
+            "N0001",
+            format!("cannot {what} {}: {error}", path.display()),
+            next,
+        )
     }
 }
 
@@ -100,14 +113,23 @@ impl From<palyra_client::Error> for Error {
             Class::Unsupported => Kind::Unsupported,
             Class::Internal => Kind::Internal,
         };
-        Self { kind, code: error.code, message: error.message, next: error.next }
+        Self {
+            kind,
+            code: error.code,
+            message: error.message,
+            next: error.next,
+        }
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)?;
-        if self.next.is_empty() { Ok(()) } else { write!(f, ". Next: {}", self.next) }
+        if self.next.is_empty() {
+            Ok(())
+        } else {
+            write!(f, ". Next: {}", self.next)
+        }
     }
 }
 

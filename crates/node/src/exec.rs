@@ -2,9 +2,9 @@
 //!
 //! What never lives here: which program, and whether it may run (see `capability` and `work`).
 //!
-//! Invariants: the program sees only the environment variables that its owner allows and three of ours; it leads a
-//! process group of its own, and nothing of that group outlives the run; memory per run is bounded by the payload, the
-//! largest answer and the stderr tail.
+//! Invariants: the program sees only the environment variables that its owner allows and three of ours; it
+//! leads a process group of its own, and nothing of that group outlives the run; memory per run is bounded by
+//! the payload, the largest answer and the stderr tail.
 
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -51,7 +51,11 @@ enum End {
 }
 
 /// Runs it. `stop` ends it early; `spawned` hears the process id, which is also the id of its group.
-pub(crate) async fn run(run: Run<'_>, stop: &mut watch::Receiver<Option<Stop>>, spawned: impl FnOnce(u32)) -> Outcome {
+pub(crate) async fn run(
+    run: Run<'_>,
+    stop: &mut watch::Receiver<Option<Stop>>,
+    spawned: impl FnOnce(u32),
+) -> Outcome {
     let mut child = match command(&run).spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -60,7 +64,10 @@ pub(crate) async fn run(run: Run<'_>, stop: &mut watch::Receiver<Option<Stop>>, 
         }
     };
     let Some(group) = child.id() else {
-        return Outcome::failed("program_not_started", "the program ended before it had a process id");
+        return Outcome::failed(
+            "program_not_started",
+            "the program ended before it had a process id",
+        );
     };
     spawned(group);
     let guard = GroupGuard(group);
@@ -91,8 +98,16 @@ pub(crate) async fn run(run: Run<'_>, stop: &mut watch::Receiver<Option<Stop>>, 
         }
     };
     drop(guard);
-    let output = tokio::time::timeout(DRAIN, output).await.ok().and_then(|joined| joined.ok()).unwrap_or_default();
-    let tail = tokio::time::timeout(DRAIN, tail).await.ok().and_then(|joined| joined.ok()).unwrap_or_default();
+    let output = tokio::time::timeout(DRAIN, output)
+        .await
+        .ok()
+        .and_then(|joined| joined.ok())
+        .unwrap_or_default();
+    let tail = tokio::time::timeout(DRAIN, tail)
+        .await
+        .ok()
+        .and_then(|joined| joined.ok())
+        .unwrap_or_default();
     judge(end, output, &tail, &run)
 }
 
@@ -117,7 +132,10 @@ fn command(run: &Run<'_>) -> Command {
         command.env(name, value);
     }
     command.current_dir(run.program.working_dir.as_deref().unwrap_or(run.home));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
     command
 }
@@ -144,7 +162,11 @@ async fn overflowed(full: oneshot::Receiver<()>) {
     }
 }
 
-async fn read_bounded(pipe: Option<impl AsyncRead + Unpin>, limit: usize, full: oneshot::Sender<()>) -> Vec<u8> {
+async fn read_bounded(
+    pipe: Option<impl AsyncRead + Unpin>,
+    limit: usize,
+    full: oneshot::Sender<()>,
+) -> Vec<u8> {
     let mut all = Vec::new();
     if let Some(pipe) = pipe {
         let _ = pipe.take(limit as u64 + 1).read_to_end(&mut all).await;
@@ -175,7 +197,10 @@ fn judge(end: End, mut output: Vec<u8>, tail: &[u8], run: &Run<'_>) -> Outcome {
     let path = run.program.path.display();
     let status = match end {
         End::Deadline => {
-            return Outcome::failed("timeout", with_tail(format!("{path} did not end in time and was killed"), tail));
+            return Outcome::failed(
+                "timeout",
+                with_tail(format!("{path} did not end in time and was killed"), tail),
+            );
         }
         End::Overflow => return too_large(run),
         End::Stopped(Stop::Cancelled) => return Outcome::Cancelled,
@@ -186,7 +211,10 @@ fn judge(end: End, mut output: Vec<u8>, tail: &[u8], run: &Run<'_>) -> Outcome {
         End::Exited(Ok(status)) => status,
     };
     if !status.success() {
-        return Outcome::failed("program_failed", with_tail(format!("{path}: {}", describe(status)), tail));
+        return Outcome::failed(
+            "program_failed",
+            with_tail(format!("{path}: {}", describe(status)), tail),
+        );
     }
     if output.len() > run.max_output {
         return too_large(run);
@@ -196,13 +224,19 @@ fn judge(end: End, mut output: Vec<u8>, tail: &[u8], run: &Run<'_>) -> Outcome {
     if is_json(&output) {
         return Outcome::Succeeded(output);
     }
-    let message = format!("{path} ended well but its output of {} bytes is not one JSON value", output.len());
+    let message = format!(
+        "{path} ended well but its output of {} bytes is not one JSON value",
+        output.len()
+    );
     Outcome::failed("output_not_json", with_tail(message, tail))
 }
 
 fn too_large(run: &Run<'_>) -> Outcome {
     let path = run.program.path.display();
-    Outcome::failed("output_too_large", format!("{path} wrote more than the {} bytes allowed", run.max_output))
+    Outcome::failed(
+        "output_too_large",
+        format!("{path} wrote more than the {} bytes allowed", run.max_output),
+    )
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -217,7 +251,11 @@ fn describe(status: ExitStatus) -> String {
 fn with_tail(message: String, tail: &[u8]) -> String {
     let tail = String::from_utf8_lossy(tail);
     let tail = tail.trim();
-    if tail.is_empty() { message } else { format!("{message}; stderr ends with: {tail}") }
+    if tail.is_empty() {
+        message
+    } else {
+        format!("{message}; stderr ends with: {tail}")
+    }
 }
 
 /// Whether `bytes` are exactly one JSON value in UTF-8.
@@ -233,7 +271,12 @@ mod tests {
 
     fn sh(script: &str) -> Program {
         let args = vec!["-c".to_owned(), script.to_owned()];
-        Program { path: PathBuf::from("/bin/sh"), args, working_dir: None, env: vec![] }
+        Program {
+            path: PathBuf::from("/bin/sh"),
+            args,
+            working_dir: None,
+            env: vec![],
+        }
     }
 
     async fn outcome(program: &Program, input: &[u8], limit: Duration) -> Outcome {
@@ -253,7 +296,9 @@ mod tests {
     }
 
     fn failure(outcome: Outcome) -> (String, String) {
-        let Outcome::Failed { code, message } = outcome else { panic!("{outcome:?}") };
+        let Outcome::Failed { code, message } = outcome else {
+            panic!("{outcome:?}")
+        };
         (code, message)
     }
 
@@ -263,28 +308,48 @@ mod tests {
     async fn json_goes_in_and_comes_out() {
         let end = outcome(&sh("cat"), b"{\"a\":1}", LONG).await;
         assert_eq!(end, Outcome::Succeeded(b"{\"a\":1}".to_vec()));
-        assert_eq!(outcome(&sh("echo 5; exec <&-"), &[b' '; 200_000], LONG).await, Outcome::Succeeded(b"5".to_vec()));
+        assert_eq!(
+            outcome(&sh("echo 5; exec <&-"), &[b' '; 200_000], LONG).await,
+            Outcome::Succeeded(b"5".to_vec())
+        );
     }
 
     #[tokio::test]
     async fn failures_carry_code_and_stderr() {
         let (code, message) = failure(outcome(&sh("echo oh no >&2; exit 3"), b"", LONG).await);
         assert_eq!(code, "program_failed");
-        assert!(message.contains("exit code 3") && message.contains("oh no"), "{message}");
+        assert!(
+            message.contains("exit code 3") && message.contains("oh no"),
+            "{message}"
+        );
         let (code, message) = failure(outcome(&sh("kill -9 $$"), b"", LONG).await);
-        assert!(code == "program_failed" && message.contains("signal 9"), "{message}");
-        let missing = Program { path: PathBuf::from("/nowhere"), ..sh("") };
-        assert_eq!(failure(outcome(&missing, b"", LONG).await).0, "program_not_started");
+        assert!(
+            code == "program_failed" && message.contains("signal 9"),
+            "{message}"
+        );
+        let missing = Program {
+            path: PathBuf::from("/nowhere"),
+            ..sh("")
+        };
+        assert_eq!(
+            failure(outcome(&missing, b"", LONG).await).0,
+            "program_not_started"
+        );
     }
 
     #[tokio::test]
     async fn output_is_checked_and_bounded() {
         for script in ["echo hello", "true", "echo 1 2", "printf '\"\\377\"'"] {
-            assert_eq!(failure(outcome(&sh(script), b"", LONG).await).0, "output_not_json", "{script}");
+            assert_eq!(
+                failure(outcome(&sh(script), b"", LONG).await).0,
+                "output_not_json",
+                "{script}"
+            );
         }
         let (code, _) = failure(outcome(&sh("while :; do echo 1234567890; done"), b"", LONG).await);
         assert_eq!(code, "output_too_large");
-        let (_, message) = failure(outcome(&sh("yes longline | head -c 100000 >&2; exit 1"), b"", LONG).await);
+        let (_, message) =
+            failure(outcome(&sh("yes longline | head -c 100000 >&2; exit 1"), b"", LONG).await);
         assert!(message.len() < 3000);
     }
 
@@ -292,7 +357,10 @@ mod tests {
     async fn a_program_that_hangs_is_killed_with_its_children() {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("pid");
-        let script = format!("trap '' TERM; sleep 1000 & echo $! > {}; wait", pid_file.display());
+        let script = format!(
+            "trap '' TERM; sleep 1000 & echo $! > {}; wait",
+            pid_file.display()
+        );
         let begun = Instant::now();
         let (code, _) = failure(outcome(&sh(&script), b"", Duration::from_millis(300)).await);
         assert_eq!(code, "timeout");
@@ -322,10 +390,18 @@ mod tests {
 
     #[tokio::test]
     async fn the_environment_is_only_what_is_allowed() {
-        let program = Program { env: vec!["HOME".to_owned()], ..sh("env | cut -d= -f1 | sort | tr '\\n' ' ' | sed 's/.*/\"&\"/'") };
-        let Outcome::Succeeded(names) = outcome(&program, b"", LONG).await else { panic!("failed") };
+        let program = Program {
+            env: vec!["HOME".to_owned()],
+            ..sh("env | cut -d= -f1 | sort | tr '\\n' ' ' | sed 's/.*/\"&\"/'")
+        };
+        let Outcome::Succeeded(names) = outcome(&program, b"", LONG).await else {
+            panic!("failed")
+        };
         let names = String::from_utf8(names).unwrap();
-        assert!(names.contains("HOME") && names.contains("PALYRA_DISPATCH_ID"), "{names}");
+        assert!(
+            names.contains("HOME") && names.contains("PALYRA_DISPATCH_ID"),
+            "{names}"
+        );
         assert!(!names.contains("CARGO"), "{names}");
     }
 }

@@ -1,4 +1,5 @@
-//! The node's data folder: what is in it, how it is written, and how a wrong folder is told apart from a right one.
+//! The node's data folder: what is in it, how it is written, and how a wrong folder is told apart from a
+//! right one.
 //!
 //! ```text
 //! PALYRA-NODE              marks the folder; holds its form
@@ -12,8 +13,9 @@
 //! run/                     lock, process id and socket of the running agent
 //! ```
 //!
-//! Invariants: every file is written to a temporary one, synced, renamed, and the folder synced; secrets are readable
-//! by their owner only, from the moment they exist; a folder without the mark is only taken when it is empty.
+//! Invariants: every file is written to a temporary one, synced, renamed, and the folder synced; secrets are
+//! readable by their owner only, from the moment they exist; a folder without the mark is only taken when it
+//! is empty.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -84,7 +86,9 @@ pub struct Home {
 
 /// `$XDG_DATA_HOME/palyra/node`, or `~/.local/share/palyra/node`.
 pub fn default_dir() -> PathBuf {
-    let base = std::env::var_os("XDG_DATA_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = std::env::var_os("XDG_DATA_HOME")
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into())).join(".local/share");
     base.unwrap_or_else(home).join("palyra/node")
 }
@@ -97,8 +101,14 @@ impl Home {
         make_dir(dir)?;
         if !dir.join(MARK).exists() {
             let mut entries = std::fs::read_dir(dir).map_err(|error| Error::io("read", dir, &error))?;
-            if let Some(first) = entries.find_map(|entry| entry.ok()).filter(|entry| !is_own_temporary(entry)) {
-                return Err(foreign(dir, &format!("it holds {}", first.file_name().to_string_lossy())));
+            if let Some(first) = entries
+                .find_map(|entry| entry.ok())
+                .filter(|entry| !is_own_temporary(entry))
+            {
+                return Err(foreign(
+                    dir,
+                    &format!("it holds {}", first.file_name().to_string_lossy()),
+                ));
             }
             for name in ["identity", "ledger", "logs", "run"] {
                 make_dir(&dir.join(name))?;
@@ -125,7 +135,11 @@ impl Home {
                 Some(form) => Error::new(
                     Kind::Precondition,
                     "N0103",
-                    format!("{} is a node's data folder of form {}, this release knows form 1", dir.display(), form.trim()),
+                    format!(
+                        "{} is a node's data folder of form {}, this release knows form 1",
+                        dir.display(),
+                        form.trim()
+                    ),
                     "update this program, or choose another folder with --data-dir",
                 ),
                 None => foreign(dir, &format!("its {MARK} file says something else")),
@@ -165,9 +179,16 @@ impl Home {
             Err(error) => return Err(Error::io("read", &path, &error)),
         };
         let mut config: NodeConfig = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            let line = error
+                .span()
+                .map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             let message = format!("{}:{line}: {}", path.display(), error.message().trim());
-            Error::new(Kind::Usage, "N0303", message, "correct the file, then: palyra node restart")
+            Error::new(
+                Kind::Usage,
+                "N0303",
+                message,
+                "correct the file, then: palyra node restart",
+            )
         })?;
         for file in &mut config.capabilities {
             *file = self.dir.join(&*file);
@@ -197,16 +218,28 @@ impl Home {
 
     /// Stores the credential in use, or the renewed one.
     pub(crate) fn set_credential(&self, credential: &Credential, next: bool) -> Result<()> {
-        let name = if next { "identity/next.json" } else { "identity/credential.json" };
+        let name = if next {
+            "identity/next.json"
+        } else {
+            "identity/credential.json"
+        };
         let text = credential.to_json().map_err(|error| {
-            Error::new(Kind::Internal, "N0001", format!("the credential cannot be written: {error}"), "")
+            Error::new(
+                Kind::Internal,
+                "N0001",
+                format!("the credential cannot be written: {error}"),
+                "",
+            )
         })?;
         write_atomic(&self.dir.join(name), text.as_bytes(), 0o600)
     }
 
     /// The renewed credential worked: from now on it is the one in use.
     pub(crate) fn promote_credential(&self) -> Result<()> {
-        let (from, to) = (self.dir.join("identity/next.json"), self.dir.join("identity/credential.json"));
+        let (from, to) = (
+            self.dir.join("identity/next.json"),
+            self.dir.join("identity/credential.json"),
+        );
         std::fs::rename(&from, &to).map_err(|error| Error::io("replace", &to, &error))?;
         sync_parent(&to)
     }
@@ -217,13 +250,23 @@ impl Home {
     }
 
     pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
-        let Some(text) = self.read_text(name)? else { return Ok(None) };
-        serde_json::from_str(&text).map(Some).map_err(|error| self.broken(name, &error.to_string()))
+        let Some(text) = self.read_text(name)? else {
+            return Ok(None);
+        };
+        serde_json::from_str(&text)
+            .map(Some)
+            .map_err(|error| self.broken(name, &error.to_string()))
     }
 
     pub(crate) fn write_json<T: Serialize>(&self, name: &str, value: &T, mode: u32) -> Result<()> {
-        let text = serde_json::to_vec_pretty(value)
-            .map_err(|error| Error::new(Kind::Internal, "N0001", format!("cannot encode {name}: {error}"), ""))?;
+        let text = serde_json::to_vec_pretty(value).map_err(|error| {
+            Error::new(
+                Kind::Internal,
+                "N0001",
+                format!("cannot encode {name}: {error}"),
+                "",
+            )
+        })?;
         write_atomic(&self.dir.join(name), &text, mode)
     }
 
@@ -237,8 +280,12 @@ impl Home {
     }
 
     fn read_credential(&self, name: &str) -> Result<Option<Credential>> {
-        let Some(text) = self.read_text(name)? else { return Ok(None) };
-        Credential::from_json(&text).map(Some).map_err(|error| self.broken(name, &error.to_string()))
+        let Some(text) = self.read_text(name)? else {
+            return Ok(None);
+        };
+        Credential::from_json(&text)
+            .map(Some)
+            .map_err(|error| self.broken(name, &error.to_string()))
     }
 
     fn read_text(&self, name: &str) -> Result<Option<zeroize::Zeroizing<String>>> {
@@ -264,17 +311,29 @@ impl Home {
 }
 
 fn absent(dir: &Path) -> Error {
-    let empty = std::fs::read_dir(dir).map(|mut entries| entries.next().is_none()).unwrap_or(true);
+    let empty = std::fs::read_dir(dir)
+        .map(|mut entries| entries.next().is_none())
+        .unwrap_or(true);
     if empty {
         let message = format!("there is no node in {}", dir.display());
-        return Error::new(Kind::Precondition, "N0101", message, "pair this machine first: palyra node pair");
+        return Error::new(
+            Kind::Precondition,
+            "N0101",
+            message,
+            "pair this machine first: palyra node pair",
+        );
     }
     foreign(dir, &format!("it has no {MARK} file"))
 }
 
 fn foreign(dir: &Path, why: &str) -> Error {
     let message = format!("{} is not a node's data folder: {why}", dir.display());
-    Error::new(Kind::Precondition, "N0102", message, "choose an empty or new folder with --data-dir")
+    Error::new(
+        Kind::Precondition,
+        "N0102",
+        message,
+        "choose an empty or new folder with --data-dir",
+    )
 }
 
 /// Left by a crash between making and renaming.
@@ -289,8 +348,8 @@ fn make_dir(dir: &Path) -> Result<()> {
     made.map_err(|error| Error::io("make", dir, &error))
 }
 
-/// Writes a whole file so that after a crash either the old or the new one is there: temporary file, sync, rename,
-/// sync of the folder.
+/// Writes a whole file so that after a crash either the old or the new one is there: temporary file, sync,
+/// rename, sync of the folder.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
@@ -301,7 +360,11 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)
@@ -311,7 +374,11 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 }
 
 pub(crate) fn open_append(path: &Path) -> Result<File> {
-    let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    let opened = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path);
     opened.map_err(|error| Error::io("open", path, &error))
 }
 
@@ -334,23 +401,39 @@ mod tests {
         assert_eq!(Home::open(&path).unwrap_err().code, "N0101");
         let home = Home::create(&path).unwrap();
         assert_eq!(Home::open(&path).unwrap(), home);
-        assert_eq!(home.config().unwrap(), NodeConfig::default(), "the example is all comments");
-        assert_eq!((home.record().unwrap(), home.credential().unwrap().is_none()), (None, true));
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            home.config().unwrap(),
+            NodeConfig::default(),
+            "the example is all comments"
+        );
+        assert_eq!(
+            (home.record().unwrap(), home.credential().unwrap().is_none()),
+            (None, true)
+        );
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
     }
 
     #[test]
     fn foreign_and_future_folders_are_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("photos.zip"), "x").unwrap();
-        for error in [Home::create(dir.path()).unwrap_err(), Home::open(dir.path()).unwrap_err()] {
+        for error in [
+            Home::create(dir.path()).unwrap_err(),
+            Home::open(dir.path()).unwrap_err(),
+        ] {
             assert!(error.code == "N0102" && error.exit_code() == 7, "{error}");
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let future = tempfile::tempdir().unwrap();
         std::fs::write(future.path().join(MARK), "palyra node data folder, form 9\n").unwrap();
         let error = Home::create(future.path()).unwrap_err();
-        assert!(error.code == "N0103" && error.message.contains("form 9"), "{error}");
+        assert!(
+            error.code == "N0103" && error.message.contains("form 9"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -367,9 +450,15 @@ mod tests {
         let home = Home::create(dir.path()).unwrap();
         std::fs::write(dir.path().join("node.toml"), "name = \"a\"\ncolour = 1\n").unwrap();
         let error = home.config().unwrap_err();
-        assert!(error.message.contains("node.toml:2") && error.message.contains("colour"), "{error}");
+        assert!(
+            error.message.contains("node.toml:2") && error.message.contains("colour"),
+            "{error}"
+        );
         std::fs::write(dir.path().join("node.toml"), "capabilities = [\"c.toml\"]\n").unwrap();
-        assert_eq!(home.config().unwrap().capabilities, vec![home.dir().join("c.toml")]);
+        assert_eq!(
+            home.config().unwrap().capabilities,
+            vec![home.dir().join("c.toml")]
+        );
     }
 
     #[test]
@@ -377,10 +466,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::create(dir.path()).unwrap();
         let path = dir.path().join("identity/credential.json");
-        std::fs::write(dir.path().join("identity/credential.json.tmp"), "left over, world readable").unwrap();
+        std::fs::write(
+            dir.path().join("identity/credential.json.tmp"),
+            "left over, world readable",
+        )
+        .unwrap();
         write_atomic(&path, b"{\"form\":1}", 0o600).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         let error = home.credential().unwrap_err();
-        assert!(error.code == "N0104" && error.message.contains("credential.json"), "{error}");
+        assert!(
+            error.code == "N0104" && error.message.contains("credential.json"),
+            "{error}"
+        );
     }
 }

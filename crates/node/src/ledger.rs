@@ -1,14 +1,15 @@
 //! What this node has begun and what it still owes the control plane, on disk.
 //!
-//! One file of lines, each `<16 hex digits of SHA-256> <JSON>`. A line that was torn by a power loss is the last one and
-//! is cut off; damage anywhere else is reported, because a forgotten start could run a `once` dispatch twice.
+//! One file of lines, each `<16 hex digits of SHA-256> <JSON>`. A line that was torn by a power loss is the
+//! last one and is cut off; damage anywhere else is reported, because a forgotten start could run a `once`
+//! dispatch twice.
 //!
 //! What never lives here: processes, the network, the decision what to run.
 //!
 //! Invariants: a `once` start is on disk before [`Ledger::begin`] returns; a result is on disk before
-//! [`Ledger::finish`] returns, and kept until [`Ledger::forget`]; a `once` dispatch that had begun when the agent died
-//! comes back as a failure, never as something to run; count and bytes are bounded; after a failed write nothing is
-//! promised any more until the agent is restarted.
+//! [`Ledger::finish`] returns, and kept until [`Ledger::forget`]; a `once` dispatch that had begun when the
+//! agent died comes back as a failure, never as something to run; count and bytes are bounded; after a failed
+//! write nothing is promised any more until the agent is restarted.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -95,8 +96,9 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Opens or makes the ledger in `dir`. Answers it and the processes that an earlier agent left; end those that are
-    /// still alive before anything begins. A torn last line is cut off; any other damage is an error.
+    /// Opens or makes the ledger in `dir`. Answers it and the processes that an earlier agent left; end those
+    /// that are still alive before anything begins. A torn last line is cut off; any other damage is an
+    /// error.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Started>)> {
         let path = dir.join("ledger.log");
         let bytes = match std::fs::read(&path) {
@@ -108,8 +110,11 @@ impl Ledger {
         for line in parse(&bytes).map_err(|line| damaged(&path, line))? {
             replay(&mut held, line);
         }
-        let left: Vec<Started> =
-            held.values().filter(|one| one.result.is_none()).filter_map(|one| one.process.clone()).collect();
+        let left: Vec<Started> = held
+            .values()
+            .filter(|one| one.result.is_none())
+            .filter_map(|one| one.process.clone())
+            .collect();
         held.retain(|_, one| one.once || one.result.is_some());
         for (id, one) in &mut held {
             if one.result.is_none() {
@@ -121,7 +126,17 @@ impl Ledger {
         write_atomic(&path, &text, 0o600)?;
         let file = open_append(&path)?;
         let bytes = held.values().map(size_of_held).sum();
-        Ok((Self { path, file, length: text.len() as u64, held, bytes, broken: false }, left))
+        Ok((
+            Self {
+                path,
+                file,
+                length: text.len() as u64,
+                held,
+                bytes,
+                broken: false,
+            },
+            left,
+        ))
     }
 
     /// Notes that a dispatch begins; durable on return when `effect` is `once`.
@@ -130,8 +145,21 @@ impl Ledger {
             return Err(Refused::Full);
         }
         let once = effect == Effect::Once;
-        self.append(&Line::Begun { id: id.to_owned(), once }, once).map_err(Refused::Io)?;
-        self.held.insert(id.to_owned(), Held { once, ..Held::default() });
+        self.append(
+            &Line::Begun {
+                id: id.to_owned(),
+                once,
+            },
+            once,
+        )
+        .map_err(Refused::Io)?;
+        self.held.insert(
+            id.to_owned(),
+            Held {
+                once,
+                ..Held::default()
+            },
+        );
         Ok(())
     }
 
@@ -140,7 +168,13 @@ impl Ledger {
         if let Some(one) = self.held.get_mut(id) {
             one.process = Some(process.clone());
         }
-        self.append(&Line::Process { id: id.to_owned(), process }, false)
+        self.append(
+            &Line::Process {
+                id: id.to_owned(),
+                process,
+            },
+            false,
+        )
     }
 
     /// Keeps a result, durable on return. On an error it is kept in memory only.
@@ -156,11 +190,17 @@ impl Ledger {
 
     /// Drops a dispatch: its result was accepted or finally refused, or nobody wants it any more.
     pub(crate) fn forget(&mut self, id: &str) -> io::Result<()> {
-        let Some(gone) = self.held.remove(id) else { return Ok(()) };
+        let Some(gone) = self.held.remove(id) else {
+            return Ok(());
+        };
         self.bytes -= size_of_held(&gone);
         // Losing this line is harmless: the result is sent once more and refused as known.
         self.append(&Line::Forgotten { id: id.to_owned() }, false)?;
-        if self.length > COMPACT_AT && self.length > 4 * self.bytes as u64 { self.compact() } else { Ok(()) }
+        if self.length > COMPACT_AT && self.length > 4 * self.bytes as u64 {
+            self.compact()
+        } else {
+            Ok(())
+        }
     }
 
     /// The results that are owed, in the order of their ids.
@@ -170,14 +210,20 @@ impl Ledger {
 
     fn append(&mut self, line: &Line, durable: bool) -> io::Result<()> {
         if self.broken {
-            return Err(io::Error::other("an earlier write to the ledger failed; restart the agent"));
+            return Err(io::Error::other(
+                "an earlier write to the ledger failed; restart the agent",
+            ));
         }
         let text = encode(line)?;
         let written = self.file.write_all(text.as_bytes());
         let synced = written.and_then(|()| if durable { self.file.sync_data() } else { Ok(()) });
         if let Err(error) = synced {
-            // After a failed write the file may end in half a line, after a failed sync the page cache may lie.
-            let cut = self.file.set_len(self.length).and_then(|()| self.file.sync_data());
+            // After a failed write the file may end in half a line, after a failed sync the page cache may
+            // lie.
+            let cut = self
+                .file
+                .set_len(self.length)
+                .and_then(|()| self.file.sync_data());
             self.broken = cut.is_err() || error.kind() != io::ErrorKind::StorageFull;
             return Err(error);
         }
@@ -209,7 +255,8 @@ fn interrupted(id: &str) -> StoredResult {
         outcome: "failed".to_owned(),
         payload: String::new(),
         error_code: "agent_restarted".to_owned(),
-        error_message: "the node's agent ended while this ran; whether it took effect is not known".to_owned(),
+        error_message: "the node's agent ended while this ran; whether it took effect is not known"
+            .to_owned(),
     }
 }
 
@@ -218,12 +265,14 @@ fn damaged(path: &Path, line: usize) -> Error {
         Kind::Internal,
         "N0401",
         format!("the ledger {} is damaged at line {line}", path.display()),
-        "check the disk; if you accept that results of finished work are lost, move the file away and start again",
+        "check the disk; to go on without the results in it, move the file away and start again",
     )
 }
 
 fn size_of_held(held: &Held) -> usize {
-    held.result.as_ref().map_or(0, |result| result.payload.len() + result.error_message.len() + 128)
+    held.result.as_ref().map_or(0, |result| {
+        result.payload.len() + result.error_message.len() + 128
+    })
 }
 
 fn encode(line: &Line) -> io::Result<String> {
@@ -240,9 +289,15 @@ fn digest(bytes: &[u8]) -> String {
 fn render(held: &BTreeMap<String, Held>) -> io::Result<Vec<u8>> {
     let mut text = String::new();
     for (id, one) in held {
-        text += &encode(&Line::Begun { id: id.clone(), once: one.once })?;
+        text += &encode(&Line::Begun {
+            id: id.clone(),
+            once: one.once,
+        })?;
         if let Some(process) = &one.process {
-            text += &encode(&Line::Process { id: id.clone(), process: process.clone() })?;
+            text += &encode(&Line::Process {
+                id: id.clone(),
+                process: process.clone(),
+            })?;
         }
         if let Some(result) = &one.result {
             text += &encode(&Line::Finished((**result).clone()))?;
@@ -282,7 +337,13 @@ fn decode(line: &[u8]) -> Option<Line> {
 fn replay(held: &mut BTreeMap<String, Held>, line: Line) {
     match line {
         Line::Begun { id, once } => {
-            held.insert(id, Held { once, ..Held::default() });
+            held.insert(
+                id,
+                Held {
+                    once,
+                    ..Held::default()
+                },
+            );
         }
         Line::Process { id, process } => {
             if let Some(one) = held.get_mut(&id) {
@@ -318,7 +379,16 @@ mod tests {
         let (mut ledger, left) = Ledger::open(dir).unwrap();
         assert!(left.is_empty());
         ledger.begin("A", Effect::Once).unwrap();
-        ledger.process("A", Started { pid: 7, ticks: 8, boot: "b".to_owned() }).unwrap();
+        ledger
+            .process(
+                "A",
+                Started {
+                    pid: 7,
+                    ticks: 8,
+                    boot: "b".to_owned(),
+                },
+            )
+            .unwrap();
         ledger.begin("B", Effect::Idempotent).unwrap();
         ledger.finish(result("A")).unwrap();
         ledger.begin("C", Effect::Once).unwrap();
@@ -328,19 +398,30 @@ mod tests {
 
     fn reopened(dir: &Path) -> Vec<(String, String)> {
         let (ledger, _) = Ledger::open(dir).unwrap();
-        ledger.results().iter().map(|one| (one.id.clone(), one.error_code.clone())).collect()
+        ledger
+            .results()
+            .iter()
+            .map(|one| (one.id.clone(), one.error_code.clone()))
+            .collect()
     }
 
     #[test]
     fn what_was_begun_and_owed_survives() {
         let dir = tempfile::tempdir().unwrap();
         story(dir.path());
-        let expected = vec![("B".to_owned(), String::new()), ("C".to_owned(), "agent_restarted".to_owned())];
+        let expected = vec![
+            ("B".to_owned(), String::new()),
+            ("C".to_owned(), "agent_restarted".to_owned()),
+        ];
         assert_eq!(reopened(dir.path()), expected);
         assert_eq!(reopened(dir.path()), expected, "and again");
         let (ledger, _) = Ledger::open(dir.path()).unwrap();
         let again = ledger.results()[1].request_id.clone();
-        assert_eq!(Ledger::open(dir.path()).unwrap().0.results()[1].request_id, again, "one request id for all tries");
+        assert_eq!(
+            Ledger::open(dir.path()).unwrap().0.results()[1].request_id,
+            again,
+            "one request id for all tries"
+        );
     }
 
     #[test]
@@ -363,7 +444,10 @@ mod tests {
                 6 => &[("C", "agent_restarted")],
                 _ => &[("B", ""), ("C", "agent_restarted")],
             };
-            let seen: Vec<(&str, &str)> = seen.iter().map(|(id, code)| (id.as_str(), code.as_str())).collect();
+            let seen: Vec<(&str, &str)> = seen
+                .iter()
+                .map(|(id, code)| (id.as_str(), code.as_str()))
+                .collect();
             assert_eq!(seen, expected, "cut at {cut}, {lines} whole lines");
         }
     }
@@ -379,20 +463,31 @@ mod tests {
         bent[second] ^= 1;
         std::fs::write(&path, &bent).unwrap();
         let error = Ledger::open(dir.path()).err().unwrap();
-        assert!(error.code == "N0401" && error.message.contains("line 2"), "{error}");
+        assert!(
+            error.code == "N0401" && error.message.contains("line 2"),
+            "{error}"
+        );
         assert_eq!(std::fs::read(&path).unwrap(), bent, "nothing is thrown away");
     }
 
     #[test]
     fn the_processes_of_a_dead_agent_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let process = Started { pid: 7, ticks: 8, boot: "b".to_owned() };
+        let process = Started {
+            pid: 7,
+            ticks: 8,
+            boot: "b".to_owned(),
+        };
         let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
         ledger.begin("A", Effect::Idempotent).unwrap();
         ledger.process("A", process.clone()).unwrap();
         drop(ledger);
         assert_eq!(Ledger::open(dir.path()).unwrap().1, vec![process]);
-        assert_eq!(Ledger::open(dir.path()).unwrap().1, vec![], "told once, and an idempotent start is not owed");
+        assert_eq!(
+            Ledger::open(dir.path()).unwrap().1,
+            vec![],
+            "told once, and an idempotent start is not owed"
+        );
     }
 
     #[test]
@@ -402,7 +497,10 @@ mod tests {
         for number in 0..MAX_HELD {
             ledger.begin(&format!("{number}"), Effect::Idempotent).unwrap();
         }
-        assert!(matches!(ledger.begin("one more", Effect::Once), Err(Refused::Full)));
+        assert!(matches!(
+            ledger.begin("one more", Effect::Once),
+            Err(Refused::Full)
+        ));
         ledger.forget("0").unwrap();
         ledger.begin("one more", Effect::Idempotent).unwrap();
     }
@@ -411,7 +509,10 @@ mod tests {
     fn the_file_is_rewritten_when_it_is_mostly_past() {
         let dir = tempfile::tempdir().unwrap();
         let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
-        let big = StoredResult { payload: "x".repeat(300_000), ..result("A") };
+        let big = StoredResult {
+            payload: "x".repeat(300_000),
+            ..result("A")
+        };
         for _ in 0..5 {
             ledger.begin("A", Effect::Idempotent).unwrap();
             ledger.finish(big.clone()).unwrap();

@@ -1,7 +1,7 @@
 //! The node's credential at work: connections with it, and its renewal.
 //!
-//! Invariants: the old credential stays in use until a session was served with the new one; a renewed credential is on
-//! disk before it is tried; the new key is made here and only its signing request leaves.
+//! Invariants: the old credential stays in use until a session was served with the new one; a renewed
+//! credential is on disk before it is tried; the new key is made here and only its signing request leaves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,8 +29,7 @@ const RENEW_AGAIN_MS: u64 = 60_000;
 /// How the agent reaches replicas. The second implementation is the tests', without TLS.
 pub(crate) trait Link: Send {
     /// Connects with the credential that is to be used now.
-    fn dial<'a>(&'a mut self, address: &'a str)
-    -> BoxFuture<'a, std::result::Result<Channel, ConnectError>>;
+    fn dial<'a>(&'a mut self, address: &'a str) -> BoxFuture<'a, std::result::Result<Channel, ConnectError>>;
     /// A session was served: the credential works.
     fn served(&mut self) -> Result<()>;
     /// A server refused the credential. Answers whether there is another to fall back on.
@@ -65,12 +64,22 @@ impl TlsLink {
     pub(crate) fn open(home: &Home) -> Result<Self> {
         let Some(credential) = home.credential()? else {
             let message = format!("{} has no credential", home.dir().display());
-            return Err(Error::new(Kind::Precondition, "N0101", message, "pair this machine first: palyra node pair"));
+            return Err(Error::new(
+                Kind::Precondition,
+                "N0101",
+                message,
+                "pair this machine first: palyra node pair",
+            ));
         };
         let current = load(credential)?;
         let next = home.next_credential()?.map(load).transpose()?;
         let renew_at_ms = half_life(&current.peer);
-        Ok(Self { home: home.clone(), current, next, renew_at_ms })
+        Ok(Self {
+            home: home.clone(),
+            current,
+            next,
+            renew_at_ms,
+        })
     }
 
     /// Whose certificate it is.
@@ -84,10 +93,7 @@ impl TlsLink {
 }
 
 impl Link for TlsLink {
-    fn dial<'a>(
-        &'a mut self,
-        address: &'a str,
-    ) -> BoxFuture<'a, std::result::Result<Channel, ConnectError>> {
+    fn dial<'a>(&'a mut self, address: &'a str) -> BoxFuture<'a, std::result::Result<Channel, ConnectError>> {
         let tls = Arc::clone(&self.in_use().tls);
         async move { connect::connect(address, &tls, &ConnectOptions::default()).await }.boxed()
     }
@@ -97,7 +103,8 @@ impl Link for TlsLink {
             self.home.promote_credential()?;
             self.renew_at_ms = half_life(&next.peer);
             self.current = next;
-            tracing::info!(fingerprint = %hex::encode(self.current.peer.fingerprint), "the renewed certificate works");
+            let fingerprint = hex::encode(self.current.peer.fingerprint);
+            tracing::info!(%fingerprint, "the renewed certificate works");
         }
         Ok(())
     }
@@ -131,12 +138,12 @@ impl Link for TlsLink {
                 csr: key.make_csr().map_err(|error| failed(error.to_string()))?.into(),
             };
             let answer = timeout(RENEW_CALL, NodeServiceClient::new(channel).renew(request)).await;
-            let answer = answer.map_err(|_| failed("no answer in time".to_owned()))?.map_err(|status| {
-                match classify(&status) {
+            let answer = answer
+                .map_err(|_| failed("no answer in time".to_owned()))?
+                .map_err(|status| match classify(&status) {
                     Failure::Answered(error) => error.into(),
                     Failure::Lost { cause, .. } => failed(cause),
-                }
-            })?;
+                })?;
             let chain: Vec<Vec<u8>> = answer.into_inner().chain.iter().map(|der| der.to_vec()).collect();
             let next = accept(&old, &key, &chain, &device_id)?;
             home.set_credential(&next, true)
@@ -167,12 +174,21 @@ impl Link for TlsLink {
 fn load(credential: Credential) -> Result<Loaded> {
     let bad = |error: String| {
         let message = format!("the credential of this node is unusable: {error}");
-        Error::new(Kind::Precondition, "N0104", message, "pair again: palyra node pair --replace")
+        Error::new(
+            Kind::Precondition,
+            "N0104",
+            message,
+            "pair again: palyra node pair --replace",
+        )
     };
     let (identity, trust) = credential.for_tls().map_err(|error| bad(error.to_string()))?;
     let peer = credential.identity().map_err(|error| bad(error.to_string()))?;
     let tls = connect::mutual(trust, identity, None).map_err(|error| bad(error.to_string()))?;
-    Ok(Loaded { credential, peer, tls })
+    Ok(Loaded {
+        credential,
+        peer,
+        tls,
+    })
 }
 
 /// Checks a renewed chain before it replaces anything.
@@ -187,7 +203,12 @@ fn accept(old: &Credential, key: &KeyPair, chain: &[Vec<u8>], device_id: &str) -
 }
 
 fn failed(why: String) -> Error {
-    Error::new(Kind::Unreachable, "N0504", format!("no new certificate: {why}"), "")
+    Error::new(
+        Kind::Unreachable,
+        "N0504",
+        format!("no new certificate: {why}"),
+        "",
+    )
 }
 
 /// Half the certificate's life, and up to a tenth of it later, so that a fleet doesn't renew in step.

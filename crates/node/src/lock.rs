@@ -1,8 +1,8 @@
 //! Who owns the data folder: one agent at a time, known by process id and start time.
 //!
-//! Invariants: the kernel's lock decides, not the file's content, so a crash never leaves a folder locked; a process is
-//! believed to be the agent only when the lock is held and its start time is the recorded one, so a process id that was
-//! reused is never signalled.
+//! Invariants: the kernel's lock decides, not the file's content, so a crash never leaves a folder locked; a
+//! process is believed to be the agent only when the lock is held and its start time is the recorded one, so
+//! a process id that was reused is never signalled.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
@@ -27,7 +27,12 @@ impl FolderLock {
     /// Takes the folder; `None` when another process has it.
     pub(crate) fn agent(home: &Home) -> Result<Option<Self>> {
         let path = home.run_dir().join("agent.lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
         let file = file.map_err(|error| Error::io("open", &path, &error))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
@@ -53,14 +58,23 @@ pub(crate) fn owner(home: &Home) -> Result<Option<u32>> {
         return Ok(None);
     }
     let recorded: Option<Owner> = home.read_json("run/agent.pid")?;
-    Ok(recorded.filter(|owner| is_alive(&owner.0)).map(|owner| owner.0.pid))
+    Ok(recorded
+        .filter(|owner| is_alive(&owner.0))
+        .map(|owner| owner.0.pid))
 }
 
 /// What identifies a living process beyond its id.
 pub(crate) fn identify(pid: u32) -> Option<Started> {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .ok()?
+        .trim()
+        .to_owned();
     let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
-    Some(Started { pid, ticks: parse_ticks(&stat)?, boot })
+    Some(Started {
+        pid,
+        ticks: parse_ticks(&stat)?,
+        boot,
+    })
 }
 
 /// Whether the very same process is still there.
@@ -88,20 +102,33 @@ mod tests {
         assert!(FolderLock::agent(&home).unwrap().is_none());
         assert_eq!(owner(&home).unwrap(), Some(std::process::id()));
         drop(lock);
-        assert_eq!(owner(&home).unwrap(), None, "the record is still there, the lock is not");
+        assert_eq!(
+            owner(&home).unwrap(),
+            None,
+            "the record is still there, the lock is not"
+        );
     }
 
     #[test]
     fn a_reused_process_id_is_somebody_else() {
         let me = identify(std::process::id()).unwrap();
         assert!(is_alive(&me));
-        assert!(!is_alive(&Started { ticks: me.ticks + 1, ..me.clone() }));
-        assert!(!is_alive(&Started { boot: "another boot".to_owned(), ..me }));
+        assert!(!is_alive(&Started {
+            ticks: me.ticks + 1,
+            ..me.clone()
+        }));
+        assert!(!is_alive(&Started {
+            boot: "another boot".to_owned(),
+            ..me
+        }));
     }
 
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let stat = format!("5 (a) b (c) S {} 777 0", (1..=18).map(|n| n.to_string()).collect::<Vec<_>>().join(" "));
+        let stat = format!(
+            "5 (a) b (c) S {} 777 0",
+            (1..=18).map(|n| n.to_string()).collect::<Vec<_>>().join(" ")
+        );
         assert_eq!(parse_ticks(&stat), Some(777));
     }
 }

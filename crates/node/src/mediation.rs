@@ -2,8 +2,8 @@
 //!
 //! What never lives here: what is asked for (see `work`), the socket (see `socket`).
 //!
-//! Invariants: a question is answered once; it is gone when it was answered, cancelled or ran out; only who can open the
-//! agent's socket, the folder's owner, can answer.
+//! Invariants: a question is answered once; it is gone when it was answered, cancelled or ran out; only who
+//! can open the agent's socket, the folder's owner, can answer.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,7 +46,10 @@ pub async fn list(data_dir: &Path) -> Result<Vec<Pending>> {
 ///
 /// Errors: no agent runs, nothing of that id waits, the prefix names several.
 pub async fn decide(data_dir: &Path, id: &str, allow: bool) -> Result<Pending> {
-    let question = Question::Decide { id: id.to_owned(), allow };
+    let question = Question::Decide {
+        id: id.to_owned(),
+        allow,
+    };
     match socket::ask(&Home::open(data_dir)?, &question).await? {
         Answer::Decided(pending) => Ok(pending),
         other => Err(socket::odd(&other)),
@@ -86,13 +89,27 @@ impl Desk {
         let next = "see what waits: palyra node mediation ls";
         let id = match found.as_slice() {
             [one] if !prefix.is_empty() => one,
-            [] => return Err(Error::new(Kind::NotFound, "N0601", format!("nothing of id {prefix:?} waits here"), next)),
+            [] => {
+                return Err(Error::new(
+                    Kind::NotFound,
+                    "N0601",
+                    format!("nothing of id {prefix:?} waits here"),
+                    next,
+                ));
+            }
             _ => {
                 let message = format!("{prefix:?} names {} dispatches that wait", found.len());
                 return Err(Error::new(Kind::Usage, "N0602", message, next));
             }
         };
-        let gone = || Error::new(Kind::NotFound, "N0601", format!("{prefix:?} does not wait any more"), next);
+        let gone = || {
+            Error::new(
+                Kind::NotFound,
+                "N0601",
+                format!("{prefix:?} does not wait any more"),
+                next,
+            )
+        };
         let (pending, answer) = open.remove(id).ok_or_else(gone)?;
         answer.send(allow).map_err(|_| gone())?;
         Ok(pending)

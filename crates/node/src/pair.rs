@@ -1,10 +1,11 @@
-//! Becoming a node: the wait for the operator, and the identity that comes of it. The proof itself is in `enrol`.
+//! Becoming a node: the wait for the operator, and the identity that comes of it. The proof itself is in
+//! `enrol`.
 //!
 //! What never lives here: what the operator sees and does.
 //!
-//! Invariants: what was proved is on disk before anybody is told of it, so that an interrupted pairing goes on where it
-//! was; a certificate is stored only when its chain ends in the proven roots, its name is this device and its key is
-//! the one made here.
+//! Invariants: what was proved is on disk before anybody is told of it, so that an interrupted pairing goes
+//! on where it was; a certificate is stored only when its chain ends in the proven roots, its name is this
+//! device and its key is the one made here.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -137,26 +138,39 @@ impl Drop for Pending {
     }
 }
 
-/// Pairs this machine with a cluster, or goes on with a pairing that was begun. Safe to drop at any point: what is
-/// proved already is on disk, and the next call continues to wait, whatever its method.
+/// Pairs this machine with a cluster, or goes on with a pairing that was begun. Safe to drop at any point:
+/// what is proved already is on disk, and the next call continues to wait, whatever its method.
 ///
-/// Errors: wrong PIN or ticket, a server that isn't who the secret came from, refusal, expiry, no reachable replica,
-/// a folder that is paired already.
+/// Errors: wrong PIN or ticket, a server that isn't who the secret came from, refusal, expiry, no reachable
+/// replica, a folder that is paired already.
 pub async fn pair(config: PairConfig, ui: &dyn PairUi) -> Result<Paired> {
     let home = Home::create(&config.data_dir)?;
     let _agent = FolderLock::agent(&home)?.ok_or_else(|| {
         let message = format!("the agent of {} is running", home.dir().display());
-        Error::new(Kind::Precondition, "N0107", message, "stop it first: palyra node stop")
+        Error::new(
+            Kind::Precondition,
+            "N0107",
+            message,
+            "stop it first: palyra node stop",
+        )
     })?;
     if let Some(record) = home.record()?.filter(|_| !config.replace) {
         return Err(Error::new(
             Kind::Precondition,
             "N0105",
-            format!("{} is paired already, as {} of cluster {}", home.dir().display(), record.device_id, record.cluster_id),
+            format!(
+                "{} is paired already, as {} of cluster {}",
+                home.dir().display(),
+                record.device_id,
+                record.cluster_id
+            ),
             "start it with `palyra node start`, or give it a new identity with --replace",
         ));
     }
-    let pending = match home.read_json::<Pending>(PENDING)?.filter(|pending| pending.expires_at_ms > wall_ms()) {
+    let pending = match home
+        .read_json::<Pending>(PENDING)?
+        .filter(|pending| pending.expires_at_ms > wall_ms())
+    {
         Some(pending) => {
             ui.event(PairEvent::Resumed);
             pending
@@ -184,7 +198,12 @@ pub async fn pair(config: PairConfig, ui: &dyn PairUi) -> Result<Paired> {
 
 fn device_name(config: &PairConfig, home: &Home) -> Result<String> {
     let configured = config.name.clone().or(home.config()?.name);
-    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let host = || {
+        std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     Ok(configured.unwrap_or_else(host))
 }
 
@@ -194,11 +213,20 @@ fn key_of(pending: &Pending) -> Result<KeyPair> {
 
 fn broken(why: &str) -> Error {
     let message = format!("{PENDING} is broken: {why}");
-    Error::new(Kind::Precondition, "N0104", message, "remove the file and pair again with a new PIN or ticket")
+    Error::new(
+        Kind::Precondition,
+        "N0104",
+        message,
+        "remove the file and pair again with a new PIN or ticket",
+    )
 }
 
 fn trust_of(pending: &Pending) -> Result<TrustBundle> {
-    let roots = pending.roots.iter().map(hex::decode).collect::<std::result::Result<Vec<_>, _>>();
+    let roots = pending
+        .roots
+        .iter()
+        .map(hex::decode)
+        .collect::<std::result::Result<Vec<_>, _>>();
     let roots = roots.map_err(|error| broken(&error.to_string()))?;
     bundle(&pending.cluster_id, &pending.trust_domain, roots).map_err(|error| broken(&error))
 }
@@ -215,8 +243,13 @@ pub(crate) fn bundle(
 
 async fn wait_for_decision(home: &Home, pending: &Pending, wait: Duration) -> Result<wire::FetchResponse> {
     let until = Instant::now() + wait;
-    let tls = connect::enrol_trusted(SharedTrust::new(trust_of(pending)?)).map_err(|error| broken(&error.to_string()))?;
-    let enrol = pending.replicas.iter().map(|replica| &replica.enrol_addr).filter(|address| !address.is_empty());
+    let tls = connect::enrol_trusted(SharedTrust::new(trust_of(pending)?))
+        .map_err(|error| broken(&error.to_string()))?;
+    let enrol = pending
+        .replicas
+        .iter()
+        .map(|replica| &replica.enrol_addr)
+        .filter(|address| !address.is_empty());
     let pool = Pool::new(&Endpoints::new(enrol)?, tls, ConnectOptions::default());
     let token = hex::decode(&pending.fetch_token).map_err(|error| broken(&error.to_string()))?;
     while Instant::now() < until {
@@ -228,16 +261,26 @@ async fn wait_for_decision(home: &Home, pending: &Pending, wait: Duration) -> Re
             wait_ms: FETCH_WAIT_MS.min(left),
         };
         let total = Duration::from_millis(u64::from(request.wait_ms)) + Duration::from_secs(5);
-        let limits = Limits { total, attempt: total };
+        let limits = Limits {
+            total,
+            attempt: total,
+        };
         let asked = pool.call(Repeat::Read, limits, |channel| {
             let request = request.clone();
             async move { EnrolServiceClient::new(channel).fetch(request).await }
         });
         match asked.await {
             Ok(answer) if answer.state == "approved" => return Ok(answer),
-            Ok(answer) if answer.state == "rejected" || answer.state == "expired" => return Err(lapsed(home, &answer)?),
+            Ok(answer) if answer.state == "rejected" || answer.state == "expired" => {
+                return Err(lapsed(home, &answer)?);
+            }
             Ok(_) => {}
-            Err(error) if matches!(error.class, Class::Unreachable | Class::Unavailable | Class::Stale) => {
+            Err(error)
+                if matches!(
+                    error.class,
+                    Class::Unreachable | Class::Unavailable | Class::Stale
+                ) =>
+            {
                 tracing::debug!(%error, "no replica answers; asking again");
             }
             Err(error) => return Err(error.into()),
@@ -248,8 +291,11 @@ async fn wait_for_decision(home: &Home, pending: &Pending, wait: Duration) -> Re
     Err(Error::new(
         Kind::Precondition,
         "N0210",
-        format!("the operator has not decided about pairing {} yet", pending.pairing_id),
-        "approve it with `palyra pairing approve`, then run `palyra node pair` here again: it goes on waiting",
+        format!(
+            "the operator has not decided about pairing {} yet",
+            pending.pairing_id
+        ),
+        "approve it with `palyra pairing approve`, then run `palyra node pair` here again",
     ))
 }
 
@@ -257,29 +303,62 @@ fn lapsed(home: &Home, answer: &wire::FetchResponse) -> Result<Error> {
     home.remove(PENDING)?;
     if answer.state == "expired" {
         let message = "the pairing expired before the operator decided";
-        return Ok(Error::new(Kind::Precondition, "N0212", message, "ask for a new PIN or ticket and pair again"));
+        return Ok(Error::new(
+            Kind::Precondition,
+            "N0212",
+            message,
+            "ask for a new PIN or ticket and pair again",
+        ));
     }
-    let reason = if answer.reason.is_empty() { "no reason given" } else { &answer.reason };
+    let reason = if answer.reason.is_empty() {
+        "no reason given"
+    } else {
+        &answer.reason
+    };
     let message = format!("the operator rejected this machine: {reason}");
-    Ok(Error::new(Kind::Policy, "N0211", message, "talk to the operator; pairing again needs a new PIN or ticket"))
+    Ok(Error::new(
+        Kind::Policy,
+        "N0211",
+        message,
+        "talk to the operator; pairing again needs a new PIN or ticket",
+    ))
 }
 
 fn store(home: &Home, pending: &Pending, key: &KeyPair, answer: &wire::FetchResponse) -> Result<Paired> {
     let untrusted = |why: String| {
         let message = format!("the cluster handed out an identity that is not this machine's: {why}");
-        Error::new(Kind::Auth, "N0213", message, "report this to the operator; nothing was stored")
+        Error::new(
+            Kind::Auth,
+            "N0213",
+            message,
+            "report this to the operator; nothing was stored",
+        )
     };
-    // The bundle of the answer came over a connection that the proven roots vouch for; it may know newer roots.
-    let (trust, replicas) = match answer.trust.as_ref().filter(|trust| trust.cluster_id == pending.cluster_id) {
+    // The bundle of the answer came over a connection that the proven roots vouch for; it may know newer
+    // roots.
+    let (trust, replicas) = match answer
+        .trust
+        .as_ref()
+        .filter(|trust| trust.cluster_id == pending.cluster_id)
+    {
         Some(newer) => {
             let roots = newer.roots.iter().map(|root| root.to_vec()).collect();
-            (bundle(&newer.cluster_id, &newer.trust_domain, roots).map_err(untrusted)?, replicas_of(newer))
+            (
+                bundle(&newer.cluster_id, &newer.trust_domain, roots).map_err(untrusted)?,
+                replicas_of(newer),
+            )
         }
         None => (trust_of(pending)?, pending.replicas.clone()),
     };
     let chain: Vec<Vec<u8>> = answer.chain.iter().map(|der| der.to_vec()).collect();
-    let peer = verify_chain(&to_rustls(&chain), &trust, Usage::Client, &[Role::Node], wall_ms())
-        .map_err(|error| untrusted(error.to_string()))?;
+    let peer = verify_chain(
+        &to_rustls(&chain),
+        &trust,
+        Usage::Client,
+        &[Role::Node],
+        wall_ms(),
+    )
+    .map_err(|error| untrusted(error.to_string()))?;
     if peer.id.id() != pending.device_id || peer.spki_sha256 != key.spki_sha256() {
         return Err(untrusted(format!("the certificate is {}'s", peer.id)));
     }

@@ -2,8 +2,8 @@
 //!
 //! What never lives here: a decision when to fall back (see `agent`).
 //!
-//! Invariants: the same table of dispatches as with a stream, so that changing the transport loses nothing; one poll and
-//! a bounded number of reports are under way at a time.
+//! Invariants: the same table of dispatches as with a stream, so that changing the transport loses nothing;
+//! one poll and a bounded number of reports are under way at a time.
 
 use std::time::Duration;
 
@@ -30,21 +30,11 @@ type Polled = std::result::Result<wire::PollResponse, End>;
 /// Runs a session by polling until it ends, or until `until`, when it is time to try the stream again.
 pub(crate) async fn run(agent: &mut Agent, channel: Channel, until: Instant) -> End {
     let client = NodeServiceClient::new(channel.clone());
-    let attach = wire::Attach { request_id: new_ulid(), held: agent.jobs.held() };
-    let first = wire::PollRequest { device_id: agent.device_id.clone(), epoch: 0, attach: Some(attach), wait_ms: 0 };
-    let answer = match poll(client.clone(), first).await {
+    let answer = match attach(agent, &client).await {
         Ok(answer) => answer,
         Err(end) => return end,
     };
     let epoch = answer.epoch;
-    let mut attached = wire::Attached { epoch, ..wire::Attached::default() };
-    if let Some(told) = answer.messages.iter().find_map(|message| match &message.body {
-        Some(Heard::Attached(told)) => Some(told),
-        _ => None,
-    }) {
-        attached = told.clone();
-    }
-    agent.attached(&attached, "poll");
     let mut reports = JoinSet::new();
     let mut send = agent.jobs.attached(epoch);
     let mut renewal = Renewal::default();
@@ -97,6 +87,30 @@ pub(crate) async fn run(agent: &mut Agent, channel: Channel, until: Instant) -> 
     }
 }
 
+async fn attach(agent: &mut Agent, client: &Client) -> Polled {
+    let attach = wire::Attach {
+        request_id: new_ulid(),
+        held: agent.jobs.held(),
+    };
+    let request = wire::PollRequest {
+        device_id: agent.device_id.clone(),
+        epoch: 0,
+        attach: Some(attach),
+        wait_ms: 0,
+    };
+    let answer = poll(client.clone(), request).await?;
+    let told = answer.messages.iter().find_map(|message| match &message.body {
+        Some(Heard::Attached(told)) => Some(told.clone()),
+        _ => None,
+    });
+    let attached = told.unwrap_or_else(|| wire::Attached {
+        epoch: answer.epoch,
+        ..wire::Attached::default()
+    });
+    agent.attached(&attached, "poll");
+    Ok(answer)
+}
+
 async fn poll(mut client: Client, request: wire::PollRequest) -> Polled {
     let patience = CALL + Duration::from_millis(u64::from(request.wait_ms));
     match timeout(patience, client.poll(request)).await {
@@ -115,8 +129,8 @@ fn absorb(agent: &mut Agent, answer: wire::PollResponse) -> std::result::Result<
     Ok(send)
 }
 
-/// Reports results, each in a call of its own. The other messages have no place in this transport: the poll itself is
-/// the heartbeat, and a delivery is known by the answer.
+/// Reports results, each in a call of its own. The other messages have no place in this transport: the poll
+/// itself is the heartbeat, and a delivery is known by the answer.
 fn report(
     agent: &Agent,
     client: &Client,
@@ -126,7 +140,10 @@ fn report(
     for body in bodies {
         let Body::Result(result) = body else { continue };
         let mut client = client.clone();
-        let request = wire::ReportRequest { device_id: agent.device_id.clone(), result: Some(result) };
+        let request = wire::ReportRequest {
+            device_id: agent.device_id.clone(),
+            result: Some(result),
+        };
         reports.spawn(async move {
             let answered = timeout(CALL, client.report(request)).await;
             // Without an answer the result is overdue after a while and goes out again.

@@ -1,8 +1,8 @@
 //! Which replica to try next, and how long to wait before.
 //!
-//! Invariants: the replica that served last is tried first; after a failure it comes last; the wait before a try is
-//! drawn from zero to a ceiling that doubles with each failure in a row, from 100 ms to 5 s, so that nodes that lost the
-//! same replica don't come back in step.
+//! Invariants: the replica that served last is tried first; after a failure it comes last; the wait before a
+//! try is drawn from zero to a ceiling that doubles with each failure in a row, from 100 ms to 5 s, so that
+//! nodes that lost the same replica don't come back in step.
 
 use std::time::Duration;
 
@@ -25,7 +25,10 @@ impl Route {
     pub(crate) fn new(mut replicas: Vec<KnownReplica>) -> Self {
         replicas.retain(|replica| !replica.node_addr.is_empty());
         shuffle(&mut replicas);
-        Self { replicas, failures: 0 }
+        Self {
+            replicas,
+            failures: 0,
+        }
     }
 
     /// The address to try; `None` when no replica is known.
@@ -38,7 +41,9 @@ impl Route {
         if self.failures == 0 {
             return Duration::ZERO;
         }
-        let ceiling = FIRST_MS.saturating_mul(1 << (self.failures - 1).min(10)).min(LAST_MS);
+        let ceiling = FIRST_MS
+            .saturating_mul(1 << (self.failures - 1).min(10))
+            .min(LAST_MS);
         Duration::from_millis(random_below(ceiling + 1))
     }
 
@@ -57,14 +62,21 @@ impl Route {
 
     /// The replicas that there are now. Keeps the order of those that stay. Answers whether anything changed.
     pub(crate) fn learn(&mut self, now: Vec<KnownReplica>) -> bool {
-        let mut now: Vec<KnownReplica> = now.into_iter().filter(|replica| !replica.node_addr.is_empty()).collect();
-        let unchanged = now.len() == self.replicas.len() && now.iter().all(|replica| self.replicas.contains(replica));
+        let mut now: Vec<KnownReplica> = now
+            .into_iter()
+            .filter(|replica| !replica.node_addr.is_empty())
+            .collect();
+        let unchanged =
+            now.len() == self.replicas.len() && now.iter().all(|replica| self.replicas.contains(replica));
         if now.is_empty() || unchanged {
             return false;
         }
         shuffle(&mut now);
         let place = |replica: &KnownReplica| {
-            let known = self.replicas.iter().position(|known| known.node_addr == replica.node_addr);
+            let known = self
+                .replicas
+                .iter()
+                .position(|known| known.node_addr == replica.node_addr);
             known.unwrap_or(self.replicas.len())
         };
         now.sort_by_key(place);
@@ -96,7 +108,11 @@ mod tests {
     use super::*;
 
     fn replica(number: u64) -> KnownReplica {
-        KnownReplica { replica_id: number, node_addr: format!("r{number}:7441"), enrol_addr: String::new() }
+        KnownReplica {
+            replica_id: number,
+            node_addr: format!("r{number}:7441"),
+            enrol_addr: String::new(),
+        }
     }
 
     #[test]

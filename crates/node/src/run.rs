@@ -2,8 +2,8 @@
 //!
 //! What never lives here: logging setup (the binary's) and the agent's loop (see `agent`).
 //!
-//! Invariants: everything that can be wrong with folder, identity and configuration is found before the first connection;
-//! programs that an earlier agent left are ended before anything begins.
+//! Invariants: everything that can be wrong with folder, identity and configuration is found before the first
+//! connection; programs that an earlier agent left are ended before anything begins.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,8 +38,8 @@ pub struct RunConfig {
     pub capabilities: Vec<PathBuf>,
     /// Labels in addition to those of `node.toml`; these win.
     pub labels: BTreeMap<String, String>,
-    /// Started by [`crate::service::start`]: become the leader of a session of its own, so that the terminal's end is
-    /// not the agent's.
+    /// Started by [`crate::service::start`]: become the leader of a session of its own, so that the
+    /// terminal's end is not the agent's.
     pub detached: bool,
 }
 
@@ -53,8 +53,8 @@ pub enum RunEnd {
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
-/// Errors: no identity, an agent that runs already in this folder, a broken configuration, revocation or a dead
-/// certificate (exit code 3), another agent with the same identity (exit code 11).
+/// Errors: no identity, an agent that runs already in this folder, a broken configuration, revocation or a
+/// dead certificate (exit code 3), another agent with the same identity (exit code 11).
 pub async fn run(config: RunConfig) -> Result<RunEnd> {
     if config.detached {
         // Fails only for a process that leads its group already, which is as good.
@@ -77,7 +77,12 @@ pub async fn run(config: RunConfig) -> Result<RunEnd> {
 
 fn already_running(home: &Home) -> Error {
     let message = format!("an agent runs in {} already", home.dir().display());
-    Error::new(Kind::Conflict, "N0107", message, "see it with `palyra node status`, stop it with `palyra node stop`")
+    Error::new(
+        Kind::Conflict,
+        "N0107",
+        message,
+        "see it with `palyra node status`, stop it with `palyra node stop`",
+    )
 }
 
 fn assemble(
@@ -88,15 +93,34 @@ fn assemble(
 ) -> Result<(Agent, watch::Receiver<AgentStatus>)> {
     let Some(record) = home.record()? else {
         let message = format!("{} holds no identity", home.dir().display());
-        return Err(Error::new(Kind::Precondition, "N0101", message, "pair this machine first: palyra node pair"));
+        return Err(Error::new(
+            Kind::Precondition,
+            "N0101",
+            message,
+            "pair this machine first: palyra node pair",
+        ));
     };
     let owners = home.config()?;
-    let files: Vec<PathBuf> = owners.capabilities.iter().chain(&config.capabilities).cloned().collect();
+    let files: Vec<PathBuf> = owners
+        .capabilities
+        .iter()
+        .chain(&config.capabilities)
+        .cloned()
+        .collect();
     let capabilities = capability::load(&files)?;
     let link = TlsLink::open(home)?;
     if link.device_id() != record.device_id {
-        let message = format!("the certificate is {}'s, the folder {}'s", link.device_id(), record.device_id);
-        return Err(Error::new(Kind::Precondition, "N0104", message, "pair again: palyra node pair --replace"));
+        let message = format!(
+            "the certificate is {}'s, the folder {}'s",
+            link.device_id(),
+            record.device_id
+        );
+        return Err(Error::new(
+            Kind::Precondition,
+            "N0104",
+            message,
+            "pair again: palyra node pair --replace",
+        ));
     }
     let (ledger, left) = Ledger::open(&home.ledger_dir())?;
     end_leftovers(&left);
@@ -105,7 +129,14 @@ fn assemble(
     let (events, event_receiver) = mpsc::unbounded_channel();
     let registration = registration(&record, &owners, config, &capabilities);
     let dir = home.dir().to_path_buf();
-    let worker = Worker::new(capabilities, Arc::clone(&ledger), desk, dir, status_receiver.clone(), events);
+    let worker = Worker::new(
+        capabilities,
+        Arc::clone(&ledger),
+        desk,
+        dir,
+        status_receiver.clone(),
+        events,
+    );
     let agent = Agent {
         device_id: record.device_id.clone(),
         registration,
@@ -129,7 +160,10 @@ fn first_status(record: &NodeRecord, capabilities: &[Capability], link: &TlsLink
         device_id: record.device_id.clone(),
         name: record.name.clone(),
         state: "connecting".to_owned(),
-        capabilities: capabilities.iter().map(|capability| capability.name.clone()).collect(),
+        capabilities: capabilities
+            .iter()
+            .map(|capability| capability.name.clone())
+            .collect(),
         fingerprint,
         not_after_ms,
         ..AgentStatus::default()
@@ -154,7 +188,8 @@ fn registration(
     }
 }
 
-/// How a capability is told to the control plane: without the program and its arguments, which are the owner's.
+/// How a capability is told to the control plane: without the program and its arguments, which are the
+/// owner's.
 fn announce(capability: &Capability) -> wire::Capability {
     wire::Capability {
         name: capability.name.clone(),
@@ -169,7 +204,10 @@ fn announce(capability: &Capability) -> wire::Capability {
 /// Ends the process groups of an earlier agent that died: two runs of one dispatch must not overlap.
 fn end_leftovers(left: &[Started]) {
     for started in left.iter().filter(|started| is_alive(started)) {
-        tracing::warn!(pid = started.pid, "a program of an earlier agent still runs; it is ended");
+        tracing::warn!(
+            pid = started.pid,
+            "a program of an earlier agent still runs; it is ended"
+        );
         if let Ok(group) = i32::try_from(started.pid) {
             // It may end on its own in between.
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
@@ -179,7 +217,12 @@ fn end_leftovers(left: &[Started]) {
 
 fn stop_on_signals() -> Result<watch::Receiver<bool>> {
     let failed = |error: std::io::Error| {
-        Error::new(Kind::Internal, "N0001", format!("signals cannot be handled: {error}"), "")
+        Error::new(
+            Kind::Internal,
+            "N0001",
+            format!("signals cannot be handled: {error}"),
+            "",
+        )
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

@@ -2,8 +2,8 @@
 //!
 //! What never lives here: the agent itself (see `run`).
 //!
-//! Invariants: only a process that holds the folder's lock and whose start time is the recorded one is ever signalled;
-//! `start` answers only when the agent answers, and shows why when it ends instead.
+//! Invariants: only a process that holds the folder's lock and whose start time is the recorded one is ever
+//! signalled; `start` answers only when the agent answers, and shows why when it ends instead.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -43,9 +43,11 @@ pub struct StartConfig {
     pub wait: Duration,
 }
 
-/// The arguments with which [`start`] and the unit execute the binary: `node run --data-dir D [--detached] …`.
+/// The arguments with which [`start`] and the unit execute the binary: `node run --data-dir D [--detached]
+/// …`.
 pub fn run_arguments(data_dir: &Path, detached: bool, extra: &[OsString]) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = vec!["node".into(), "run".into(), "--data-dir".into(), data_dir.into()];
+    let mut arguments: Vec<OsString> =
+        vec!["node".into(), "run".into(), "--data-dir".into(), data_dir.into()];
     if detached {
         arguments.push("--detached".into());
     }
@@ -113,7 +115,12 @@ pub async fn start(config: StartConfig) -> Result<AgentStatus> {
     if FolderLock::agent(&home)?.is_none() {
         let pid = owner(&home)?.map_or_else(String::new, |pid| format!(" as process {pid}"));
         let message = format!("an agent runs in {} already{pid}", home.dir().display());
-        return Err(Error::new(Kind::Conflict, "N0107", message, "see it with: palyra node status"));
+        return Err(Error::new(
+            Kind::Conflict,
+            "N0107",
+            message,
+            "see it with: palyra node status",
+        ));
     }
     let log_path = home.log_file();
     rotate(&log_path)?;
@@ -125,19 +132,39 @@ pub async fn start(config: StartConfig) -> Result<AgentStatus> {
         if let Ok(Answer::Status(status)) = socket::ask(&home, &Question::Status).await {
             return Ok(*status);
         }
-        let ended = child.try_wait().map_err(|error| Error::io("watch", &config.program, &error))?;
+        let ended = child
+            .try_wait()
+            .map_err(|error| Error::io("watch", &config.program, &error))?;
         if let Some(status) = ended {
-            let message = format!("the agent ended at once ({status}): {}", tail(&log_path, begins_at));
-            return Err(Error::new(kind_of(status.code()), "N0109", message, "correct this, then: palyra node start"));
+            let message = format!(
+                "the agent ended at once ({status}): {}",
+                tail(&log_path, begins_at)
+            );
+            return Err(Error::new(
+                kind_of(status.code()),
+                "N0109",
+                message,
+                "correct this, then: palyra node start",
+            ));
         }
         sleep(LOOK_EVERY).await;
     }
-    let message = format!("the agent (process {}) did not answer in time", child.id().unwrap_or(0));
-    Err(Error::new(Kind::Unknown, "N0108", message, format!("see its log: {}", log_path.display())))
+    let message = format!(
+        "the agent (process {}) did not answer in time",
+        child.id().unwrap_or(0)
+    );
+    Err(Error::new(
+        Kind::Unknown,
+        "N0108",
+        message,
+        format!("see its log: {}", log_path.display()),
+    ))
 }
 
 fn spawn(config: &StartConfig, home: &Home, log: File) -> Result<Child> {
-    let errors = log.try_clone().map_err(|error| Error::io("open", &home.log_file(), &error))?;
+    let errors = log
+        .try_clone()
+        .map_err(|error| Error::io("open", &home.log_file(), &error))?;
     let mut command = Command::new(&config.program);
     command
         .args(run_arguments(home.dir(), true, &config.extra_args))
@@ -146,7 +173,9 @@ fn spawn(config: &StartConfig, home: &Home, log: File) -> Result<Child> {
         .stdout(log)
         .stderr(errors)
         .kill_on_drop(false);
-    command.spawn().map_err(|error| Error::io("start", &config.program, &error))
+    command
+        .spawn()
+        .map_err(|error| Error::io("start", &config.program, &error))
 }
 
 fn kind_of(code: Option<i32>) -> Kind {
@@ -168,7 +197,8 @@ fn rotate(log: &Path) -> Result<()> {
     let old = |number: u32| log.with_extension(format!("log.{number}"));
     for number in (1..OLD_LOGS).rev() {
         if old(number).exists() {
-            std::fs::rename(old(number), old(number + 1)).map_err(|error| Error::io("rename", &old(number), &error))?;
+            std::fs::rename(old(number), old(number + 1))
+                .map_err(|error| Error::io("rename", &old(number), &error))?;
         }
     }
     std::fs::rename(log, old(1)).map_err(|error| Error::io("rename", log, &error))
@@ -177,14 +207,20 @@ fn rotate(log: &Path) -> Result<()> {
 /// The end of what was written to the log since `from`.
 fn tail(log: &Path, from: u64) -> String {
     let bytes = std::fs::read(log).unwrap_or_default();
-    let new = bytes.get(usize::try_from(from).unwrap_or(0)..).unwrap_or_default();
+    let new = bytes
+        .get(usize::try_from(from).unwrap_or(0)..)
+        .unwrap_or_default();
     let text = String::from_utf8_lossy(&new[new.len().saturating_sub(TAIL)..]);
     let text = text.trim();
-    if text.is_empty() { "it wrote nothing".to_owned() } else { text.to_owned() }
+    if text.is_empty() {
+        "it wrote nothing".to_owned()
+    } else {
+        text.to_owned()
+    }
 }
 
-/// Ends the agent: SIGTERM, and SIGKILL after `wait`. Answers its process id, or `None` when none ran. Never signals a
-/// process that isn't this folder's agent.
+/// Ends the agent: SIGTERM, and SIGKILL after `wait`. Answers its process id, or `None` when none ran. Never
+/// signals a process that isn't this folder's agent.
 ///
 /// Errors: somebody holds the folder but can't be told to be its agent.
 pub async fn stop(data_dir: &Path, wait: Duration) -> Result<Option<u32>> {
@@ -193,8 +229,16 @@ pub async fn stop(data_dir: &Path, wait: Duration) -> Result<Option<u32>> {
         if FolderLock::agent(&home)?.is_some() {
             return Ok(None);
         }
-        let message = format!("a process holds {} and is not its recorded agent", home.dir().display());
-        return Err(Error::new(Kind::Conflict, "N0110", message, "is a pairing going on? Otherwise find it: fuser"));
+        let message = format!(
+            "a process holds {} and is not its recorded agent",
+            home.dir().display()
+        );
+        return Err(Error::new(
+            Kind::Conflict,
+            "N0110",
+            message,
+            "is a pairing going on? Otherwise find it: fuser",
+        ));
     };
     send(pid, Signal::SIGTERM)?;
     if released(&home, wait).await? {
@@ -208,11 +252,23 @@ pub async fn stop(data_dir: &Path, wait: Duration) -> Result<Option<u32>> {
     if released(&home, Duration::from_secs(5)).await? {
         return Ok(Some(pid));
     }
-    Err(Error::new(Kind::Internal, "N0111", format!("process {pid} does not end"), "is its disk hanging? see: dmesg"))
+    Err(Error::new(
+        Kind::Internal,
+        "N0111",
+        format!("process {pid} does not end"),
+        "is its disk hanging? see: dmesg",
+    ))
 }
 
 fn send(pid: u32, signal: Signal) -> Result<()> {
-    let failed = |why: String| Error::new(Kind::Internal, "N0001", format!("cannot signal process {pid}: {why}"), "");
+    let failed = |why: String| {
+        Error::new(
+            Kind::Internal,
+            "N0001",
+            format!("cannot signal process {pid}: {why}"),
+            "",
+        )
+    };
     let target = i32::try_from(pid).map_err(|error| failed(error.to_string()))?;
     match kill(Pid::from_raw(target), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
@@ -250,7 +306,12 @@ pub async fn status(data_dir: &Path) -> Result<ServiceStatus> {
         _ => None,
     };
     let installed = crate::unit::installed(&home)?.map(|unit| unit.path);
-    Ok(ServiceStatus { running, agent, log_file: home.log_file(), installed })
+    Ok(ServiceStatus {
+        running,
+        agent,
+        log_file: home.log_file(),
+        installed,
+    })
 }
 
 #[cfg(test)]
@@ -268,7 +329,12 @@ mod tests {
 
     fn config(home: &Home, program: PathBuf) -> StartConfig {
         let data_dir = home.dir().to_path_buf();
-        StartConfig { data_dir, program, extra_args: vec![], wait: Duration::from_secs(10) }
+        StartConfig {
+            data_dir,
+            program,
+            extra_args: vec![],
+            wait: Duration::from_secs(10),
+        }
     }
 
     #[tokio::test]
@@ -280,7 +346,10 @@ mod tests {
         let error = start(config(&home, program)).await.unwrap_err();
         assert_eq!((error.code.as_str(), error.exit_code()), ("N0109", 7));
         let arguments = format!("no luck: node run --data-dir {} --detached", home.dir().display());
-        assert!(error.message.contains(&arguments) && !error.message.contains("old line"), "{error}");
+        assert!(
+            error.message.contains(&arguments) && !error.message.contains("old line"),
+            "{error}"
+        );
         assert_eq!(stop(home.dir(), Duration::from_secs(1)).await.unwrap(), None);
         let status = status(home.dir()).await.unwrap();
         assert!(!status.running && status.agent.is_none());
@@ -294,9 +363,15 @@ mod tests {
         // The lock is held, but the record names a process of another time.
         let mut other = crate::lock::identify(std::process::id()).unwrap();
         other.ticks += 1;
-        home.write_json("run/agent.pid", &crate::lock::Owner(other), 0o644).unwrap();
-        assert_eq!(stop(home.dir(), Duration::from_secs(1)).await.unwrap_err().code, "N0110");
-        let error = start(config(&home, PathBuf::from("/bin/true"))).await.unwrap_err();
+        home.write_json("run/agent.pid", &crate::lock::Owner(other), 0o644)
+            .unwrap();
+        assert_eq!(
+            stop(home.dir(), Duration::from_secs(1)).await.unwrap_err().code,
+            "N0110"
+        );
+        let error = start(config(&home, PathBuf::from("/bin/true")))
+            .await
+            .unwrap_err();
         assert_eq!((error.code.as_str(), error.exit_code()), ("N0107", 11));
     }
 
@@ -310,9 +385,15 @@ mod tests {
             rotate(&log).unwrap();
             assert!(!log.exists());
         }
-        let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut left: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
         left.sort();
         assert_eq!(left, ["agent.log.1", "agent.log.2", "agent.log.3"]);
-        assert_eq!(std::fs::metadata(dir.path().join("agent.log.1")).unwrap().len(), LOG_LIMIT + 4);
+        assert_eq!(
+            std::fs::metadata(dir.path().join("agent.log.1")).unwrap().len(),
+            LOG_LIMIT + 4
+        );
     }
 }

@@ -1,10 +1,11 @@
 //! One session with one replica, over one bidirectional stream.
 //!
-//! What never lives here: which replica (see `agent`), what the work is (see `jobs`), the fallback without streams (see
-//! `poll`).
+//! What never lives here: which replica (see `agent`), what the work is (see `jobs`), the fallback without
+//! streams (see `poll`).
 //!
-//! Invariants: the first message is Attach with everything held; a side that hears nothing for three heartbeat intervals
-//! gives the session up; nothing in here waits without a limit, so that a server that stops reading is noticed too.
+//! Invariants: the first message is Attach with everything held; a side that hears nothing for three
+//! heartbeat intervals gives the session up; nothing in here waits without a limit, so that a server that
+//! stops reading is noticed too.
 
 use std::time::Duration;
 
@@ -58,7 +59,10 @@ pub(crate) enum End {
 
 impl End {
     pub(crate) fn lost(why: impl Into<String>) -> Self {
-        Self::Lost { why: why.into(), no_stream: false }
+        Self::Lost {
+            why: why.into(),
+            no_stream: false,
+        }
     }
 
     /// What a failed call says about the session.
@@ -66,7 +70,10 @@ impl End {
         match classify(status) {
             Failure::Answered(error) => Self::of_refusal(&error),
             Failure::Lost { cause, refused: true } => Self::CredentialRefused(cause),
-            Failure::Lost { cause, refused: false } => Self::lost(cause),
+            Failure::Lost {
+                cause,
+                refused: false,
+            } => Self::lost(cause),
         }
     }
 
@@ -79,9 +86,10 @@ impl End {
             // Node not registered.
             "E0501" => Self::Unregistered,
             // An old or strange server without the stream: the fallback may still work.
-            _ if error.class == palyra_client::Class::Unsupported => {
-                Self::Lost { why: error.to_string(), no_stream: true }
-            }
+            _ if error.class == palyra_client::Class::Unsupported => Self::Lost {
+                why: error.to_string(),
+                no_stream: true,
+            },
             _ => Self::lost(error.to_string()),
         }
     }
@@ -99,7 +107,10 @@ impl End {
 
 /// Registers what this node is and can.
 pub(crate) async fn register(agent: &mut Agent, channel: &Channel) -> std::result::Result<(), End> {
-    let request = wire::RegisterRequest { request_id: new_ulid(), ..agent.registration.clone() };
+    let request = wire::RegisterRequest {
+        request_id: new_ulid(),
+        ..agent.registration.clone()
+    };
     let answer = timeout(CALL, NodeServiceClient::new(channel.clone()).register(request)).await;
     let answer = answer.map_err(|_| End::lost("no answer to Register in time"))?;
     let answer = answer.map_err(|status| match End::of_status(&status) {
@@ -121,7 +132,10 @@ struct Wire {
 impl Wire {
     async fn send(&self, bodies: impl IntoIterator<Item = Body>) -> std::result::Result<(), End> {
         for body in bodies {
-            let message = wire::NodeMessage { device_id: self.device_id.clone(), body: Some(body) };
+            let message = wire::NodeMessage {
+                device_id: self.device_id.clone(),
+                body: Some(body),
+            };
             match timeout(self.patience, self.send.send(message)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(End::lost("the stream ended")),
@@ -151,20 +165,36 @@ async fn attach(
 ) -> std::result::Result<(Wire, Stream, wire::Attached), End> {
     let no_stream = |why: String| End::Lost { why, no_stream: true };
     let (send, receive) = mpsc::channel(OUTGOING);
-    let wire = Wire { device_id: agent.device_id.clone(), send, patience: CALL };
-    wire.send([Body::Attach(wire::Attach { request_id: new_ulid(), held: agent.jobs.held() })]).await?;
-    let opened = timeout(CALL, NodeServiceClient::new(channel.clone()).session(ReceiverStream::new(receive))).await;
+    let wire = Wire {
+        device_id: agent.device_id.clone(),
+        send,
+        patience: CALL,
+    };
+    wire.send([Body::Attach(wire::Attach {
+        request_id: new_ulid(),
+        held: agent.jobs.held(),
+    })])
+    .await?;
+    let opened = timeout(
+        CALL,
+        NodeServiceClient::new(channel.clone()).session(ReceiverStream::new(receive)),
+    )
+    .await;
     let mut stream = match opened {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return Err(before_attached(&status)),
         Err(_) => return Err(no_stream("no session stream in time".to_owned())),
     };
     match timeout(CALL, stream.message()).await {
-        Ok(Ok(Some(wire::ServerMessage { body: Some(Heard::Attached(attached)) }))) => {
+        Ok(Ok(Some(wire::ServerMessage {
+            body: Some(Heard::Attached(attached)),
+        }))) => {
             agent.attached(&attached, "stream");
             Ok((wire, stream, attached))
         }
-        Ok(Ok(Some(wire::ServerMessage { body: Some(Heard::Goodbye(goodbye)) }))) => {
+        Ok(Ok(Some(wire::ServerMessage {
+            body: Some(Heard::Goodbye(goodbye)),
+        }))) => {
             agent.learn(&goodbye.endpoints);
             Err(End::of_goodbye(&goodbye))
         }
@@ -253,7 +283,9 @@ fn hear(
     message: std::result::Result<Option<wire::ServerMessage>, Status>,
 ) -> std::result::Result<Vec<Body>, End> {
     let message = message.map_err(|status| End::of_status(&status))?;
-    let Some(message) = message else { return Err(End::lost("the server ended the stream")) };
+    let Some(message) = message else {
+        return Err(End::lost("the server ended the stream"));
+    };
     agent.heard();
     take(agent, message)
 }
@@ -329,7 +361,7 @@ pub(crate) fn final_error(end: &End, not_after_ms: u64) -> Option<Error> {
             Conflict,
             "N0502",
             format!("another agent with this node's identity took over ({words})"),
-            "is the data folder copied to another machine? Give each machine its own identity: palyra node pair",
+            "is the data folder copied to another machine? Pair each machine: palyra node pair",
         )),
         _ => None,
     }

@@ -1,7 +1,7 @@
 //! The agent's socket in its data folder: one JSON question a connection, one JSON answer.
 //!
-//! Invariants: only the folder's owner can connect (folder 0700, socket 0600); a question has a size limit and a time
-//! limit; whatever a client does, the agent goes on.
+//! Invariants: only the folder's owner can connect (folder 0700, socket 0600); a question has a size limit
+//! and a time limit; whatever a client does, the agent goes on.
 
 use std::fs::{File, Permissions};
 use std::os::fd::AsRawFd;
@@ -50,10 +50,16 @@ pub(crate) enum Answer {
     Status(Box<AgentStatus>),
     Mediation(Vec<Pending>),
     Decided(Pending),
-    Refused { code: String, message: String, next: String, kind: u8 },
+    Refused {
+        code: String,
+        message: String,
+        next: String,
+        kind: u8,
+    },
 }
 
-/// The socket's address through an open folder: the path of a data folder may be longer than a socket's may be.
+/// The socket's address through an open folder: the path of a data folder may be longer than a socket's may
+/// be.
 struct Address {
     _dir: File,
     path: PathBuf,
@@ -70,7 +76,8 @@ pub(crate) fn bind(home: &Home) -> Result<UnixListener> {
     let shown = home.run_dir().join("agent.sock");
     home.remove("run/agent.sock")?;
     let address = address(home)?;
-    let listener = UnixListener::bind(&address.path).map_err(|error| Error::io("listen on", &shown, &error))?;
+    let listener =
+        UnixListener::bind(&address.path).map_err(|error| Error::io("listen on", &shown, &error))?;
     std::fs::set_permissions(&shown, Permissions::from_mode(0o600))
         .map_err(|error| Error::io("protect", &shown, &error))?;
     Ok(listener)
@@ -106,7 +113,10 @@ async fn converse(
     begun: Instant,
 ) -> std::io::Result<()> {
     let mut question = Vec::new();
-    (&mut stream).take(MAX_QUESTION).read_to_end(&mut question).await?;
+    (&mut stream)
+        .take(MAX_QUESTION)
+        .read_to_end(&mut question)
+        .await?;
     let answer = match serde_json::from_slice(&question) {
         Ok(Question::Status) => {
             let mut now = status.borrow().clone();
@@ -118,7 +128,12 @@ async fn converse(
             Ok(pending) => Answer::Decided(pending),
             Err(error) => refused(&error),
         },
-        Err(error) => refused(&Error::new(Kind::Usage, "N0603", format!("not a question: {error}"), "")),
+        Err(error) => refused(&Error::new(
+            Kind::Usage,
+            "N0603",
+            format!("not a question: {error}"),
+            "",
+        )),
     };
     let text = serde_json::to_vec(&answer).map_err(std::io::Error::other)?;
     stream.write_all(&text).await?;
@@ -126,8 +141,15 @@ async fn converse(
 }
 
 fn refused(error: &Error) -> Answer {
-    let Error { code, message, next, .. } = error.clone();
-    Answer::Refused { code, message, next, kind: error.exit_code() }
+    let Error {
+        code, message, next, ..
+    } = error.clone();
+    Answer::Refused {
+        code,
+        message,
+        next,
+        kind: error.exit_code(),
+    }
 }
 
 /// Asks the agent of this folder.
@@ -137,7 +159,12 @@ pub(crate) async fn ask(home: &Home, question: &Question) -> Result<Answer> {
     let asked = timeout(PATIENCE, exchange(home, question)).await;
     let silent = |why: String| {
         let message = format!("the agent of {} does not answer: {why}", home.dir().display());
-        Error::new(Kind::Unreachable, "N0108", message, "see its log, or start it: palyra node start")
+        Error::new(
+            Kind::Unreachable,
+            "N0108",
+            message,
+            "see its log, or start it: palyra node start",
+        )
     };
     let text = match asked {
         Ok(Ok(text)) => text,
@@ -145,13 +172,23 @@ pub(crate) async fn ask(home: &Home, question: &Question) -> Result<Answer> {
         Err(_) => return Err(silent(format!("nothing within {} s", PATIENCE.as_secs()))),
     };
     match serde_json::from_slice(&text).map_err(|error| silent(error.to_string()))? {
-        Answer::Refused { code, message, next, kind } => {
+        Answer::Refused {
+            code,
+            message,
+            next,
+            kind,
+        } => {
             let kind = match kind {
                 2 => Kind::Usage,
                 8 => Kind::NotFound,
                 _ => Kind::Internal,
             };
-            Err(Error { kind, code, message, next })
+            Err(Error {
+                kind,
+                code,
+                message,
+                next,
+            })
         }
         answer => Ok(answer),
     }
@@ -169,24 +206,38 @@ async fn exchange(home: &Home, question: &Question) -> std::result::Result<Vec<u
         Ok::<_, std::io::Error>(answer)
     };
     talk.await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => "it is not running".to_owned(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+            "it is not running".to_owned()
+        }
         _ => error.to_string(),
     })
 }
 
 /// An answer to another question.
 pub(crate) fn odd(answer: &Answer) -> Error {
-    Error::new(Kind::Internal, "N0001", format!("the agent gave an odd answer: {answer:?}"), "palyra node restart")
+    Error::new(
+        Kind::Internal,
+        "N0001",
+        format!("the agent gave an odd answer: {answer:?}"),
+        "palyra node restart",
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn agent(home: &Home) -> (tokio::task::JoinHandle<()>, Arc<Desk>, watch::Sender<AgentStatus>) {
-        let (sender, status) = watch::channel(AgentStatus { pid: 5, ..AgentStatus::default() });
+    fn agent(home: &Home) -> (tokio::task::JoinHandle<()>, Arc<Desk>, watch::Sender<AgentStatus>) {
+        let (sender, status) = watch::channel(AgentStatus {
+            pid: 5,
+            ..AgentStatus::default()
+        });
         let desk = Arc::new(Desk::default());
-        (tokio::spawn(serve(bind(home).unwrap(), status, Arc::clone(&desk))), desk, sender)
+        (
+            tokio::spawn(serve(bind(home).unwrap(), status, Arc::clone(&desk))),
+            desk,
+            sender,
+        )
     }
 
     #[tokio::test]
@@ -194,8 +245,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::create(&dir.path().join("x".repeat(120))).unwrap();
         assert_eq!(ask(&home, &Question::Status).await.unwrap_err().code, "N0108");
-        let (_task, desk, _status) = agent(&home).await;
-        let Answer::Status(status) = ask(&home, &Question::Status).await.unwrap() else { panic!("no status") };
+        let (_task, desk, _status) = agent(&home);
+        let Answer::Status(status) = ask(&home, &Question::Status).await.unwrap() else {
+            panic!("no status")
+        };
         assert_eq!(status.pid, 5);
         let asked = desk.ask(Pending {
             id: "01AA".to_owned(),
@@ -206,10 +259,19 @@ mod tests {
             deadline_at_ms: 2,
         });
         assert_eq!(crate::mediation::list(home.dir()).await.unwrap().len(), 1);
-        assert_eq!(crate::mediation::decide(home.dir(), "02", true).await.unwrap_err().exit_code(), 8);
+        assert_eq!(
+            crate::mediation::decide(home.dir(), "02", true)
+                .await
+                .unwrap_err()
+                .exit_code(),
+            8
+        );
         crate::mediation::decide(home.dir(), "01", false).await.unwrap();
         assert!(!asked.await.unwrap());
-        let mode = std::fs::metadata(home.run_dir().join("agent.sock")).unwrap().permissions().mode();
+        let mode = std::fs::metadata(home.run_dir().join("agent.sock"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -217,8 +279,10 @@ mod tests {
     async fn nonsense_is_refused_and_the_agent_goes_on() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::create(dir.path()).unwrap();
-        let (_task, _desk, _status) = agent(&home).await;
-        let mut stream = UnixStream::connect(home.run_dir().join("agent.sock")).await.unwrap();
+        let (_task, _desk, _status) = agent(&home);
+        let mut stream = UnixStream::connect(home.run_dir().join("agent.sock"))
+            .await
+            .unwrap();
         stream.write_all(b"{\"nonsense\":1}").await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = String::new();

@@ -1,7 +1,8 @@
-//! What starts the agent with the machine: a systemd unit where systemd runs, else a start marker in the folder.
+//! What starts the agent with the machine: a systemd unit where systemd runs, else a start marker in the
+//! folder.
 //!
-//! Invariants: what was written is recorded before it is written, so that `uninstall` removes exactly this; a file that
-//! `install` didn't make is never replaced or removed.
+//! Invariants: what was written is recorded before it is written, so that `uninstall` removes exactly this; a
+//! file that `install` didn't make is never replaced or removed.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -35,8 +36,8 @@ pub struct Installed {
     pub next: String,
 }
 
-/// Has the agent started with the machine: a systemd unit where systemd runs, else a start marker in the folder that an
-/// init script or a cron `@reboot` line can look for. Doing it again rewrites the same file.
+/// Has the agent started with the machine: a systemd unit where systemd runs, else a start marker in the
+/// folder that an init script or a cron `@reboot` line can look for. Doing it again rewrites the same file.
 ///
 /// Errors: no such folder, no permission, a file of somebody else in the way.
 pub fn install(config: &StartConfig, scope: Scope) -> Result<Installed> {
@@ -49,7 +50,9 @@ fn unit_dir(scope: Scope) -> PathBuf {
     let base = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".config");
     match scope {
         Scope::System => PathBuf::from("/etc/systemd/system"),
-        Scope::User => std::env::var_os("XDG_CONFIG_HOME").map_or_else(base, PathBuf::from).join("systemd/user"),
+        Scope::User => std::env::var_os("XDG_CONFIG_HOME")
+            .map_or_else(base, PathBuf::from)
+            .join("systemd/user"),
     }
 }
 
@@ -58,23 +61,37 @@ fn install_at(home: &Home, config: &StartConfig, scope: Scope, dir: Option<PathB
         Some(dir) => {
             let user = if scope == Scope::User { "--user " } else { "" };
             let next = format!("systemctl {user}daemon-reload && systemctl {user}enable --now palyra-node");
-            Installed { path: dir.join("palyra-node.service"), systemd: true, next }
+            Installed {
+                path: dir.join("palyra-node.service"),
+                systemd: true,
+                next,
+            }
         }
         None => Installed {
             path: home.dir().join("run/start-with-machine"),
             systemd: false,
-            next: "no systemd here: have your init run the command in that file when the machine starts".to_owned(),
+            next: "no systemd here: have your init run the command in that file when the machine starts"
+                .to_owned(),
         },
     };
     let ours = installed(home)?.is_some_and(|before| before.path == made.path);
     if made.path.exists() && !ours {
         let message = format!("{} exists and was not made for this folder", made.path.display());
-        return Err(Error::new(Kind::Conflict, "N0112", message, "remove it yourself if nobody needs it, then again"));
+        return Err(Error::new(
+            Kind::Conflict,
+            "N0112",
+            message,
+            "remove it yourself if nobody needs it, then again",
+        ));
     }
     if let Some(dir) = &dir {
         std::fs::create_dir_all(dir).map_err(|error| Error::io("make", dir, &error))?;
     }
-    let text = if made.systemd { unit(home, config, scope) } else { marker(home, config) };
+    let text = if made.systemd {
+        unit(home, config, scope)
+    } else {
+        marker(home, config)
+    };
     home.write_json(RECORD, &made, 0o644)?;
     write_atomic(&made.path, text.as_bytes(), 0o644)?;
     Ok(made)
@@ -85,19 +102,27 @@ pub(crate) fn installed(home: &Home) -> Result<Option<Installed>> {
     home.read_json(RECORD)
 }
 
-/// Removes what [`install`] wrote, and nothing else. Answers what was removed; `None` when nothing was installed.
+/// Removes what [`install`] wrote, and nothing else. Answers what was removed; `None` when nothing was
+/// installed.
 ///
 /// Errors: no such folder, no permission, a file that somebody replaced.
 pub fn uninstall(data_dir: &Path) -> Result<Option<PathBuf>> {
     let home = Home::open(data_dir)?;
-    let Some(made) = installed(&home)? else { return Ok(None) };
+    let Some(made) = installed(&home)? else {
+        return Ok(None);
+    };
     match std::fs::read_to_string(&made.path) {
         Ok(text) if text.starts_with(FIRST_LINE) => {
             std::fs::remove_file(&made.path).map_err(|error| Error::io("remove", &made.path, &error))?;
         }
         Ok(_) => {
             let message = format!("{} was replaced by somebody", made.path.display());
-            return Err(Error::new(Kind::Conflict, "N0112", message, "remove it yourself if nobody needs it"));
+            return Err(Error::new(
+                Kind::Conflict,
+                "N0112",
+                message,
+                "remove it yourself if nobody needs it",
+            ));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(Error::io("read", &made.path, &error)),
@@ -107,11 +132,17 @@ pub fn uninstall(data_dir: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn unit(home: &Home, config: &StartConfig, scope: Scope) -> String {
-    let target = if scope == Scope::User { "default.target" } else { "multi-user.target" };
+    let target = if scope == Scope::User {
+        "default.target"
+    } else {
+        "multi-user.target"
+    };
     // Revoked (3) and superseded (11) are final: starting again would only be refused again.
     format!(
-        "{FIRST_LINE}[Unit]\nDescription=Palyra node\nAfter=network-online.target\nWants=network-online.target\n\n\
-         [Service]\nType=exec\nExecStart={}\nRestart=on-failure\nRestartSec=2\nRestartPreventExitStatus=2 3 7 11\n\
+        "{FIRST_LINE}[Unit]\nDescription=Palyra node\nAfter=network-online.target\n\
+         Wants=network-online.target\n\n\
+         [Service]\nType=exec\nExecStart={}\nRestart=on-failure\nRestartSec=2\n\
+         RestartPreventExitStatus=2 3 7 11\n\
          KillMode=mixed\nTimeoutStopSec=30\nNoNewPrivileges=yes\n\n[Install]\nWantedBy={target}\n",
         command_line(home, config, systemd_quote)
     )
@@ -123,7 +154,8 @@ fn marker(home: &Home, config: &StartConfig) -> String {
 
 fn command_line(home: &Home, config: &StartConfig, quote: fn(&OsStr) -> String) -> String {
     let arguments = run_arguments(home.dir(), false, &config.extra_args);
-    let all = std::iter::once(config.program.as_os_str()).chain(arguments.iter().map(|argument| argument.as_os_str()));
+    let all = std::iter::once(config.program.as_os_str())
+        .chain(arguments.iter().map(|argument| argument.as_os_str()));
     all.map(quote).collect::<Vec<_>>().join(" ")
 }
 
@@ -170,7 +202,8 @@ mod tests {
         let text = std::fs::read_to_string(&made.path).unwrap();
         let data_dir = home.dir().display();
         let line = format!(
-            "ExecStart=\"/opt/pal yra/palyra\" \"node\" \"run\" \"--data-dir\" \"{data_dir}\" \"--label\" \"cost=5%%\\\"$$x\"\n"
+            "ExecStart=\"/opt/pal yra/palyra\" \"node\" \"run\" \"--data-dir\" \"{data_dir}\" \
+             \"--label\" \"cost=5%%\\\"$$x\"\n"
         );
         assert!(text.contains(&line), "{text}");
         install_at(&home, &config(&home), Scope::User, Some(units)).unwrap();
@@ -195,7 +228,14 @@ mod tests {
         let home = Home::create(dir.path()).unwrap();
         let path = units.path().join("palyra-node.service");
         std::fs::write(&path, "theirs").unwrap();
-        let install = || install_at(&home, &config(&home), Scope::System, Some(units.path().to_path_buf()));
+        let install = || {
+            install_at(
+                &home,
+                &config(&home),
+                Scope::System,
+                Some(units.path().to_path_buf()),
+            )
+        };
         assert_eq!(install().unwrap_err().code, "N0112");
         std::fs::remove_file(&path).unwrap();
         install().unwrap();

@@ -1,10 +1,11 @@
-//! Carries out one assignment: waits for a slot, asks the person at the machine, notes the start, runs, keeps the
-//! result.
+//! Carries out one assignment: waits for a slot, asks the person at the machine, notes the start, runs, keeps
+//! the result.
 //!
-//! What never lives here: sessions (see `jobs` and `session`): work goes on while the node is between two replicas.
+//! What never lives here: sessions (see `jobs` and `session`): work goes on while the node is between two
+//! replicas.
 //!
-//! Invariants: the start of a `once` dispatch is durable before its program exists; a result is durable before anybody
-//! hears of it; the deadline bounds everything, the wait for a slot and for the person too.
+//! Invariants: the start of a `once` dispatch is durable before its program exists; a result is durable
+//! before anybody hears of it; the deadline bounds everything, the wait for a slot and for the person too.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,26 +58,42 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     pub(crate) fn failed(code: &str, message: impl Into<String>) -> Self {
-        Self::Failed { code: code.to_owned(), message: message.into() }
+        Self::Failed {
+            code: code.to_owned(),
+            message: message.into(),
+        }
     }
 
     pub(crate) fn rejected(code: &str, message: impl Into<String>) -> Self {
-        Self::Rejected { code: code.to_owned(), message: message.into() }
+        Self::Rejected {
+            code: code.to_owned(),
+            message: message.into(),
+        }
     }
 
     /// The result to report; `None` when there is none to report.
     pub(crate) fn into_result(self, id: &str) -> Option<StoredResult> {
         let (outcome, payload, error_code, error_message) = match self {
             // Every way to succeed checked that it is JSON, and so UTF-8.
-            Self::Succeeded(bytes) => {
-                ("succeeded", String::from_utf8_lossy(&bytes).into_owned(), String::new(), String::new())
-            }
+            Self::Succeeded(bytes) => (
+                "succeeded",
+                String::from_utf8_lossy(&bytes).into_owned(),
+                String::new(),
+                String::new(),
+            ),
             Self::Failed { code, message } => ("failed", String::new(), code, message),
             Self::Rejected { code, message } => ("rejected", String::new(), code, message),
             Self::Cancelled | Self::NotBegun => return None,
         };
         let (id, outcome) = (id.to_owned(), outcome.to_owned());
-        Some(StoredResult { id, request_id: new_ulid(), outcome, payload, error_code, error_message })
+        Some(StoredResult {
+            id,
+            request_id: new_ulid(),
+            outcome,
+            payload,
+            error_code,
+            error_message,
+        })
     }
 }
 
@@ -123,7 +140,8 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Makes a worker for these capabilities. Events are unbounded in type, but at most three per held dispatch.
+    /// Makes a worker for these capabilities. Events are unbounded in type, but at most three per held
+    /// dispatch.
     pub(crate) fn new(
         capabilities: Vec<Capability>,
         ledger: Arc<Mutex<Ledger>>,
@@ -137,7 +155,14 @@ impl Worker {
             (capability.name.clone(), Slot { capability, permits })
         };
         let slots = capabilities.into_iter().map(slot).collect();
-        Arc::new(Self { slots, ledger, desk, home, status, events })
+        Arc::new(Self {
+            slots,
+            ledger,
+            desk,
+            home,
+            status,
+            events,
+        })
     }
 
     /// The capability of that name.
@@ -187,30 +212,44 @@ impl Worker {
 
     async fn attempt(self: &Arc<Self>, task: &Task, stop: &mut watch::Receiver<Option<Stop>>) -> Outcome {
         let Some(slot) = self.slots.get(&task.capability) else {
-            return Outcome::rejected("unknown_capability", format!("this node has no capability {}", task.capability));
+            return Outcome::rejected(
+                "unknown_capability",
+                format!("this node has no capability {}", task.capability),
+            );
         };
         let acquired = tokio::select! {
             biased;
             reason = stopped(stop) => return not_begun(reason),
             () = sleep_until(task.deadline) => {
-                return Outcome::failed("timeout", "the deadline passed while it waited for a free slot on the node");
+                return Outcome::failed("timeout", "the deadline passed in the wait for a free slot");
             }
             permit = Arc::clone(&slot.permits).acquire_owned() => permit,
         };
-        let Ok(_permit) = acquired else { return Outcome::NotBegun };
-        if slot.capability.local_mediation {
-            if let Some(outcome) = self.mediate(task, &slot.capability, stop).await {
-                return outcome;
-            }
+        let Ok(_permit) = acquired else {
+            return Outcome::NotBegun;
+        };
+        if slot.capability.local_mediation
+            && let Some(outcome) = self.mediate(task, &slot.capability, stop).await
+        {
+            return outcome;
         }
         let (id, effect) = (task.id.clone(), effect_of(task, &slot.capability));
-        match self.with_ledger(move |ledger| Ok(ledger.begin(&id, effect))).await {
+        match self
+            .with_ledger(move |ledger| Ok(ledger.begin(&id, effect)))
+            .await
+        {
             Ok(Ok(())) => {}
             Ok(Err(Refused::Full)) => {
-                return Outcome::rejected("node_full", "too many results wait for the control plane on this node");
+                return Outcome::rejected(
+                    "node_full",
+                    "too many results wait for the control plane on this node",
+                );
             }
             Ok(Err(Refused::Io(error))) | Err(error) => {
-                return Outcome::failed("ledger_unwritable", format!("not begun, the node's ledger fails: {error}"));
+                return Outcome::failed(
+                    "ledger_unwritable",
+                    format!("not begun, the node's ledger fails: {error}"),
+                );
             }
         }
         self.execute(task, &slot.capability, stop).await
@@ -231,21 +270,27 @@ impl Worker {
             since_ms: wall_ms(),
             deadline_at_ms: task.deadline_at_ms,
         });
-        let _ = self.events.send(Event::Waiting { id: task.id.clone(), waiting: true });
+        let _ = self.events.send(Event::Waiting {
+            id: task.id.clone(),
+            waiting: true,
+        });
         let outcome = tokio::select! {
             biased;
             reason = stopped(stop) => Some(not_begun(reason)),
             verdict = asked => match verdict {
                 Ok(true) => None,
                 Ok(false) => Some(Outcome::rejected("denied_locally", "the person at the machine said no")),
-                Err(_) => Some(Outcome::rejected("mediation_unavailable", "nobody can be asked on this machine")),
+                Err(_) => Some(Outcome::rejected("mediation_unavailable", "nobody can be asked here")),
             },
             () = sleep_until(task.deadline) => {
-                Some(Outcome::rejected("mediation_timeout", "nobody at the machine decided before the deadline"))
+                Some(Outcome::rejected("mediation_timeout", "nobody decided before the deadline"))
             }
         };
         self.desk.withdraw(&task.id);
-        let _ = self.events.send(Event::Waiting { id: task.id.clone(), waiting: false });
+        let _ = self.events.send(Event::Waiting {
+            id: task.id.clone(),
+            waiting: false,
+        });
         outcome
     }
 
@@ -264,7 +309,9 @@ impl Worker {
         };
         match outcome {
             // Nothing happened that matters, or it may happen again: the next agent runs it anew.
-            Outcome::Failed { code, .. } if code == "agent_stopped" && effect_of(task, capability) != Effect::Once => {
+            Outcome::Failed { code, .. }
+                if code == "agent_stopped" && effect_of(task, capability) != Effect::Once =>
+            {
                 Outcome::NotBegun
             }
             other => other,
@@ -307,7 +354,11 @@ impl Worker {
 
 /// The stricter of what the control plane and the owner say.
 fn effect_of(task: &Task, capability: &Capability) -> Effect {
-    if task.effect == Effect::Once { Effect::Once } else { capability.effect }
+    if task.effect == Effect::Once {
+        Effect::Once
+    } else {
+        capability.effect
+    }
 }
 
 fn not_begun(reason: Stop) -> Outcome {
