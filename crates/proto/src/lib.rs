@@ -23,6 +23,7 @@ package!(dispatch, "palyra.dispatch.v1");
 package!(journal, "palyra.journal.v1");
 package!(node, "palyra.node.v1");
 package!(pairing, "palyra.pairing.v1");
+package!(peer, "palyra.peer.v1");
 
 /// The descriptors of all packages, for gRPC reflection: an encoded `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

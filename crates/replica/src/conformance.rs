@@ -1,0 +1,1 @@
+//! openraft's own conformance suite, over both engines.

@@ -1,0 +1,175 @@
+//! What the parts of a replica share: Raft, the machine, the links, and the task that ends the process when Raft dies.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::ServerState;
+use openraft::async_runtime::watch::WatchReceiver;
+use palyra_platform as platform;
+use palyra_proto::peer::v1 as wire;
+use tokio::sync::{Semaphore, watch};
+
+use crate::config::ReplicaConfig;
+use crate::links::{Links, MetricsReceiver};
+use crate::log::LogStore;
+use crate::machine::Machine;
+use crate::members::HAND_OVER;
+use crate::peer::{Method, PeerError, PeerHandler, Refusal};
+use crate::read::ReadGate;
+use crate::types::{Metrics, Raft};
+
+/// Shared by all handles of a replica.
+pub(crate) struct Core {
+    pub(crate) config: ReplicaConfig,
+    pub(crate) raft: Raft,
+    pub(crate) machine: Machine,
+    pub(crate) log: LogStore,
+    pub(crate) links: Arc<Links>,
+    /// Bytes of commands that may still be taken on.
+    pub(crate) in_flight: Semaphore,
+    pub(crate) reads: ReadGate,
+    handler: RwLock<Option<Arc<dyn PeerHandler>>>,
+    stopping: AtomicBool,
+    transfers: AtomicU64,
+}
+
+impl Core {
+    pub(crate) fn new(
+        config: ReplicaConfig,
+        raft: Raft,
+        machine: Machine,
+        log: LogStore,
+        links: Arc<Links>,
+    ) -> Core {
+        Core {
+            in_flight: Semaphore::new(config.in_flight_bytes.min(Semaphore::MAX_PERMITS)),
+            config,
+            raft,
+            machine,
+            log,
+            links,
+            reads: ReadGate::default(),
+            handler: RwLock::new(None),
+            stopping: AtomicBool::new(false),
+            transfers: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn me(&self) -> u64 {
+        self.config.replica_id
+    }
+
+    /// A copy of Raft's metrics: a held reference would block its core.
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.raft.metrics().borrow_watched().clone()
+    }
+
+    /// The leader that this replica knows, and whether that is itself.
+    pub(crate) fn leader(&self) -> Option<(u64, bool)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        // A leader that was just deposed may still be named here: it is not asked again.
+        let leads = metrics.state == ServerState::Leader;
+        (leads == (leader == self.me())).then_some((leader, leads))
+    }
+
+    pub(crate) fn leader_hint(&self) -> Option<u64> {
+        self.leader().map(|(leader, _)| leader)
+    }
+
+    /// Waits until Raft's metrics change, at most for `limit`.
+    pub(crate) async fn changed(&self, limit: Duration) {
+        let mut metrics = self.raft.metrics();
+        metrics.borrow_and_update();
+        // Either outcome is a reason to look again.
+        let _ = platform::timeout(limit, metrics.changed()).await;
+    }
+
+    /// Waits until the entry at `index` is applied here; false when `limit` passes first.
+    pub(crate) async fn wait_applied(&self, index: u64, limit: Duration) -> bool {
+        let mut applied: watch::Receiver<u64> = self.machine.watch();
+        let reached = applied.wait_for(|at| *at >= index);
+        matches!(platform::timeout(limit, reached).await, Ok(Ok(_)))
+    }
+
+    pub(crate) fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// Raft's core is gone: a replica without it answers nothing any more and never heals, so the process ends, unless
+    /// it is on its way out already.
+    pub(crate) fn raft_died(&self, why: &dyn std::fmt::Display) {
+        if !self.stopping() {
+            platform::abort(&format!("Raft has stopped: {why}"));
+        }
+    }
+
+    pub(crate) fn set_handler(&self, handler: Arc<dyn PeerHandler>) {
+        *self.handler.write().unwrap_or_else(PoisonError::into_inner) = Some(handler);
+    }
+
+    pub(crate) async fn handle_application(&self, from: u64, topic: String, body: Bytes) -> Result<Bytes, PeerError> {
+        let handler = self.handler.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match handler {
+            Some(handler) => handler.handle(from, topic, body).await,
+            None => Err(PeerError::refused(Refusal::Unsupported, format_args!("nobody answers `{topic}` here yet"))),
+        }
+    }
+
+    pub(crate) async fn call_application(
+        &self,
+        to: u64,
+        topic: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Bytes, PeerError> {
+        let request = wire::ApplicationRequest { topic: topic.to_owned(), body };
+        match self.links.call(to, Method::Application, wire::request::Body::Application(request), limit).await? {
+            wire::response::Body::Application(answer) => Ok(answer),
+            _ => Err(PeerError::Lost(format!("replica {to} answered something else than was asked"))),
+        }
+    }
+
+    pub(crate) async fn shutdown(&self) {
+        if self.metrics().state == ServerState::Leader {
+            // Without a successor the others elect one by themselves, only later.
+            let _ = self.transfer_leader(None, HAND_OVER).await;
+        }
+        self.stop();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "Raft did not end in good order");
+        }
+        self.log.stop().await;
+    }
+
+    pub(crate) fn next_transfer(&self) -> u64 {
+        self.transfers.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    pub(crate) fn transfer(&self) -> u64 {
+        self.transfers.load(Ordering::Acquire)
+    }
+}
+
+/// Watches Raft until it ends.
+pub(crate) async fn guard(core: std::sync::Weak<Core>, mut metrics: MetricsReceiver) {
+    loop {
+        let running = metrics.borrow_watched().running_state.clone();
+        if let Err(fatal) = running {
+            if let Some(core) = core.upgrade() {
+                core.raft_died(&fatal);
+            }
+            return;
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}

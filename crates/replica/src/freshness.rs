@@ -1,0 +1,206 @@
+//! How long ago a quorum stood behind what this replica knows, measured on the boot clock.
+//!
+//! A leader knows from acknowledgements: when the k-th newest acknowledged request was *sent*, a quorum had no newer
+//! leader. A follower knows from its leader, without comparing clocks: it stamps each answer with its own clock, the
+//! leader returns the newest stamp together with its own age; so the leader's quorum is at most (now - stamp + age)
+//! old. Invariants: nothing here is ever younger than the truth; a contact counts only once everything that the leader
+//! had committed then is applied here, so "fresh" means that a revocation older than the age has been seen.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::types::Membership;
+
+/// Contacts that wait for their commit index to be applied.
+const PENDING: usize = 64;
+
+/// What is known about quorum contact; boot-clock milliseconds throughout.
+#[derive(Debug, Default)]
+pub(crate) struct Freshness {
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// As leader: term and send time of the newest request that each peer acknowledged.
+    acked: BTreeMap<u64, (u64, u64)>,
+    /// As leader: the newest stamp of each follower.
+    stamps: BTreeMap<u64, u64>,
+    /// As leader: when a quorum last stood behind the term.
+    led: Option<(u64, u64)>,
+    /// Contacts by the commit index that must be applied before they count; both rise.
+    pending: VecDeque<(u64, u64)>,
+    /// The newest contact that counts.
+    contact: Option<u64>,
+}
+
+impl Known {
+    fn contact(&mut self, commit: u64, at: u64) {
+        let full = self.pending.len() >= PENDING;
+        if let Some(last) = self.pending.back_mut() {
+            if at <= last.1 {
+                return;
+            }
+            // The same commit index, or no room: the newer contact takes the place of the one before it.
+            if commit <= last.0 {
+                last.1 = at;
+                return;
+            }
+            if full {
+                *last = (commit, at);
+                return;
+            }
+        }
+        self.pending.push_back((commit, at));
+    }
+}
+
+/// The newest time that a majority of each configuration reaches; `me` is always there.
+fn quorum_time(members: &Membership, me: u64, now: u64, acked: impl Fn(u64) -> Option<u64>) -> Option<u64> {
+    let reached = |voters: &BTreeSet<u64>| {
+        let mut times: Vec<u64> =
+            voters.iter().filter_map(|id| if *id == me { Some(now) } else { acked(*id) }).collect();
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        times.get(voters.len() / 2).copied()
+    };
+    let configs = members.get_joint_config();
+    if configs.is_empty() {
+        return None;
+    }
+    configs.iter().map(reached).collect::<Option<Vec<u64>>>()?.into_iter().min()
+}
+
+impl Freshness {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As leader: what to send along to a follower: the quorum's age in this term, and the follower's newest stamp.
+    pub(crate) fn to_send(&self, to: u64, term: u64, now: u64) -> (Option<u64>, Option<u64>) {
+        let known = self.known();
+        let age = known.led.filter(|(led, _)| *led == term).map(|(_, at)| now.saturating_sub(at));
+        (age, known.stamps.get(&to).copied())
+    }
+
+    /// As leader: a peer acknowledged a request of `term` that was sent at `sent`; `commit` is what the request
+    /// carried as committed in this very term.
+    pub(crate) fn acknowledged(&self, peer: u64, ack: Ack, members: &Membership, me: u64, now: u64) {
+        let mut known = self.known();
+        known.stamps.insert(peer, ack.stamp);
+        let newest = known.acked.entry(peer).or_insert((ack.term, ack.sent));
+        *newest = (*newest).max((ack.term, ack.sent));
+        let acked = |id: u64| known.acked.get(&id).filter(|(term, _)| *term == ack.term).map(|(_, sent)| *sent);
+        let Some(at) = quorum_time(members, me, now, acked) else { return };
+        known.led = known.led.max(Some((ack.term, at)));
+        if let Some(commit) = ack.commit {
+            known.contact(commit, at);
+        }
+    }
+
+    /// As follower: the leader had a quorum `age` before it sent this, and it had our answer stamped `echo` by then.
+    pub(crate) fn heard(&self, commit: u64, echo: u64, age: u64) {
+        self.known().contact(commit, echo.saturating_sub(age));
+    }
+
+    /// Age of the newest contact whose commit index is applied; `None` when there was none yet.
+    pub(crate) fn age(&self, applied: u64, now: u64) -> Option<Duration> {
+        let mut known = self.known();
+        while let Some((commit, at)) = known.pending.front().copied() {
+            if commit > applied {
+                break;
+            }
+            known.pending.pop_front();
+            known.contact = known.contact.max(Some(at));
+        }
+        known.contact.map(|at| Duration::from_millis(now.saturating_sub(at)))
+    }
+
+    /// This replica alone is a quorum.
+    pub(crate) fn alone(&self, now: u64) {
+        let mut known = self.known();
+        known.contact = known.contact.max(Some(now));
+    }
+}
+
+/// An acknowledgement, as the leader has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ack {
+    /// The leader's term.
+    pub(crate) term: u64,
+    /// When the request was sent.
+    pub(crate) sent: u64,
+    /// What the request said was committed, if that was an entry of this very leader.
+    pub(crate) commit: Option<u64>,
+    /// The follower's own clock.
+    pub(crate) stamp: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three() -> Membership {
+        Membership::new_with_defaults(vec![[1, 2, 3].into()], [])
+    }
+
+    fn ack(term: u64, sent: u64, commit: Option<u64>) -> Ack {
+        Ack { term, sent, commit, stamp: 0 }
+    }
+
+    #[test]
+    fn a_leader_is_as_fresh_as_the_send_time_of_its_quorum() {
+        let fresh = Freshness::default();
+        assert_eq!(fresh.age(9, 1_000), None);
+        fresh.acknowledged(2, ack(1, 900, Some(5)), &three(), 1, 1_000);
+        // Not applied yet: it does not count.
+        assert_eq!(fresh.age(4, 1_000), None);
+        assert_eq!(fresh.age(5, 1_000), Some(Duration::from_millis(100)));
+        // An older acknowledgement by the other peer makes nothing younger.
+        fresh.acknowledged(3, ack(1, 500, Some(5)), &three(), 1, 1_200);
+        assert_eq!(fresh.age(5, 1_200), Some(Duration::from_millis(300)));
+    }
+
+    #[test]
+    fn acknowledgements_of_another_term_do_not_add_up() {
+        let five = Membership::new_with_defaults(vec![[1, 2, 3, 4, 5].into()], []);
+        let fresh = Freshness::default();
+        fresh.acknowledged(2, ack(1, 900, Some(5)), &five, 1, 1_000);
+        fresh.acknowledged(3, ack(2, 950, Some(5)), &five, 1, 1_000);
+        assert_eq!(fresh.age(5, 1_000), None);
+        fresh.acknowledged(4, ack(2, 960, Some(5)), &five, 1, 1_000);
+        assert_eq!(fresh.age(5, 1_000), Some(Duration::from_millis(50)));
+    }
+
+    #[test]
+    fn both_halves_of_a_joint_configuration_must_stand_behind_it() {
+        let joint = Membership::new_with_defaults(vec![[1, 2, 3].into(), [3, 4, 5].into()], []);
+        let fresh = Freshness::default();
+        fresh.acknowledged(2, ack(1, 900, Some(1)), &joint, 1, 1_000);
+        fresh.acknowledged(4, ack(1, 900, Some(1)), &joint, 1, 1_000);
+        assert_eq!(fresh.age(1, 1_000), None);
+        fresh.acknowledged(5, ack(1, 800, Some(1)), &joint, 1, 1_000);
+        assert_eq!(fresh.age(1, 1_000), Some(Duration::from_millis(200)));
+    }
+
+    #[test]
+    fn a_follower_counts_from_its_own_stamp() {
+        let fresh = Freshness::default();
+        // The message took 5 s: the stamp in it is as old, so the age is, too.
+        fresh.heard(3, 10_000, 40);
+        assert_eq!(fresh.age(3, 15_000), Some(Duration::from_millis(5_040)));
+        fresh.heard(3, 9_000, 0);
+        assert_eq!(fresh.age(3, 15_000), Some(Duration::from_millis(5_040)), "an older message changes nothing");
+    }
+
+    #[test]
+    fn contacts_are_bounded_and_never_too_young() {
+        let fresh = Freshness::default();
+        for at in 1..=500 {
+            fresh.heard(at, at, 0);
+        }
+        assert_eq!(fresh.age(10, 1_000), Some(Duration::from_millis(990)));
+        assert_eq!(fresh.age(499, 1_000), Some(Duration::from_millis(937)), "the last slot waits for index 500");
+        assert_eq!(fresh.age(500, 1_000), Some(Duration::from_millis(500)));
+    }
+}

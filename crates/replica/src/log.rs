@@ -1,0 +1,496 @@
+//! The Raft log over an [`Engine`]: a tail in memory, and one task that does all durable writes.
+//!
+//! Group commit: the task drains its queue into one batch, writes it, syncs once, then answers in order. Votes,
+//! truncations, purges and the pointer flips of the state machine go through the same queue, because one write-ahead
+//! log in one order is what makes every crash a prefix: nothing that came later survives without what came before.
+//! A failed write or sync is never retried: what the disk holds is then unknown, so the process ends.
+//!
+//! Invariants: an entry is readable when `append` returns; the tail never drops an entry that the engine does not have
+//! yet; the tail is a gapless suffix of the log; `committed` reaches the disk only after the entries that it covers.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, ControlFlow, RangeBounds};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures::stream::{self, Stream};
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, OptionalSend, RaftLogReader};
+use palyra_platform as platform;
+use palyra_storage::{Batch, Engine, Family};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::codec;
+use crate::meta::{self, OpenError};
+use crate::types::{Entry, LogId, TypeConfig, Vote};
+
+/// Bytes of entries in one reply to replication.
+const READ_BYTES: usize = 1024 * 1024;
+/// Entries read from the engine at a time when a whole range is asked for.
+const STREAM_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of entries kept in memory behind what is written.
+const TAIL_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes after which the queue is not drained further into one batch.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
+
+/// The log; a cheap handle.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Arc<dyn Engine>,
+    mem: Mutex<Mem>,
+    queue: mpsc::UnboundedSender<Op>,
+    written: watch::Receiver<u64>,
+}
+
+/// What is known without asking the engine.
+struct Mem {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    tail: BTreeMap<u64, Held>,
+    tail_bytes: usize,
+    next_seq: u64,
+}
+
+struct Held {
+    entry: Entry,
+    bytes: usize,
+    seq: u64,
+}
+
+/// One unit of the IO task's queue.
+enum Op {
+    Append { seq: u64, entries: Vec<(u64, Vec<u8>)>, done: IOFlushed<TypeConfig> },
+    Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
+    Committed(LogId),
+    Truncate { from: u64, to: u64 },
+    Purge { from: u64, upto: LogId },
+    Durable { batch: Batch, done: oneshot::Sender<io::Result<()>> },
+    Stop(oneshot::Sender<()>),
+}
+
+fn key(index: u64) -> Vec<u8> {
+    index.to_be_bytes().to_vec()
+}
+
+fn failed(what: &str, error: &dyn std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{what}: {error}"))
+}
+
+impl LogStore {
+    /// Loads what the engine holds and starts the IO task.
+    pub(crate) fn open(engine: Arc<dyn Engine>) -> Result<LogStore, OpenError> {
+        let purged = meta::load_purged(&*engine)?;
+        let mut newest: Option<Bytes> = None;
+        engine.scan_rev(Family::Log, &key(0), &[u8::MAX; 9], &mut |_, frame| {
+            newest = Some(Bytes::copy_from_slice(frame));
+            ControlFlow::Break(())
+        })?;
+        let newest = newest.map(|frame| codec::unseal_entry(&frame)).transpose()?.map(|entry| entry.log_id);
+        let mem = Mem {
+            vote: meta::load_vote(&*engine)?,
+            committed: meta::load_committed(&*engine)?,
+            purged,
+            last: newest.max(purged),
+            tail: BTreeMap::new(),
+            tail_bytes: 0,
+            next_seq: 1,
+        };
+        let (queue, ops) = mpsc::unbounded_channel();
+        let (progress, written) = watch::channel(0);
+        let writer = Writer { engine: engine.clone(), written: progress, committed: None, purged: Vec::new() };
+        drop(platform::spawn_io("palyra-log", writer.run(ops)));
+        Ok(LogStore { inner: Arc::new(Inner { engine, mem: Mutex::new(mem), queue, written }) })
+    }
+
+    fn mem(&self) -> MutexGuard<'_, Mem> {
+        self.inner.mem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, op: Op) -> io::Result<()> {
+        self.inner.queue.send(op).map_err(|_| io::Error::other("the log's IO task has ended"))
+    }
+
+    /// Waits until the engine has the entry at `index` and all before it (written, not yet synced).
+    ///
+    /// The state machine waits here before it writes what an entry did: otherwise a power loss could keep an effect
+    /// and lose its entry, because a leader applies on its followers' acknowledgements too.
+    pub(crate) async fn wait_written(&self, index: u64) -> io::Result<()> {
+        let seq = self.mem().tail.get(&index).map_or(0, |held| held.seq);
+        let mut written = self.inner.written.clone();
+        match written.wait_for(|at| *at >= seq).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(io::Error::other("the log's IO task has ended")),
+        }
+    }
+
+    /// Writes a batch in order with the log and returns when it, and everything before it, is durable.
+    pub(crate) async fn write_durably(&self, batch: Batch) -> io::Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.send(Op::Durable { batch, done })?;
+        answer.await.unwrap_or_else(|_| Err(io::Error::other("the log's IO task has ended")))
+    }
+
+    /// Ends the IO task after everything queued is durable.
+    pub(crate) async fn stop(&self) {
+        let (done, answer) = oneshot::channel();
+        if self.send(Op::Stop(done)).is_ok() {
+            // An IO task that ended before has nothing left to write.
+            let _ = answer.await;
+        }
+    }
+
+    /// Entries of `from..to` in order, at most `limit` bytes but at least one when there is one.
+    fn read(&self, from: u64, to: u64, limit: usize) -> io::Result<Vec<Entry>> {
+        let (from, to, held) = self.read_tail(from, to, limit);
+        if from >= to {
+            return Ok(held);
+        }
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut broken = None;
+        let scanned = self.inner.engine.scan(Family::Log, &key(from), &key(to), &mut |_, frame| {
+            match codec::unseal_entry(&Bytes::copy_from_slice(frame)) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => {
+                    broken = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+            bytes += frame.len();
+            if bytes >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        scanned.map_err(|error| failed("the log cannot be read", &error))?;
+        if let Some(error) = broken {
+            return Err(failed("a log entry cannot be read", &error));
+        }
+        for (entry, expected) in entries.iter().zip(from..) {
+            if entry.log_id.index != expected {
+                return Err(io::Error::other(format!("log entry {expected} is missing")));
+            }
+        }
+        if bytes < limit {
+            if from + entries.len() as u64 != to {
+                return Err(io::Error::other(format!("log entry {} is missing", from + entries.len() as u64)));
+            }
+            entries.extend(held);
+        }
+        Ok(entries)
+    }
+
+    /// The part of `from..to` that memory holds, and the part that must come from the engine.
+    fn read_tail(&self, from: u64, to: u64, limit: usize) -> (u64, u64, Vec<Entry>) {
+        let mem = self.mem();
+        let from = from.max(mem.purged.map_or(0, |id| id.index + 1));
+        let to = to.min(mem.last.map_or(0, |id| id.index + 1));
+        let tail_from = mem.tail.keys().next().copied().unwrap_or(to).min(to).max(from);
+        if from >= to {
+            return (from, from, Vec::new());
+        }
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for held in mem.tail.range(tail_from..to).map(|(_, held)| held) {
+            entries.push(held.entry.clone());
+            bytes += held.bytes;
+            if bytes >= limit {
+                break;
+            }
+        }
+        (from, tail_from, entries)
+    }
+
+    /// Puts entries into the tail; returns their sequence number and encodings.
+    fn hold(&self, entries: impl IntoIterator<Item = Entry>) -> (u64, Vec<(u64, Vec<u8>)>) {
+        let written = *self.inner.written.borrow();
+        let mut mem = self.mem();
+        let seq = mem.next_seq;
+        mem.next_seq += 1;
+        let mut encoded = Vec::new();
+        for entry in entries {
+            let frame = codec::seal_entry(&entry);
+            let index = entry.log_id.index;
+            mem.last = Some(entry.log_id);
+            mem.tail_bytes += frame.len();
+            mem.tail.insert(index, Held { entry, bytes: frame.len(), seq });
+            encoded.push((index, frame));
+        }
+        while mem.tail_bytes > TAIL_BYTES {
+            let Some(first) = mem.tail.first_entry() else { break };
+            if first.get().seq > written {
+                break;
+            }
+            let held = first.remove();
+            mem.tail_bytes -= held.bytes;
+        }
+        (seq, encoded)
+    }
+
+    fn drop_tail(mem: &mut Mem, range: impl RangeBounds<u64>) {
+        let gone: Vec<u64> = mem.tail.range(range).map(|(index, _)| *index).collect();
+        for index in gone {
+            if let Some(held) = mem.tail.remove(&index) {
+                mem.tail_bytes -= held.bytes;
+            }
+        }
+    }
+}
+
+/// Half-open bounds of a range of indexes.
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(at) => *at,
+        Bound::Excluded(at) => at.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(at) => at.saturating_add(1),
+        Bound::Excluded(at) => *at,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let (from, to) = bounds(&range);
+        self.read(from, to, usize::MAX)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read(start, end, READ_BYTES)
+    }
+
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = bounds(&range);
+        let log = self.clone();
+        let pages = stream::unfold(Some(from), move |next| {
+            let page = next.and_then(|at| match log.read(at, to, STREAM_BYTES) {
+                Ok(entries) if entries.is_empty() => None,
+                Ok(entries) => {
+                    let next = entries.last().map(|entry| entry.log_id.index + 1);
+                    Some((entries.into_iter().map(Ok).collect::<Vec<_>>(), next))
+                }
+                Err(error) => Some((vec![Err(error)], None)),
+            });
+            std::future::ready(page)
+        });
+        Box::pin(futures::StreamExt::flat_map(pages, stream::iter))
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.mem().vote)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let mem = self.mem();
+        Ok(LogState { last_purged_log_id: mem.purged, last_log_id: mem.last })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let (done, answer) = oneshot::channel();
+        self.send(Op::Vote { vote: *vote, done })?;
+        answer.await.unwrap_or_else(|_| Err(io::Error::other("the log's IO task has ended")))?;
+        self.mem().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        self.mem().committed = committed;
+        match committed {
+            Some(committed) => self.send(Op::Committed(committed)),
+            None => Ok(()),
+        }
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.mem().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let (seq, entries) = self.hold(entries);
+        self.send(Op::Append { seq, entries, done: callback })
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let from = last.map_or(0, |id| id.index + 1);
+        let to = {
+            let mut mem = self.mem();
+            let to = mem.last.map_or(0, |id| id.index + 1);
+            Self::drop_tail(&mut mem, from..);
+            if from < to {
+                mem.last = last.max(mem.purged);
+            }
+            to
+        };
+        if from < to { self.send(Op::Truncate { from, to }) } else { Ok(()) }
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        let from = {
+            let mut mem = self.mem();
+            let from = mem.purged.map_or(0, |id| id.index + 1);
+            mem.purged = mem.purged.max(Some(upto));
+            mem.last = mem.last.max(Some(upto));
+            Self::drop_tail(&mut mem, ..=upto.index);
+            from
+        };
+        self.send(Op::Purge { from, upto })
+    }
+}
+
+/// The IO task's side.
+struct Writer {
+    engine: Arc<dyn Engine>,
+    written: watch::Sender<u64>,
+    /// Waits for the next batch: alone it is worth no write.
+    committed: Option<LogId>,
+    /// Purged ranges whose space can be given back once the purge is synced.
+    purged: Vec<(u64, u64)>,
+}
+
+/// What one turn of the IO task writes, and who waits for it.
+#[derive(Default)]
+struct Turn {
+    /// Written in order; more than one only when one would be larger than an engine takes.
+    batches: Vec<Batch>,
+    appends: Vec<IOFlushed<TypeConfig>>,
+    others: Vec<oneshot::Sender<io::Result<()>>>,
+    stop: Option<oneshot::Sender<()>>,
+    seq: u64,
+    sync: bool,
+    bytes: usize,
+}
+
+impl Turn {
+    fn batch(&mut self) -> &mut Batch {
+        if self.batches.last().is_none_or(|batch| batch.bytes() >= BATCH_BYTES) {
+            self.batches.push(Batch::new());
+        }
+        let at = self.batches.len() - 1;
+        &mut self.batches[at]
+    }
+
+    fn answer(self, result: Result<(), &str>) -> bool {
+        let result = || result.map_err(|reason| io::Error::other(reason.to_owned()));
+        for done in self.appends {
+            done.io_completed(result());
+        }
+        for done in self.others {
+            // Whoever asked may have been dropped; the write stands all the same.
+            let _ = done.send(result());
+        }
+        self.stop.is_some_and(|done| {
+            let _ = done.send(());
+            true
+        })
+    }
+}
+
+impl Writer {
+    async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Op>) {
+        while let Some(first) = queue.recv().await {
+            let mut turn = Turn::default();
+            self.add(first, &mut turn);
+            while turn.bytes < BATCH_BYTES && turn.stop.is_none() {
+                let Ok(op) = queue.try_recv() else { break };
+                self.add(op, &mut turn);
+            }
+            if turn.sync
+                && let Some(committed) = self.committed.take()
+            {
+                meta::put_committed(turn.batch(), &committed);
+            }
+            if let Err(reason) = self.write(&mut turn).await {
+                turn.answer(Err(&reason));
+                platform::abort(&reason);
+            }
+            if turn.answer(Ok(())) {
+                return;
+            }
+        }
+    }
+
+    fn add(&mut self, op: Op, turn: &mut Turn) {
+        match op {
+            Op::Append { seq, entries, done } => {
+                for (index, frame) in entries {
+                    turn.bytes += frame.len();
+                    turn.batch().put(Family::Log, key(index), frame);
+                }
+                turn.seq = seq;
+                turn.sync = true;
+                turn.appends.push(done);
+            }
+            Op::Vote { vote, done } => {
+                meta::put_vote(turn.batch(), &vote);
+                turn.sync = true;
+                turn.others.push(done);
+            }
+            Op::Committed(committed) => self.committed = Some(committed),
+            Op::Truncate { from, to } => {
+                turn.batch().delete_range(Family::Log, key(from), key(to));
+            }
+            Op::Purge { from, upto } => {
+                let batch = turn.batch();
+                batch.delete_range(Family::Log, key(from), key(upto.index + 1));
+                meta::put_purged(batch, &upto);
+                self.purged.push((from, upto.index + 1));
+            }
+            Op::Durable { batch, done } => {
+                turn.batch().append(batch);
+                turn.sync = true;
+                turn.others.push(done);
+            }
+            Op::Stop(done) => {
+                turn.sync = true;
+                turn.stop = Some(done);
+            }
+        }
+    }
+
+    async fn write(&mut self, turn: &mut Turn) -> Result<(), String> {
+        for batch in std::mem::take(&mut turn.batches) {
+            platform::io_point("log.write").await;
+            self.engine.write(batch).map_err(|error| format!("the log cannot be written: {error}"))?;
+        }
+        if turn.seq > 0 {
+            self.written.send_replace(turn.seq);
+        }
+        if turn.sync {
+            platform::io_point("log.sync").await;
+            self.engine.sync().map_err(|error| format!("the log cannot be synced: {error}"))?;
+            platform::io_point("log.synced").await;
+            for (from, to) in std::mem::take(&mut self.purged) {
+                self.engine
+                    .reclaim(Family::Log, &key(from), &key(to))
+                    .map_err(|error| format!("the space of the purged log cannot be given back: {error}"))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! Commands on their way into the log.
+//!
+//! Forwarding happens here and once: a command that arrived from another replica is taken by the leader or refused.
+//! Every retry carries the same request id, and the state machine answers a known one without applying it again; so a
+//! lost answer may be asked for again until the deadline, and only then is the outcome unknown. Invariant: `Unavailable`
+//! means that the command was appended nowhere.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, RaftError};
+use palyra_platform as platform;
+use palyra_proto::peer::v1 as wire;
+use palyra_state::{Envelope, Reject, Reply, limits};
+use wire::propose_response::Outcome;
+
+use crate::codec;
+use crate::core::Core;
+use crate::peer::{Method, PeerError, Refusal};
+use crate::types::LogCommand;
+
+/// Pause before a command is tried again when nothing is heard of a new leader.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// A command that is in the log and applied on the replica that led.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    /// Log index: who has applied it sees what the command did.
+    pub index: u64,
+    /// The state machine's answer.
+    pub reply: Result<Reply, Reject>,
+}
+
+/// Why there is no answer of the state machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Nothing was appended: there was no leader within the deadline.
+    #[error("no leader took the command in time; nothing was changed, try again")]
+    Unavailable {
+        /// The leader that this replica knows.
+        leader_hint: Option<u64>,
+    },
+    /// Perhaps it was appended. Asking again with the same request id tells.
+    #[error("the outcome of the command is not known; ask again with the same request id")]
+    Unknown,
+    /// The encoded command is beyond the limit; nothing was appended.
+    #[error("the command has {size} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Bytes of the encoded command.
+        size: usize,
+        /// Most that an entry may have.
+        limit: usize,
+    },
+}
+
+/// What one attempt came to.
+pub(crate) enum Attempt {
+    Done { index: u64, answer: Result<Reply, Reject> },
+    /// Not appended; the leader that was named.
+    NotLeader(Option<u64>),
+    Unknown,
+    Stopped,
+}
+
+impl Core {
+    /// Proposes until there is an answer, or `limit` passes.
+    pub(crate) async fn propose(&self, envelope: &Envelope, limit: Duration) -> Result<Committed, ProposeError> {
+        let bytes = Bytes::from(envelope.encode());
+        if bytes.len() > limits::ENVELOPE_MAX {
+            return Err(ProposeError::TooLarge { size: bytes.len(), limit: limits::ENVELOPE_MAX });
+        }
+        let end = platform::now() + limit;
+        let permits = u32::try_from(bytes.len().min(self.config.in_flight_bytes)).unwrap_or(u32::MAX);
+        let unavailable = || ProposeError::Unavailable { leader_hint: self.leader_hint() };
+        let Ok(Ok(_room)) = platform::timeout(limit, self.in_flight.acquire_many(permits)).await else {
+            return Err(unavailable());
+        };
+        let mut ambiguous = false;
+        loop {
+            let left = end.saturating_duration_since(platform::now());
+            if left.is_zero() || self.stopping() {
+                return Err(if ambiguous { ProposeError::Unknown } else { unavailable() });
+            }
+            match self.attempt(&bytes, left).await {
+                Attempt::Done { index, answer } => return Ok(Committed { index, reply: answer }),
+                Attempt::Unknown => ambiguous = true,
+                Attempt::NotLeader(_) | Attempt::Stopped => {}
+            }
+            self.changed(RETRY.min(end.saturating_duration_since(platform::now()))).await;
+        }
+    }
+
+    /// One attempt: here when this replica leads, else at the leader that it knows.
+    async fn attempt(&self, bytes: &Bytes, left: Duration) -> Attempt {
+        match self.leader() {
+            None => Attempt::NotLeader(None),
+            Some((_, true)) => match platform::timeout(left, self.propose_here(bytes.clone())).await {
+                Ok(attempt) => attempt,
+                // Giving up on the wait takes nothing back.
+                Err(_) => Attempt::Unknown,
+            },
+            Some((leader, false)) => tokio::select! {
+                biased;
+                attempt = self.forward(leader, bytes.clone(), left) => attempt,
+                // The leader was sent the command and is no more: its successor knows, or may take it anew.
+                () = self.deposed(leader) => Attempt::Unknown,
+            },
+        }
+    }
+
+    /// Waits until another leader than `leader` is known.
+    async fn deposed(&self, leader: u64) {
+        loop {
+            self.changed(Duration::from_secs(1)).await;
+            if self.leader_hint().is_some_and(|now| now != leader) {
+                return;
+            }
+        }
+    }
+
+    /// Takes a command as leader, or refuses; never forwards.
+    pub(crate) async fn propose_here(&self, bytes: Bytes) -> Attempt {
+        if bytes.len() > limits::ENVELOPE_MAX {
+            return Attempt::NotLeader(None);
+        }
+        let command = LogCommand { at_ms: platform::wall_ms(), bytes };
+        match self.raft.client_write(command).await {
+            Ok(written) => match written.data.0 {
+                Some(answer) => Attempt::Done { index: written.log_id.index, answer },
+                None => Attempt::Unknown,
+            },
+            // Matched one by one: openraft's helper takes a discarded entry for one that was never appended.
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+                Attempt::NotLeader(to.leader_id.filter(|leader| *leader != self.me()))
+            }
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Attempt::Unknown,
+            Err(RaftError::APIError(
+                ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_),
+            )) => Attempt::Unknown,
+            Err(RaftError::Fatal(fatal)) => {
+                self.raft_died(&fatal);
+                Attempt::Stopped
+            }
+        }
+    }
+
+    async fn forward(&self, leader: u64, envelope: Bytes, left: Duration) -> Attempt {
+        let body = wire::request::Body::Propose(wire::ProposeRequest { envelope });
+        match self.links.call(leader, Method::Propose, body, left).await {
+            Ok(wire::response::Body::Propose(response)) => match response.outcome {
+                Some(Outcome::Committed(committed)) => match codec::to_answer(committed.answer) {
+                    Ok(answer) => Attempt::Done { index: committed.index, answer },
+                    Err(_) => Attempt::Unknown,
+                },
+                Some(Outcome::NotLeader(hint)) => Attempt::NotLeader((hint != 0).then_some(hint)),
+                Some(Outcome::Unknown(_)) | None => Attempt::Unknown,
+            },
+            Ok(_) | Err(PeerError::Lost(_) | PeerError::Timeout(_)) => Attempt::Unknown,
+            // It was on its way out: the entry may have been appended before.
+            Err(PeerError::Refused { refusal: Refusal::Stopped, .. }) => Attempt::Unknown,
+            Err(PeerError::Unreachable(_) | PeerError::Refused { .. }) => Attempt::NotLeader(None),
+        }
+    }
+}
