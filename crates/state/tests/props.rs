@@ -7,14 +7,14 @@ mod kit;
 
 use std::collections::BTreeMap;
 
-use history::{Step, command, step};
+use history::{Step, command, fleet, step};
 use kit::{World, id_at};
 use palyra_state::{Envelope, MemRead, Position, apply, decode, invariants, journal, state_hash};
 use proptest::prelude::*;
 
 /// Plays a history on a fresh cluster; every step is checked by `World::apply`.
 fn play(steps: &[Step]) -> World {
-    let mut world = World::born();
+    let mut world = fleet();
     let mut sent: Vec<Envelope> = Vec::new();
     for step in steps {
         world.advance(step.wait);
@@ -51,11 +51,25 @@ fn replay(state: &mut MemRead, log: &[(u64, Vec<u8>)], from: u64) {
     }
 }
 
+/// Few enough for every run; `PROPTEST_CASES=5000` looks further.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(96);
+    ProptestConfig {
+        cases,
+        max_shrink_iters: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
-    fn invariants_hold_after_every_entry(steps in prop::collection::vec(step(), 1..160)) {
+    fn invariants_hold_after_every_entry(steps in prop::collection::vec(step(), 1..240)) {
         let world = play(&steps);
         prop_assert!(invariants::check(&world.state).is_empty());
     }

@@ -9,7 +9,7 @@ use crate::kit::{World, certificate, commands, id_at, operator, replica};
 
 /// One step of a history: who, what, and how much later.
 #[derive(Clone, Debug)]
-pub struct Step {
+pub(crate) struct Step {
     pub actor: u8,
     pub kind: u8,
     pub one: u8,
@@ -19,13 +19,19 @@ pub struct Step {
     pub again: bool,
 }
 
-pub fn step() -> impl Strategy<Value = Step> {
-    let wait = prop_oneof![6 => Just(0u64), 4 => 0u64..2_000, 1 => 0u64..700_000, 1 => 0u64..5_000_000];
+pub(crate) fn step() -> impl Strategy<Value = Step> {
+    let wait = prop_oneof![
+        60 => Just(0u64),
+        30 => 0u64..1_500,
+        6 => 0u64..60_000,
+        2 => 0u64..700_000,
+        1 => 0u64..5_000_000,
+    ];
     (
         any::<u8>(),
         any::<u8>(),
         0u8..6,
-        0u8..6,
+        0u8..5,
         wait,
         prop::bool::weighted(0.05),
     )
@@ -39,8 +45,27 @@ pub fn step() -> impl Strategy<Value = Step> {
         })
 }
 
+/// A cluster of two replicas with three nodes, two of them attached.
+pub(crate) fn fleet() -> World {
+    let mut world = World::born();
+    let root = operator("root");
+    let mint = commands::mint_token(&mut world, "t", "r2");
+    world.accept(root, mint);
+    let allocate = commands::allocate(&mut world, "t", "r2");
+    world.accept(replica(1), allocate);
+    world.accept(replica(1), commands::admit(2, "r2"));
+    for (name, held_by) in [("n0", 1), ("n1", 2), ("n2", 0)] {
+        let node = world.pair(name);
+        if held_by != 0 {
+            let attach = commands::attach(&mut world, name, held_by, &[]);
+            world.accept(node, attach);
+        }
+    }
+    world
+}
+
 /// What a step asks for, and who usually does.
-pub fn command(world: &mut World, step: &Step) -> (Actor, Command) {
+pub(crate) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     let usual = match step.kind % 32 {
         0..8 => pairing_command(world, step),
         8..14 => nodes_command(world, step),
@@ -64,32 +89,62 @@ pub fn command(world: &mut World, step: &Step) -> (Actor, Command) {
 
 fn pairing_command(world: &mut World, step: &Step) -> (Actor, Command) {
     let (one, device) = (step.one, format!("n{}", step.two));
-    // Names of codes go round, so that old ones are met again.
-    let code = format!("c{}", (world.index / 16 + u64::from(one)) % 40);
-    let pairing = format!("p-{device}-{code}");
-    let attempt = format!("a-{device}-{code}-{}", world.index % 3);
+    let name = format!("c{}", world.index);
+    let pairing_id = id_at(world.at, (4 << 40) + world.index);
+    let open = pairing::open_codes(&world.state, world.at);
+    let picked = open
+        .get(usize::from(one) % open.len().max(1))
+        .cloned()
+        .unwrap_or_default();
+    let attempt = picked
+        .attempts
+        .last()
+        .map(|attempt| (attempt.id, attempt.device_id));
     let root = operator("root");
     match step.kind % 8 {
-        0 | 1 => {
+        // Few at a time, so that attempts gather at the same one.
+        0 if open.len() < 3 => {
             let method = if one % 2 == 0 { "pin" } else { "ticket" };
-            (root, commands::mint(world, &code, method).into())
+            (root, commands::mint(world, &name, method).into())
         }
-        2 => (
-            replica(1),
-            commands::begin(world, &attempt, &code, &device).into(),
-        ),
-        3 if one == 0 => (replica(1), commands::fail(world, &attempt, &code).into()),
-        3 | 4 => {
-            let attempt = (one % 2 == 0).then_some(attempt);
+        3 if one < 4 => {
+            let attempt_id = attempt.map_or(pairing_id, |(id, _)| id);
+            let source = String::new();
             (
                 replica(1),
-                commands::prove(world, &pairing, &code, attempt.as_deref(), &device).into(),
+                pairing::FailAttempt {
+                    attempt_id,
+                    code_id: picked.id,
+                    source,
+                }
+                .into(),
             )
+        }
+        4 if one < 2 => {
+            let device_id = attempt.map_or_else(|| world.id(&device), |(_, device_id)| device_id);
+            let mut prove = commands::prove(world, "p", &name, None, &device_id.to_string());
+            prove.pairing_id = pairing_id;
+            prove.code_id = picked.id;
+            prove.attempt_id = attempt.map(|(id, _)| id);
+            (replica(1), prove.into())
+        }
+        0..5 => {
+            let begin = pairing::BeginAttempt {
+                attempt_id: pairing_id,
+                code_id: Some(picked.id),
+                method: picked.method,
+                ..commands::begin(world, "a", &name, &device)
+            };
+            (replica(1), begin.into())
         }
         5 | 6 => {
             let waiting = pairing::pending(&world.state, world.at);
             let Some(found) = waiting.get(usize::from(one) % waiting.len().max(1)) else {
-                return (root, commands::mint(world, &code, "ticket").into());
+                let expire = pairing::Expire {
+                    codes: Vec::new(),
+                    requests: Vec::new(),
+                };
+                return (Actor::System, expire.into());
             };
             let pairing_id = found.id;
             if step.actor % 8 == 7 {
@@ -166,7 +221,7 @@ fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
                 .map(|found| found.id)
                 .filter(|id| id.to_bytes()[15] % 2 == 0)
                 .collect();
-            let replica_id = u64::from(step.one % 3) + 1;
+            let replica_id = u64::from(step.one % 2) + 1;
             let attach = nodes::Attach {
                 device_id: device,
                 replica_id,
@@ -208,7 +263,7 @@ fn dispatch_command(world: &mut World, step: &Step) -> (Actor, Command) {
                 device_id: device,
                 capability: capability.to_owned(),
                 payload: Bytes::from(vec![b'x'; usize::from(step.actor)]),
-                timeout_ms: u64::from(step.actor) * 300,
+                timeout_ms: u64::from(step.actor) * 1_000,
             };
             (operator("root"), submit.into())
         }
@@ -303,7 +358,7 @@ fn people_command(world: &mut World, step: &Step) -> (Actor, Command) {
     let replica_id = u64::from(step.two);
     let token = format!("t{}", (world.index / 8 + u64::from(step.one)) % 50);
     let root = operator("root");
-    match (step.actor >> 3) % 10 {
+    match (step.actor >> 2) % 10 {
         0 => {
             let role = [access::Role::Viewer, access::Role::Operator, access::Role::Admin];
             let certificate = identity::NewCertificate {
@@ -369,7 +424,7 @@ fn people_command(world: &mut World, step: &Step) -> (Actor, Command) {
                 cluster::SetReplicaStatus { replica_id, status }.into(),
             )
         }
-        _ if step.two > 3 => (root, cluster::RemoveReplica { replica_id }.into()),
+        _ if step.one > 2 => (root, cluster::RemoveReplica { replica_id }.into()),
         _ => {
             let addresses = commands::addresses(&format!("host{}", step.one));
             (
