@@ -19,7 +19,7 @@ use crate::{Error, Kind, Result};
 /// The most capabilities on one node, built-in ones included.
 pub const MAX_CAPABILITIES: usize = 64;
 /// The longest name, in characters.
-pub const MAX_NAME: usize = 64;
+pub const MAX_NAME: usize = 63;
 /// The longest description, in bytes.
 pub const MAX_DESCRIPTION: usize = 256;
 /// The longest timeout.
@@ -246,6 +246,9 @@ fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
     check_name(&entry.name)?;
     if entry.description.len() > MAX_DESCRIPTION {
         return Err(format!("`description` has more than {MAX_DESCRIPTION} bytes"));
+    }
+    if entry.description.chars().any(char::is_control) {
+        return Err("`description` must be one line".to_owned());
     }
     if entry.args.len() > MAX_ARGS || entry.env.len() > MAX_ENV {
         return Err(format!("more than {MAX_ARGS} `args` or {MAX_ENV} `env` names"));

@@ -27,6 +27,8 @@ use crate::lock::FolderLock;
 use crate::{Error, Kind, Result};
 
 const PENDING: &str = "identity/pending.json";
+/// The longest name of a node, in bytes.
+const NAME_MAX: usize = 128;
 /// How long one question for the outcome may wait at a replica.
 const FETCH_WAIT_MS: u32 = 15_000;
 
@@ -204,7 +206,17 @@ fn device_name(config: &PairConfig, home: &Home) -> Result<String> {
             .trim()
             .to_owned()
     };
-    Ok(configured.unwrap_or_else(host))
+    let name = configured.unwrap_or_else(host);
+    if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
+        let message = format!("{name:?} is no name for a node: 1 to {NAME_MAX} bytes on one line");
+        return Err(Error::new(
+            Kind::Usage,
+            "N0304",
+            message,
+            "give another with --name",
+        ));
+    }
+    Ok(name)
 }
 
 fn key_of(pending: &Pending) -> Result<KeyPair> {

@@ -29,6 +29,11 @@ use crate::service::AgentStatus;
 use crate::work::Worker;
 use crate::{Error, Kind, Result, socket};
 
+/// The most labels of a node.
+const LABELS_MAX: usize = 32;
+/// The longest name or value of a label, in bytes.
+const LABEL_MAX: usize = 128;
+
 /// How to run the agent.
 #[derive(Debug, Clone, Default)]
 pub struct RunConfig {
@@ -127,7 +132,7 @@ fn assemble(
     let ledger = Arc::new(Mutex::new(ledger));
     let (status, status_receiver) = watch::channel(first_status(&record, &capabilities, &link));
     let (events, event_receiver) = mpsc::unbounded_channel();
-    let registration = registration(&record, &owners, config, &capabilities);
+    let registration = registration(&record, labels(&owners, config)?, &capabilities);
     let dir = home.dir().to_path_buf();
     let worker = Worker::new(
         capabilities,
@@ -172,12 +177,9 @@ fn first_status(record: &NodeRecord, capabilities: &[Capability], link: &TlsLink
 
 fn registration(
     record: &NodeRecord,
-    owners: &NodeConfig,
-    config: &RunConfig,
+    labels: BTreeMap<String, String>,
     capabilities: &[Capability],
 ) -> wire::RegisterRequest {
-    let mut labels = owners.labels.clone();
-    labels.extend(config.labels.clone());
     wire::RegisterRequest {
         request_id: String::new(),
         device_id: record.device_id.clone(),
@@ -186,6 +188,30 @@ fn registration(
         capabilities: capabilities.iter().map(announce).collect(),
         labels,
     }
+}
+
+fn labels(owners: &NodeConfig, config: &RunConfig) -> Result<BTreeMap<String, String>> {
+    let mut labels = owners.labels.clone();
+    labels.extend(config.labels.clone());
+    let long = |text: &String| text.len() > LABEL_MAX || text.chars().any(char::is_control);
+    let bad = labels
+        .iter()
+        .find(|(name, value)| name.is_empty() || long(name) || long(value));
+    let why = match bad {
+        Some((name, _)) => {
+            format!("the label {name:?} and its value must be one line of at most {LABEL_MAX} bytes")
+        }
+        None if labels.len() > LABELS_MAX => {
+            format!("{} labels; at most {LABELS_MAX} are allowed", labels.len())
+        }
+        None => return Ok(labels),
+    };
+    Err(Error::new(
+        Kind::Usage,
+        "N0305",
+        why,
+        "correct `labels` in node.toml, or the --label option",
+    ))
 }
 
 /// How a capability is told to the control plane: without the program and its arguments, which are the

@@ -22,6 +22,9 @@ use crate::mediation::{Desk, Pending};
 use crate::service::AgentStatus;
 use crate::{builtin, exec, lock};
 
+/// The longest message of a failure, in bytes.
+const MESSAGE_MAX: usize = 4_000;
+
 /// Why a run ends before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -85,14 +88,14 @@ impl Outcome {
             Self::Rejected { code, message } => ("rejected", String::new(), code, message),
             Self::Cancelled | Self::NotBegun => return None,
         };
-        let (id, outcome) = (id.to_owned(), outcome.to_owned());
         Some(StoredResult {
-            id,
+            id: id.to_owned(),
             request_id: new_ulid(),
-            outcome,
+            outcome: outcome.to_owned(),
             payload,
             error_code,
-            error_message,
+            // No control characters: the control plane refuses them, and a line break of stderr would lose a result.
+            error_message: plain(&error_message, MESSAGE_MAX),
         })
     }
 }
@@ -385,7 +388,37 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
     }
 }
 
+/// Makes a text of a program's or the system's fit for a message: one line of at most `max` bytes.
+fn plain(text: &str, max: usize) -> String {
+    let mut plain = String::with_capacity(text.len().min(max));
+    for symbol in text.chars() {
+        let symbol = if symbol.is_control() { ' ' } else { symbol };
+        if plain.len() + symbol.len_utf8() > max {
+            break;
+        }
+        plain.push(symbol);
+    }
+    plain
+}
+
 /// How long from now, at most a day: a clock that lies must not make a deadline that never comes.
 pub(crate) fn deadline_in(remaining_ms: u64) -> Instant {
     Instant::now() + Duration::from_millis(remaining_ms.min(24 * 3_600_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_one_line_and_bounded() {
+        let result = Outcome::failed("c", format!("a\nb\t\u{1b}[31m{}", "ü".repeat(5000))).into_result("A");
+        let message = result.unwrap().error_message;
+        assert!(
+            message.starts_with("a b  [31mü") && message.len() <= MESSAGE_MAX,
+            "{}",
+            message.len()
+        );
+        assert!(!message.chars().any(char::is_control));
+    }
 }
