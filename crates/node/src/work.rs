@@ -94,7 +94,7 @@ impl Outcome {
             outcome: outcome.to_owned(),
             payload,
             error_code,
-            // No control characters: the control plane refuses them, and a line break of stderr would lose a result.
+            // Control characters are refused: a line break of stderr would lose the result.
             error_message: plain(&error_message, MESSAGE_MAX),
         })
     }
