@@ -1,9 +1,11 @@
 //! Clocks and timers. Three of them, and they are not interchangeable:
 //!
-//! - [`now`]: for timeouts inside one process. Virtual on a paused runtime. May stand still while a machine sleeps.
-//! - [`boot_ms`]: for authority that must lapse (quorum age, sessions). Goes on while a machine sleeps, never back.
-//! - [`wall_ms`]: for what people read and for the `at` that a leader stamps. May jump either way; nothing may
-//!   depend on it for safety.
+//! - [`now`]: for timeouts inside one process. Virtual on a paused runtime. May stand still while a machine
+//!   sleeps.
+//! - [`boot_ms`]: for authority that must lapse (quorum age, sessions). Goes on while a machine sleeps, never
+//!   back.
+//! - [`wall_ms`]: for what people read and for the `at` that a leader stamps. May jump either way; nothing
+//!   may depend on it for safety.
 //!
 //! Invariant: timers here are tokio's, so a paused runtime drives all of them.
 
@@ -32,14 +34,14 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
     tokio::time::sleep_until(deadline)
 }
 
-/// Bounds `future`: `Err(Elapsed)` when it has not ended after `duration`. The future is dropped then, so it must be
-/// safe to stop at any of its awaits.
+/// Bounds `future`: `Err(Elapsed)` when it has not ended after `duration`. The future is dropped then, so it
+/// must be safe to stop at any of its awaits.
 pub fn timeout<F: Future>(duration: Duration, future: F) -> Timeout<F> {
     tokio::time::timeout(duration, future)
 }
 
-/// Ticks at once and then every `period`. Ticks that were missed are not made up for: after a stall a periodic task
-/// runs once, not many times in a row.
+/// Ticks at once and then every `period`. Ticks that were missed are not made up for: after a stall a
+/// periodic task runs once, not many times in a row.
 ///
 /// # Panics
 /// When `period` is zero.
@@ -49,8 +51,8 @@ pub fn interval(period: Duration) -> Interval {
     interval
 }
 
-/// Milliseconds since the Unix epoch. In a simulation, the skewed clock of the running replica. 0 when the machine's
-/// clock stands before 1970.
+/// Milliseconds since the Unix epoch. In a simulation, the skewed clock of the running replica. 0 when the
+/// machine's clock stands before 1970.
 pub fn wall_ms() -> u64 {
     match hooks() {
         Some(hooks) => hooks.wall_ms(hooks::tag()),
@@ -60,8 +62,8 @@ pub fn wall_ms() -> u64 {
     }
 }
 
-/// Milliseconds since the machine booted, suspends included. Only differences mean something, and only within one
-/// boot of one machine.
+/// Milliseconds since the machine booted, suspends included. Only differences mean something, and only within
+/// one boot of one machine.
 pub fn boot_ms() -> u64 {
     match hooks() {
         Some(hooks) => hooks.boot_ms(hooks::tag()),
@@ -69,8 +71,8 @@ pub fn boot_ms() -> u64 {
     }
 }
 
-// CLOCK_MONOTONIC stands still in suspend on Linux: a laptop that slept for an hour would believe that its authority
-// is seconds old. Elsewhere CLOCK_MONOTONIC is the nearest there is.
+// CLOCK_MONOTONIC stands still in suspend on Linux: a laptop that slept for an hour would believe that its
+// authority is seconds old. Elsewhere CLOCK_MONOTONIC is the nearest there is.
 #[cfg(target_os = "linux")]
 const BOOT_CLOCK: ClockId = ClockId::CLOCK_BOOTTIME;
 #[cfg(not(target_os = "linux"))]

@@ -1,7 +1,7 @@
 //! What a simulation may replace, and the tag that tells it which replica a task belongs to.
 //!
-//! Lives here: the [`Hooks`] trait, its installation, tags, [`io_point`] and [`abort`]. Never here: a policy. When to
-//! crash, and how far a clock is off, is decided by whoever implements [`Hooks`].
+//! Lives here: the [`Hooks`] trait, its installation, tags, [`io_point`] and [`abort`]. Never here: a policy.
+//! When to crash, and how far a clock is off, is decided by whoever implements [`Hooks`].
 //!
 //! Invariant: hooks are installed at most once per process and before the first task; there is no way back.
 
@@ -26,13 +26,15 @@ pub enum IoVerdict {
     Crash,
 }
 
-/// The simulation's side of the seam. `tag` is what [`scope`] set around the calling task, `None` outside of any.
+/// The simulation's side of the seam. `tag` is what [`scope`] set around the calling task, `None` outside of
+/// any.
 ///
-/// Every method must be a pure function of the simulation's seed and of what happened before in virtual time, or the
-/// run cannot be replayed.
+/// Every method must be a pure function of the simulation's seed and of what happened before in virtual time,
+/// or the run cannot be replayed.
 pub trait Hooks: Send + Sync {
     /// A task was spawned, and has not run yet. `name` is the place in the source (`file:line`) or, for
-    /// [`crate::spawn_io`], the name of its thread. Aborting all handles of a tag is `kill -9` of that replica.
+    /// [`crate::spawn_io`], the name of its thread. Aborting all handles of a tag is `kill -9` of that
+    /// replica.
     fn on_spawn(&self, tag: Option<u64>, name: &str, task: AbortHandle);
     /// Milliseconds since the Unix epoch as the replica's skewed wall clock shows them.
     fn wall_ms(&self, tag: Option<u64>) -> u64;
@@ -42,8 +44,8 @@ pub trait Hooks: Send + Sync {
     fn fill_random(&self, tag: Option<u64>, buf: &mut [u8]);
     /// Called at each [`io_point`]; the returned future may yield or sleep.
     fn io_point(&self, tag: Option<u64>, name: &'static str) -> BoxFuture<'static, IoVerdict>;
-    /// The replica must be dead when this returns: all its tasks aborted, nothing of it scheduled again. The calling
-    /// task unwinds right after.
+    /// The replica must be dead when this returns: all its tasks aborted, nothing of it scheduled again. The
+    /// calling task unwinds right after.
     fn abort(&self, tag: Option<u64>, reason: &str);
 }
 
@@ -82,8 +84,8 @@ pub fn scope_sync<T>(tag: u64, body: impl FnOnce() -> T) -> T {
     TAG.sync_scope(tag, body)
 }
 
-/// A named place around a disk or network effect. In production it costs one load and never waits; in a simulation
-/// the replica may be delayed here, or die here. Names are stable: `component.before_what`.
+/// A named place around a disk or network effect. In production it costs one load and never waits; in a
+/// simulation the replica may be delayed here, or die here. Names are stable: `component.before_what`.
 pub async fn io_point(name: &'static str) {
     let Some(hooks) = hooks() else { return };
     match hooks.io_point(tag(), name).await {
@@ -96,13 +98,15 @@ pub async fn io_point(name: &'static str) {
     }
 }
 
-/// Ends the process because going on would be wrong (a failed fsync, a state that cannot be). In production: one line
-/// on standard error, then `SIGABRT`. In a simulation: the replica of the running task is dead, and the task unwinds.
+/// Ends the process because going on would be wrong (a failed fsync, a state that cannot be). In production:
+/// one line on standard error, then `SIGABRT`. In a simulation: the replica of the running task is dead, and
+/// the task unwinds.
 pub fn abort(reason: &str) -> ! {
     match hooks() {
         Some(hooks) => {
             hooks.abort(tag(), reason);
-            // Not `panic!`: the simulation has recorded the death, and a back trace per injected crash hides bugs.
+            // Not `panic!`: the simulation has recorded the death, and a back trace per injected crash hides
+            // bugs.
             std::panic::resume_unwind(Box::new(format!("aborted: {reason}")))
         }
         None => {

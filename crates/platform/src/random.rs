@@ -1,12 +1,13 @@
 //! Randomness: the operating system's in production, the seed's in a simulation.
 //!
-//! Never here: a generator of our own. Keys, tokens and nonces come from [`fill_random`] and from nowhere else.
+//! Never here: a generator of our own. Keys, tokens and nonces come from [`fill_random`] and from nowhere
+//! else.
 
 use crate::clock::wall_ms;
 use crate::hooks::{abort, hooks, tag};
 
-/// Fills `buf` with bytes fit for keys. Aborts the process when the operating system has none to give: there is no
-/// safe way to go on.
+/// Fills `buf` with bytes fit for keys. Aborts the process when the operating system has none to give: there
+/// is no safe way to go on.
 pub fn fill_random(buf: &mut [u8]) {
     match hooks() {
         Some(hooks) => hooks.fill_random(tag(), buf),
@@ -25,15 +26,15 @@ pub fn random_u64() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// A random number in `0..bound`, for jitter and for picking one of several; the bias is below `bound / 2^64`.
-/// 0 when `bound` is 0.
+/// A random number in `0..bound`, for jitter and for picking one of several; the bias is below `bound /
+/// 2^64`. 0 when `bound` is 0.
 pub fn random_below(bound: u64) -> u64 {
     let wide = u128::from(random_u64()) * u128::from(bound);
     (wide >> 64) as u64
 }
 
-/// A new ULID as its 16 bytes: 48 bits of [`wall_ms`] followed by 80 random bits, big endian. Sorts by creation
-/// time to the millisecond, on one replica's clock.
+/// A new ULID as its 16 bytes: 48 bits of [`wall_ms`] followed by 80 random bits, big endian. Sorts by
+/// creation time to the millisecond, on one replica's clock.
 pub fn new_ulid_bytes() -> [u8; 16] {
     let mut bytes = [0; 16];
     fill_random(&mut bytes[6..]);

@@ -1,10 +1,10 @@
 //! Tasks and the dedicated I/O thread.
 //!
-//! Lives here: how a future gets its own task, its own thread, or a turn on the blocking pool. Never here: a policy
-//! on what happens when one dies; whoever holds the handle decides.
+//! Lives here: how a future gets its own task, its own thread, or a turn on the blocking pool. Never here: a
+//! policy on what happens when one dies; whoever holds the handle decides.
 //!
-//! Invariants: dropping a handle detaches and never aborts; a task inherits its parent's tag; in a simulation there
-//! are no threads at all, so the order of everything is the order of one queue.
+//! Invariants: dropping a handle detaches and never aborts; a task inherits its parent's tag; in a simulation
+//! there are no threads at all, so the order of everything is the order of one queue.
 
 use std::any::Any;
 use std::fmt;
@@ -111,8 +111,8 @@ where
     handle
 }
 
-/// The other end of [`spawn_io`]. Awaiting it gives what the future returned. There is no abort: a thread ends when
-/// its future does, which in practice is when the channel it drains is closed.
+/// The other end of [`spawn_io`]. Awaiting it gives what the future returned. There is no abort: a thread
+/// ends when its future does, which in practice is when the channel it drains is closed.
 #[derive(Debug)]
 #[must_use = "await it, or drop it explicitly"]
 pub struct IoHandle<T = ()> {
@@ -140,8 +140,8 @@ impl<T> Future for IoHandle<T> {
     }
 }
 
-/// Gives `future` a thread of its own, so that a slow disk stalls nothing else. The future may call blocking code,
-/// and may await channels and timers. In a simulation it is a task like any other.
+/// Gives `future` a thread of its own, so that a slow disk stalls nothing else. The future may call blocking
+/// code, and may await channels and timers. In a simulation it is a task like any other.
 ///
 /// Aborts the process when the operating system gives no thread.
 pub fn spawn_io<F>(name: &str, future: F) -> IoHandle<F::Output>
@@ -177,8 +177,9 @@ where
     }
 }
 
-/// Runs `body`, which computes or blocks for longer than a task may, away from the runtime's workers. In a simulation
-/// it runs inline. A panic in `body` goes on in the caller. `body` runs to its end even when the caller is dropped.
+/// Runs `body`, which computes or blocks for longer than a task may, away from the runtime's workers. In a
+/// simulation it runs inline. A panic in `body` goes on in the caller. `body` runs to its end even when the
+/// caller is dropped.
 pub async fn blocking<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> T {
     if hooks::simulated() {
         return body();

@@ -1,5 +1,5 @@
-//! The seam as a simulation uses it: a process of its own, because hooks are installed once and for ever. One test
-//! function, so that nothing runs beside it.
+//! The seam as a simulation uses it: a process of its own, because hooks are installed once and for ever. One
+//! test function, so that nothing runs beside it.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Mutex;
@@ -82,12 +82,9 @@ async fn a_simulation_holds_tasks_clocks_randomness_and_death() {
     assert_eq!(world.tasks_of(5), ["wal"]);
 
     // A crash at an I/O point kills the replica's other tasks too, and nobody else's.
-    let stranger = platform::scope(2, async { platform::spawn(platform::io_point("test.pass")) }).await;
-    let (sibling, crashing) = platform::scope(1, async {
-        let sibling = platform::spawn(std::future::pending::<()>());
-        (sibling, platform::spawn(platform::io_point("test.crash")))
-    })
-    .await;
+    let stranger = platform::scope_sync(2, || platform::spawn(platform::io_point("test.pass")));
+    let sibling = platform::scope_sync(1, || platform::spawn(std::future::pending::<()>()));
+    let crashing = platform::scope_sync(1, || platform::spawn(platform::io_point("test.crash")));
     assert_eq!(crashing.await, Err(TaskEnded::Aborted));
     assert_eq!(sibling.await, Err(TaskEnded::Aborted));
     assert_eq!(stranger.await, Ok(()));
@@ -98,8 +95,8 @@ async fn a_simulation_holds_tasks_clocks_randomness_and_death() {
     );
 
     // `abort` unwinds only the replica's own task.
-    let task = async { platform::spawn(async { platform::abort("fsync failed") }) };
-    let ended: Result<(), _> = platform::scope(3, task).await.await;
+    let aborting = async { platform::abort("fsync failed") };
+    let ended: Result<(), _> = platform::scope_sync(3, || platform::spawn(aborting)).await;
     assert!(ended.is_err(), "{ended:?}");
     let deaths = world.deaths.lock().unwrap().clone();
     assert_eq!(

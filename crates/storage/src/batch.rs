@@ -1,15 +1,15 @@
 //! A batch: operations that happen together or not at all.
 //!
-//! Never here: an engine's own form of a batch. Both engines walk [`Batch::ops`], so they cannot differ in what a
-//! batch says.
+//! Never here: an engine's own form of a batch. Both engines walk [`Batch::ops`], so they cannot differ in
+//! what a batch says.
 
 use bytes::Bytes;
 
 use crate::engine::Family;
 use crate::error::{EngineError, Result};
 
-/// The largest batch that an engine takes, keys and values. Far above what any caller needs (snapshots are installed
-/// in batches of 4 MiB) and far below what would make a memtable or one log record a problem.
+/// The largest batch that an engine takes, keys and values. Far above what any caller needs (snapshots are
+/// installed in batches of 4 MiB) and far below what would make a memtable or one log record a problem.
 pub const MAX_BATCH_BYTES: usize = 64 * 1024 * 1024;
 
 /// One operation of a batch.

@@ -13,8 +13,8 @@ pub type Result<T, E = EngineError> = std::result::Result<T, E>;
 pub enum EngineError {
     /// The operating system failed a read, a write or a sync.
     #[error(
-        "{}: {during} failed: {cause}; check the disk (`dmesg`, `smartctl -a`) and the folder's permissions, then \
-         start this replica again",
+        "{}: {during} failed: {cause}; check the disk (`dmesg`, `smartctl -a`) and the folder's \
+         permissions, then start this replica again",
         .folder.display()
     )]
     Io {
@@ -27,8 +27,8 @@ pub enum EngineError {
     },
     /// The folder's content contradicts itself. Serving it could un-acknowledge what was acknowledged.
     #[error(
-        "{}: the data is damaged: {cause}; do not repair it by hand: keep the folder aside, remove this replica from \
-         the cluster, and let it join again with an empty folder (`palyrad join`)",
+        "{}: the data is damaged: {cause}; do not repair it by hand: keep the folder aside, remove \
+         this replica from the cluster, and let it join again with an empty folder (`palyrad join`)",
         .folder.display()
     )]
     Corrupt {
@@ -39,7 +39,8 @@ pub enum EngineError {
     },
     /// No space is left on the device.
     #[error(
-        "{}: {during} failed: no space is left on the device; free some (`df -h {}`), then start this replica again",
+        "{}: {during} failed: no space is left on the device; free some (`df -h {}`), then \
+         start this replica again",
         .folder.display(), .folder.display()
     )]
     Full {
@@ -59,7 +60,7 @@ pub enum EngineError {
     /// Another process has the folder open.
     #[error(
         "{}: another process has this folder open; a replica needs a folder of its own: stop the other one \
-         (`fuser {}/LOCK` names it), or give this one another data_dir",
+         (`fuser {}/FORMAT` names it), or give this one another data_dir",
         .folder.display(), .folder.display()
     )]
     Locked {
@@ -68,8 +69,8 @@ pub enum EngineError {
     },
     /// The folder was written by a later release.
     #[error(
-        "{}: the data has format {found}, this release knows formats up to {known}; start the release that wrote it, \
-         or a later one",
+        "{}: the data has format {found}, this release knows formats up to {known}; start the \
+         release that wrote it, or a later one",
         .folder.display()
     )]
     Future {

@@ -1,24 +1,24 @@
-//! [`MemEngine`], the twin of the production engine that keeps its data in memory, and [`Disk`], the disk that
-//! outlives it and on which a test pulls the plug.
+//! [`MemEngine`], the twin of the production engine that keeps its data in memory, and [`Disk`], the disk
+//! that outlives it and on which a test pulls the plug.
 //!
-//! Never here: threads, clocks or chance. What survives a power loss is decided by the caller, from its own seed.
+//! Never here: threads, clocks or chance. What survives a power loss is decided by the caller, from its own
+//! seed.
 //!
-//! What is modelled: the page cache (a killed process loses nothing), a power loss (the synced batches and a prefix
-//! of the others survive), failing writes and syncs, a full disk, a damaged block, and a disk that lies about sync.
-//! Opening makes durable what it found, as RocksDB does by flushing what it replays. Not modelled: time; a caller
-//! that wants a slow disk awaits a `palyra_platform::io_point` around its calls.
+//! What is modelled: the page cache (a killed process loses nothing), a power loss (the synced batches and a
+//! prefix of the others survive), failing writes and syncs, a full disk, a damaged block, and a disk that
+//! lies about sync. Opening makes durable what it found, as RocksDB does by flushing what it replays. Not
+//! modelled: time; a caller that wants a slow disk awaits a `palyra_platform::io_point` around its calls.
 
 mod versions;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
 use crate::batch::{Batch, Op};
-use crate::engine::{Engine, Family, Snapshot};
+use crate::engine::{Engine, Family, Snapshot, Visit};
 use crate::error::{EngineError, Result};
 use versions::{Direction, Versions};
 
@@ -72,8 +72,8 @@ impl Disk {
         })
     }
 
-    /// Ends the process that has the disk open: its engine and snapshots answer `Poisoned` from here on. Everything
-    /// written is still there for the next one.
+    /// Ends the process that has the disk open: its engine and snapshots answer `Poisoned` from here on.
+    /// Everything written is still there for the next one.
     pub fn kill(&self) {
         self.lock().open = None;
     }
@@ -96,7 +96,8 @@ impl Disk {
         self.lock().faults.push(fault);
     }
 
-    /// While set, syncs answer `Ok` and make nothing durable. The first honest sync after it makes up for all.
+    /// While set, syncs answer `Ok` and make nothing durable. The first honest sync after it makes up for
+    /// all.
     pub fn lie_about_sync(&self, lies: bool) {
         self.lock().sync_lies = lies;
     }
@@ -305,23 +306,11 @@ impl Snapshot for MemEngine {
         self.pin()?.get(family, key)
     }
 
-    fn scan(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
         self.pin()?.scan(family, from, to, visit)
     }
 
-    fn scan_rev(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan_rev(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
         self.pin()?.scan_rev(family, from, to, visit)
     }
 }
@@ -352,7 +341,7 @@ impl Pinned {
         family: Family,
         (from, to): (&[u8], &[u8]),
         direction: Direction,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: Visit<'_>,
     ) -> Result<()> {
         let mut last: Option<Bytes> = None;
         loop {
@@ -383,23 +372,11 @@ impl Snapshot for Pinned {
         self.read(|versions| versions.get(family, key, self.at))
     }
 
-    fn scan(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
         self.walk(family, (from, to), Direction::Ascending, visit)
     }
 
-    fn scan_rev(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan_rev(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
         self.walk(family, (from, to), Direction::Descending, visit)
     }
 }

@@ -1,6 +1,8 @@
-//! What the twin does that the production engine cannot be told to do: losing power at a chosen batch, and failing
-//! on demand. What both do is in `tests/conformance.rs`.
+//! What the twin does that the production engine cannot be told to do: losing power at a chosen batch, and
+//! failing on demand. What both do is in `tests/conformance.rs`.
 #![allow(clippy::unwrap_used)]
+
+use std::ops::ControlFlow;
 
 use super::*;
 

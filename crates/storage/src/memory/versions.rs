@@ -1,7 +1,8 @@
 //! The maps of an open [`super::MemEngine`], with as many versions of each value as the live snapshots need.
 //!
-//! Never here: durability. Invariants: a key's versions have ascending moments; the last one is the present; an
-//! earlier one is kept only while a pinned moment reads it; `crowded` names exactly the keys with more than that.
+//! Never here: durability. Invariants: a key's versions have ascending moments; the last one is the present;
+//! an earlier one is kept only while a pinned moment reads it; `crowded` names exactly the keys with more
+//! than that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

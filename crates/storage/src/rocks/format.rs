@@ -1,14 +1,17 @@
-//! The file `FORMAT`: what wrote this data folder, in text, readable before the database is opened.
+//! The file `FORMAT`: what wrote this data folder, in text, readable before the database is opened; and the
+//! lock on it, which says that the folder is in use. RocksDB has a lock of its own, but takes it after we
+//! have to look inside.
 //!
 //! Never here: who the folder belongs to. Cluster and replica ids are records of the replica.
 //!
-//! Invariants: `FORMAT` is durable before the database is created; it is written whole or not at all; a folder that
-//! holds table files has both `FORMAT` and `CURRENT`, and one that lost either is refused, not started afresh.
+//! Invariants: `FORMAT` is durable before the database is created; it is written whole or not at all; a
+//! folder that holds table files has both `FORMAT` and `CURRENT`, and one that lost either is refused, not
+//! started afresh.
 // The only place of the crate, with the tests, that touches files by itself.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use std::fs::{self, DirBuilder, File};
-use std::io::Write;
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -20,8 +23,15 @@ pub const FORMAT_VERSION: u64 = 1;
 const FILE: &str = "FORMAT";
 const TITLE: &str = "palyra data folder";
 
-/// Makes sure that `dir` is a data folder that this release may open; creates it when there is none.
-pub(super) fn prepare(dir: &Path) -> Result<()> {
+/// The right to use a data folder; dropping it gives the folder free.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: File,
+}
+
+/// Makes sure that `dir` is a data folder that this release may open and that nobody else has open; creates
+/// it when there is none.
+pub(super) fn prepare(dir: &Path) -> Result<Lock> {
     let io = |during| move |error: std::io::Error| EngineError::from_io(dir, during, &error);
     // Only its owner: the state holds who may do what, and sealed secrets.
     let create = DirBuilder::new().recursive(true).mode(0o700).create(dir);
@@ -33,14 +43,25 @@ pub(super) fn prepare(dir: &Path) -> Result<()> {
             "it holds table files, but the file `CURRENT` is missing",
         ));
     }
-    match fs::read_to_string(dir.join(FILE)) {
-        Ok(text) => accept(dir, &text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            // A checkpoint arrives with its tables and without this file; RocksDB has just written its `CURRENT`.
-            create_file(dir).map_err(io("writing the file FORMAT"))
-        }
-        Err(error) => Err(io("reading the file FORMAT")(error)),
+    if !dir.join(FILE).exists() {
+        // A new folder; or a checkpoint, which arrives with its tables and without this file.
+        create_file(dir).map_err(io("writing the file FORMAT"))?;
     }
+    let read = io("reading the file FORMAT");
+    let mut file = File::open(dir.join(FILE)).map_err(read)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(EngineError::Locked {
+                folder: dir.to_owned(),
+            });
+        }
+        Err(TryLockError::Error(error)) => return Err(io("locking the file FORMAT")(error)),
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(read)?;
+    accept(dir, &text)?;
+    Ok(Lock { _file: file })
 }
 
 fn accept(dir: &Path, text: &str) -> Result<()> {

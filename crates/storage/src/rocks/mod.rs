@@ -1,18 +1,20 @@
-//! [`RocksEngine`]: the production engine. One RocksDB, one write-ahead log, one column family per [`Family`].
+//! [`RocksEngine`]: the production engine. One RocksDB, one write-ahead log, one column family per
+//! [`Family`].
 //!
-//! Never here: tuning (`options`), the folder's format (`format`). `docs/decisions/rocksdb.md` says why it is one
-//! database and why its log is replayed the way it is.
+//! Never here: tuning (`options`), the folder's format and lock (`format`), the check of the log before it is
+//! replayed (`wal`). `docs/decisions/rocksdb.md` says why it is one database and why its log is replayed the
+//! way it is.
 //!
-//! Invariants: every `write` has reached the operating system on return (`manual_wal_flush` is off), so only a
-//! machine can lose it, not a process; what `open` shows is durable, because RocksDB flushes what it replays to
-//! synced table files; nothing is called on the database after a write or a sync failed.
+//! Invariants: every `write` has reached the operating system on return (`manual_wal_flush` is off), so only
+//! a machine can lose it, not a process; what `open` shows is durable, because RocksDB flushes what it
+//! replays to synced table files; nothing is called on the database after a write or a sync failed.
 
 mod format;
 mod options;
 mod pinned;
+mod wal;
 
 use std::fmt;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -21,7 +23,7 @@ use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteBatch, WriteOptions};
 
 use crate::batch::{Batch, Op};
-use crate::engine::{Engine, Family, Snapshot};
+use crate::engine::{Engine, Family, Snapshot, Visit};
 use crate::error::{EngineError, Result};
 use pinned::Pinned;
 
@@ -40,6 +42,8 @@ struct Folder {
     path: PathBuf,
     /// The first failed write or sync.
     poisoned: OnceLock<String>,
+    /// After `db`, so that it is let go of last.
+    _lock: format::Lock,
 }
 
 impl fmt::Debug for Folder {
@@ -55,19 +59,22 @@ impl RocksEngine {
     /// Opens `dir`, which is created when it does not exist, and replays its log. What this shows is durable.
     ///
     /// # Errors
-    /// `Locked` by another process or another engine of this one; `Future` when a later release wrote the folder;
-    /// `Corrupt` when its content contradicts itself, which includes a damaged record in the middle of the log;
-    /// `Io` and `Full` from the operating system.
+    /// `Locked` by another process or another engine of this one; `Future` when a later release wrote the
+    /// folder; `Corrupt` when its content contradicts itself, which includes a damaged record in the middle
+    /// of the log; `Io` and `Full` from the operating system.
     pub fn open(dir: &Path, options: Options) -> Result<RocksEngine> {
-        format::prepare(dir)?;
+        let lock = format::prepare(dir)?;
+        wal::check(dir)?;
         let db = DB::open_cf_descriptors(&options.database(), dir, options.families())
             .map_err(|error| classify(dir, "opening the database", &error))?;
-        tracing::debug!(folder = %dir.display(), sequence = db.latest_sequence_number(), "data folder opened");
+        let sequence = db.latest_sequence_number();
+        tracing::debug!(folder = %dir.display(), sequence, "data folder opened");
         Ok(RocksEngine {
             folder: Arc::new(Folder {
                 db,
                 path: dir.to_owned(),
                 poisoned: OnceLock::new(),
+                _lock: lock,
             }),
         })
     }
@@ -77,8 +84,9 @@ impl RocksEngine {
         &self.folder.path
     }
 
-    /// Writes a copy of the present, unsynced batches included, to `dir`, which must not exist. The copy shares its
-    /// table files with the original by hard links while both are on one file system, and opens like any data folder.
+    /// Writes a copy of the present, unsynced batches included, to `dir`, which must not exist. The copy
+    /// shares its table files with the original by hard links while both are on one file system, and opens
+    /// like any data folder.
     ///
     /// # Errors
     /// `Io` and `Full` from the operating system; this engine goes on.
@@ -96,7 +104,7 @@ impl RocksEngine {
         Checkpoint::new(&self.folder.db)
             .and_then(|checkpoint| checkpoint.create_checkpoint(dir))
             .map_err(|error| classify(dir, during, &error))?;
-        format::prepare(dir)
+        format::prepare(dir).map(drop)
     }
 
     fn run(&self, during: &'static str, body: impl FnOnce(&DB) -> Result<(), rocksdb::Error>) -> Result<()> {
@@ -134,8 +142,8 @@ impl Engine for RocksEngine {
     }
 
     fn sync(&self) -> Result<()> {
-        // Not an empty batch with `sync = true`: this runs outside of the write queue, so the unsynced writes of the
-        // applied state do not line up behind the log's fsync.
+        // Not an empty batch with `sync = true`: this runs outside of the write queue, so the unsynced writes
+        // of the applied state do not line up behind the log's fsync.
         self.run("sync", |db| db.flush_wal(true))
     }
 
@@ -149,7 +157,8 @@ impl Engine for RocksEngine {
             return Ok(());
         }
         let handle = self.folder.handle(family)?;
-        // RocksDB's end is inclusive, and `to` is a key that the caller keeps: it could be the last one of a file.
+        // RocksDB's end is inclusive, and `to` is a key that the caller keeps: it could be the last one of a
+        // file.
         let Some(last) = just_below(to) else { return Ok(()) };
         if last.as_slice() < from {
             return Ok(());
@@ -160,7 +169,8 @@ impl Engine for RocksEngine {
     }
 }
 
-/// A key below `to`, close to it; `None` for the few without one. Keys between the two keep their files, no more.
+/// A key below `to`, close to it; `None` for the few without one. Keys between the two keep their files, no
+/// more.
 fn just_below(to: &[u8]) -> Option<Vec<u8>> {
     let mut key = to.to_vec();
     let last = key.iter().rposition(|byte| *byte != 0)?;
@@ -174,24 +184,12 @@ impl Snapshot for RocksEngine {
         self.folder.get(family, key, &ReadOptions::default())
     }
 
-    fn scan(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
         self.folder
             .scan(family, (from, to), ReadOptions::default(), visit)
     }
 
-    fn scan_rev(
-        &self,
-        family: Family,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan_rev(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
         self.folder
             .scan_rev(family, (from, to), ReadOptions::default(), visit)
     }
@@ -230,7 +228,7 @@ impl Folder {
         family: Family,
         (from, to): (&[u8], &[u8]),
         options: ReadOptions,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: Visit<'_>,
     ) -> Result<()> {
         let Some(mut iterator) = self.iterator(family, (from, to), options)? else {
             return Ok(());
@@ -252,7 +250,7 @@ impl Folder {
         family: Family,
         (from, to): (&[u8], &[u8]),
         options: ReadOptions,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: Visit<'_>,
     ) -> Result<()> {
         let Some(mut iterator) = self.iterator(family, (from, to), options)? else {
             return Ok(());

@@ -1,6 +1,7 @@
 //! How RocksDB is tuned: for three replicas on one laptop first, and for a busy server by a few numbers.
 //!
-//! Never here: what decides correctness by a caller's choice. The recovery mode and the tracking of logs are fixed.
+//! Never here: what decides correctness by a caller's choice. The recovery mode and the tracking of logs are
+//! fixed.
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode, LogLevel,
@@ -17,13 +18,13 @@ const MIB: usize = 1024 * KIB;
 pub struct Options {
     /// Bytes of table blocks, indexes and filters kept in memory, for all families together.
     pub block_cache_bytes: usize,
-    /// Bytes of log entries that gather in memory before they become a table file. Big, because most entries are
-    /// purged before that, and then never written a second time.
+    /// Bytes of log entries that gather in memory before they become a table file. Big, because most entries
+    /// are purged before that, and then never written a second time.
     pub log_buffer_bytes: usize,
     /// The same for the applied state.
     pub state_buffer_bytes: usize,
-    /// Bytes of write-ahead log before idle families are flushed so that its oldest file can go. Bounds the time
-    /// that a start spends on replaying.
+    /// Bytes of write-ahead log before idle families are flushed so that its oldest file can go. Bounds the
+    /// time that a start spends on replaying.
     pub max_wal_bytes: u64,
     /// Threads for flushes and compactions.
     pub background_jobs: i32,
@@ -46,12 +47,14 @@ impl Options {
         let mut native = Native::default();
         native.create_if_missing(true);
         native.create_missing_column_families(true);
-        // A torn last record is what a power loss leaves; a damaged one before it is not, and refuses to open. The
-        // default mode would drop everything after the damage in silence, votes and acknowledged entries included.
+        // A torn last record is what a power loss leaves; a damaged one before it is not, and refuses to
+        // open. The default mode would drop everything after the damage in silence, votes and acknowledged
+        // entries included.
         native.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         // A log file that is gone or shorter than it was when it was synced refuses to open as well.
         native.set_track_and_verify_wals_in_manifest(true);
-        // Recycled log files cannot tell a torn record from an old one, so this stays off with that recovery mode.
+        // Recycled log files cannot tell a torn record from an old one, so this stays off with that recovery
+        // mode.
         native.set_recycle_log_file_num(0);
         // Each write reaches the operating system at once: a process that dies loses nothing.
         native.set_manual_wal_flush(false);
@@ -83,7 +86,8 @@ impl Options {
         match family {
             Family::Log => {
                 let mut native = base(self.log_buffer_bytes, cache);
-                // Entries are short-lived and read once or never: compression and deep levels are wasted on them.
+                // Entries are short-lived and read once or never: compression and deep levels are wasted on
+                // them.
                 native.set_compression_type(DBCompressionType::None);
                 native.set_num_levels(3);
                 native.set_level_compaction_dynamic_level_bytes(false);

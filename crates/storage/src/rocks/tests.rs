@@ -1,7 +1,8 @@
 //! What only the production engine does: folders, locks, formats, checkpoints, and the errors of a real disk.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::fs;
+use std::ops::ControlFlow;
 
 use super::*;
 
@@ -197,4 +198,80 @@ fn just_below_is_below() {
     assert_eq!(just_below(&[1, 0, 0]), Some(vec![0, 255, 255]));
     assert_eq!(just_below(&[0, 5]), Some(vec![0, 4]));
     assert_eq!(just_below(&[0, 0]), None);
+}
+
+/// Small buffers: several log files at once, each held by another family.
+fn small() -> Options {
+    Options {
+        log_buffer_bytes: 64 * 1024,
+        state_buffer_bytes: 64 * 1024,
+        ..Options::default()
+    }
+}
+
+fn write_from_threads(engine: &RocksEngine, threads: u64, each: u64) {
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                for number in 0..each {
+                    let mut batch = Batch::new();
+                    let key = [thread.to_be_bytes(), number.to_be_bytes()].concat();
+                    batch.put(Family::State, key, vec![thread as u8; 300]);
+                    batch.put(Family::Meta, vec![thread as u8], number.to_be_bytes().to_vec());
+                    engine.write(batch).unwrap();
+                    if number % 50 == 0 {
+                        engine.sync().unwrap();
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn log_files(dir: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = files
+        .filter(|path| path.extension().is_some_and(|end| end == "log"))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn logs_of_several_files_and_writers_pass_the_check_and_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(dir.path(), small()).unwrap();
+    write_from_threads(&engine, 4, 500);
+    drop(engine);
+    assert!(log_files(dir.path()).len() > 1, "{:?}", log_files(dir.path()));
+    let engine = RocksEngine::open(dir.path(), small()).unwrap();
+    let mut count = 0;
+    let visit = &mut |_: &[u8], value: &[u8]| {
+        assert_eq!(value.len(), 300);
+        count += 1;
+        ControlFlow::Continue(())
+    };
+    engine.scan(Family::State, b"", &[0xff; 17], visit).unwrap();
+    assert_eq!(count, 4 * 500);
+}
+
+#[test]
+fn an_older_log_file_that_lost_its_end_or_is_gone_is_refused() {
+    for gone in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = RocksEngine::open(dir.path(), small()).unwrap();
+        write_from_threads(&engine, 1, 1000);
+        drop(engine);
+        let files = log_files(dir.path());
+        assert!(files.len() > 2, "{files:?}");
+        match gone {
+            true => fs::remove_file(&files[1]).unwrap(),
+            false => {
+                let file = fs::File::options().write(true).open(&files[1]).unwrap();
+                file.set_len(file.metadata().unwrap().len() - 10).unwrap();
+            }
+        }
+        let error = RocksEngine::open(dir.path(), small()).unwrap_err();
+        assert!(matches!(&error, EngineError::Corrupt { .. }), "{error}");
+    }
 }
