@@ -116,7 +116,7 @@ impl Control {
     /// # Errors
     /// [`Error::Stale`].
     pub fn check_fresh(&self) -> Result<(), Error> {
-        let age = self.replica().quorum_age();
+        let age = self.quorum_age();
         if age > self.timings().max_staleness {
             return Err(Error::Stale { age_ms: millis(age) });
         }

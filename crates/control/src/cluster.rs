@@ -13,7 +13,7 @@ use palyra_state::{Read, dispatch, nodes, pairing};
 use crate::caller::{Caller, millis};
 use crate::control::{Control, ReadInfo, WriteInfo};
 use crate::error::{Error, Refusal};
-use crate::peers::{Answer, AskStatus, Call, OwnStatus};
+use crate::peers::{Answer, AskStatus, Call, HandOver, OwnStatus};
 
 /// How long a status waits for another replica's word.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(1_000);
@@ -98,7 +98,7 @@ impl Control {
         let reachable = voters.iter().filter(|replica| replica.reachable).count();
         let majority = voters.len() / 2 + 1;
         Ok(ClusterStatus {
-            leader_id: status.leader_id,
+            leader_id: status.leader,
             term: status.term,
             feature_level,
             voters: count(voters.len()),
@@ -145,15 +145,14 @@ impl Control {
     /// What this replica says of itself.
     pub(crate) fn own_status(&self) -> OwnStatus {
         let status = self.replica().status();
-        let view = self.replica().view();
         OwnStatus {
             role: status.role.as_str().to_owned(),
-            last_log_index: status.last_log_index,
-            applied_index: view.index(),
-            snapshot_index: status.snapshot_index,
-            contact_age_ms: millis(self.replica().quorum_age()),
+            last_log_index: status.last_log,
+            applied_index: status.applied,
+            snapshot_index: status.snapshot,
+            contact_age_ms: millis(self.quorum_age()),
             version: self.version().to_owned(),
-            state_hash: palyra_state::state_hash(&view).to_string(),
+            state_hash: status.state_hash.to_string(),
             wall_ms: platform::wall_ms(),
             sessions: self.registry().count() as u64,
         }
@@ -164,15 +163,30 @@ impl Control {
     /// # Errors
     /// [`Error::Unavailable`] when nobody took over in time.
     pub async fn transfer_leader(&self, to: u64) -> Result<u64, Error> {
-        let target = (to != 0).then_some(to);
-        let moved = platform::timeout(self.timings().call_timeout, self.replica().transfer_leader(target)).await;
-        match moved {
-            Ok(Ok(leader)) => Ok(leader),
-            Ok(Err(error)) => {
-                Err(Error::invalid("to", error.to_string(), "name a voter: palyra cluster status shows them"))
-            }
-            Err(_) => Err(Error::Unavailable { leader_hint: self.replica().status().leader_id }),
+        self.hand_over(to).await?;
+        // The old leader is gone; who came instead is known once it has committed something.
+        self.barrier().await?;
+        self.replica().leader().ok_or(Error::Unavailable { leader_hint: None })
+    }
+
+    /// Hands over, or has the leader do it.
+    async fn hand_over(&self, to: u64) -> Result<(), Error> {
+        let leader = self.replica().leader().ok_or(Error::Unavailable { leader_hint: None })?;
+        if leader == self.replica_id() {
+            return self.hand_over_here(to).await;
         }
+        let call = Call::HandOver(HandOver { to });
+        match self.call_peer(leader, call, self.timings().call_timeout).await {
+            Ok(Answer::HandedOver(answer)) if answer.problem.is_empty() => Ok(()),
+            Ok(Answer::HandedOver(answer)) => Err(no_hand_over(answer.problem)),
+            Ok(_) | Err(_) => Err(Error::Unavailable { leader_hint: Some(leader) }),
+        }
+    }
+
+    /// Hands over; this replica leads.
+    pub(crate) async fn hand_over_here(&self, to: u64) -> Result<(), Error> {
+        let target = (to != 0).then_some(to);
+        self.replica().transfer_leader(target).await.map_err(|error| no_hand_over(error.to_string()))
     }
 
     /// Removes a replica for good: from the Raft group, and its record. The caller is an admin.
@@ -203,16 +217,17 @@ impl Control {
         Ok(written.info)
     }
 
-    /// Takes a snapshot of this replica's state now. Answers the index that it holds at least.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] when the replica is stopping.
-    pub async fn trigger_snapshot(&self) -> Result<u64, Error> {
+    /// Asks for a snapshot of this replica's state now, and does not wait for it. Answers the index that it will hold at
+    /// least.
+    pub async fn trigger_snapshot(&self) -> u64 {
         let index = self.replica().view().index();
-        let taken = self.replica().trigger_snapshot().await;
-        taken.map_err(|error| Error::Internal(format!("snapshot: {error}")))?;
-        Ok(index)
+        self.replica().trigger_snapshot().await;
+        index
     }
+}
+
+fn no_hand_over(problem: String) -> Error {
+    Error::invalid("to", problem, "name a voter that is up: palyra cluster status shows them")
 }
 
 fn fleet(view: &dyn Read) -> FleetCounts {

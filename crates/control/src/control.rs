@@ -265,17 +265,19 @@ impl Control {
         let committed = self.replica().propose(envelope).await.map_err(|error| match error {
             ProposeError::Unavailable { leader_hint } => Error::Unavailable { leader_hint },
             ProposeError::Unknown => Error::Unknown { request_id: request_id.to_string() },
-            ProposeError::TooLarge => Error::invalid("request", "it is too large for one log entry", "send less"),
+            ProposeError::TooLarge { .. } => Error::invalid("request", "it is too large for one log entry", "send less"),
         })?;
         let reply = committed.reply?;
-        let info =
-            WriteInfo { index: committed.index, served_by: self.replica_id(), duplicate: committed.duplicate };
+        let info = WriteInfo { index: committed.index, served_by: self.replica_id(), duplicate: false };
         Ok(Written { index: committed.index, reply, info })
     }
 
     /// Waits until this replica has applied `index`, so that what was written can be read here.
     pub(crate) async fn applied(&self, index: u64) -> Result<(), Error> {
-        self.replica().wait_applied(index, self.timings().call_timeout).await.map_err(|_| self.stale())
+        if self.replica().wait_applied(index, self.timings().call_timeout).await {
+            return Ok(());
+        }
+        Err(self.stale())
     }
 
     /// A view of the state, as fresh as asked for.
@@ -296,20 +298,22 @@ impl Control {
     }
 
     pub(crate) fn read_info(&self, index: u64) -> ReadInfo {
-        ReadInfo { index, served_by: self.replica_id(), age_ms: millis(self.replica().quorum_age()) }
+        ReadInfo { index, served_by: self.replica_id(), age_ms: millis(self.quorum_age()) }
     }
 
     /// After it, a view holds everything that was committed before it was called.
     pub(crate) async fn barrier(&self) -> Result<(), Error> {
-        let confirmed = platform::timeout(self.timings().call_timeout, self.replica().read_barrier()).await;
-        match confirmed {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Error::Unavailable { leader_hint: self.replica().status().leader_id }),
-        }
+        let confirmed = self.replica().read_barrier_within(self.timings().call_timeout).await;
+        confirmed.map(drop).map_err(|_| Error::Unavailable { leader_hint: self.replica().leader() })
     }
 
     fn stale(&self) -> Error {
-        Error::Stale { age_ms: millis(self.replica().quorum_age()) }
+        Error::Stale { age_ms: millis(self.quorum_age()) }
+    }
+
+    /// How long ago a quorum stood behind what is applied here; endless before the first contact.
+    pub(crate) fn quorum_age(&self) -> Duration {
+        self.replica().quorum_age().unwrap_or(Duration::MAX)
     }
 
     /// What a node or operator of this cluster trusts.

@@ -29,8 +29,9 @@ impl Control {
                 item = feed.next() => item,
             };
             match item {
-                FeedItem::Rows(rows) => self.carry_out(&rows),
-                FeedItem::Gap { .. } => self.look_at_everything(),
+                Some(FeedItem::Rows(rows)) => self.carry_out(&rows),
+                Some(FeedItem::Gap { .. }) => self.look_at_everything(),
+                None => return,
             }
         }
     }

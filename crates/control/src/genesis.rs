@@ -22,10 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// come to lead in time.
 pub async fn found(replica: &Replica, genesis: Envelope) -> Result<(), Error> {
     let committing = async {
-        // Refused when it was done before, which the proposal finds out.
-        if let Err(error) = replica.initialize().await {
-            tracing::debug!(cause = %error, "the group exists already");
-        }
+        // Harmless when an earlier run got this far.
+        replica.initialize().await.map_err(|error| Error::Internal(error.to_string()))?;
         loop {
             match replica.propose(genesis.clone()).await {
                 Ok(committed) => return Ok(committed),
@@ -33,7 +31,7 @@ pub async fn found(replica: &Replica, genesis: Envelope) -> Result<(), Error> {
                 Err(ProposeError::Unavailable { .. } | ProposeError::Unknown) => {
                     platform::sleep(Duration::from_millis(50)).await;
                 }
-                Err(ProposeError::TooLarge) => {
+                Err(ProposeError::TooLarge { .. }) => {
                     return Err(Error::Internal("the genesis envelope is too large".to_owned()));
                 }
             }
@@ -41,8 +39,9 @@ pub async fn found(replica: &Replica, genesis: Envelope) -> Result<(), Error> {
     };
     let committed = platform::timeout(PATIENCE, committing).await;
     let committed = committed.map_err(|_| Error::Unavailable { leader_hint: None })??;
-    let applied = replica.wait_applied(committed.index, PATIENCE).await;
-    applied.map_err(|_| Error::Unavailable { leader_hint: None })?;
+    if !replica.wait_applied(committed.index, PATIENCE).await {
+        return Err(Error::Unavailable { leader_hint: None });
+    }
     match committed.reply {
         Ok(_) => Ok(()),
         // Born by an earlier run whose answer was lost: its id says whether it is the same cluster.

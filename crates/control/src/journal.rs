@@ -2,6 +2,8 @@
 //!
 //! Invariant: a follower that is too slow for the trimming is told what it missed, never silently skipped ahead.
 
+use std::fmt;
+
 use palyra_replica::FeedItem;
 use palyra_state::journal::{self, Broken, Cursor, Row, Summary};
 
@@ -38,7 +40,6 @@ pub struct TailPart {
 }
 
 /// A reader of the journal.
-#[derive(Debug)]
 pub struct Tail {
     control: Control,
     options: TailOptions,
@@ -84,8 +85,14 @@ impl Control {
     pub async fn verify_journal(&self, read: ReadOptions) -> Result<Verified, Error> {
         let (view, info) = self.read(read).await?;
         // Hashing 200,000 rows takes a good part of a second.
-        let outcome = palyra_platform::blocking(move || journal::verify(&view)).await;
+        let outcome = palyra_platform::blocking(move || journal::verify_all(&view)).await;
         Ok(Verified { outcome, read: info })
+    }
+}
+
+impl fmt::Debug for Tail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tail(after {}.{})", self.at.index, self.at.ordinal)
     }
 }
 
@@ -125,7 +132,7 @@ impl Tail {
             _ = stopping.wait_for(|stop| *stop) => None,
             // The rows themselves are read from a view, so that both kinds of reading filter alike.
             item = feed.next() => {
-                if let FeedItem::Gap { .. } = item {
+                if let FeedItem::Gap { .. } = item? {
                     self.feed = None;
                 }
                 Some(())

@@ -1,6 +1,7 @@
-//! What the control planes of two replicas ask each other: "have you carried this out?", "how are you?".
+//! What the control planes of two replicas ask each other: "have you carried this out?", "how are you?",
+//! "let another lead".
 //!
-//! What never lives here: Raft. Nothing here changes anything; both questions may be asked again.
+//! What never lives here: Raft. Nothing here changes the state; every question may be asked again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use palyra_platform as platform;
-use palyra_replica::{PeerError, PeerHandler, PeerRefusal};
+use palyra_replica::{PeerError, PeerHandler, Refusal as PeerRefusal};
 use prost::Message;
 
 use crate::control::Control;
@@ -24,6 +25,8 @@ pub(crate) enum Call {
     Enforce(Enforce),
     #[prost(message, tag = "2")]
     Status(AskStatus),
+    #[prost(message, tag = "3")]
+    HandOver(HandOver),
 }
 
 /// Has everything up to `index` been carried out, and is no connection of `subject` left? Waits for it.
@@ -40,6 +43,13 @@ pub(crate) struct Enforce {
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct AskStatus {}
 
+/// To the leader: hand over to this voter, or to the best one when 0.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct HandOver {
+    #[prost(uint64, tag = "1")]
+    pub(crate) to: u64,
+}
+
 /// An answer.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(crate) enum Answer {
@@ -47,12 +57,21 @@ pub(crate) enum Answer {
     Enforced(Enforced),
     #[prost(message, tag = "2")]
     Status(OwnStatus),
+    #[prost(message, tag = "3")]
+    HandedOver(HandedOver),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub(crate) struct Enforced {
     #[prost(bool, tag = "1")]
     pub(crate) done: bool,
+}
+
+/// Empty when it is done.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct HandedOver {
+    #[prost(string, tag = "1")]
+    pub(crate) problem: String,
 }
 
 /// How a replica is, as it says itself.
@@ -80,20 +99,20 @@ pub(crate) struct OwnStatus {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CallFrame {
-    #[prost(oneof = "Call", tags = "1, 2")]
+    #[prost(oneof = "Call", tags = "1, 2, 3")]
     call: Option<Call>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct AnswerFrame {
-    #[prost(oneof = "Answer", tags = "1, 2")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3")]
     answer: Option<Answer>,
 }
 
 impl Control {
     /// Answers the questions of other replicas from now on.
     pub(crate) fn serve_peers(&self) {
-        self.replica().handle_peer_calls(Arc::new(self.clone()));
+        self.replica().set_peer_handler(Arc::new(self.clone()));
     }
 
     /// Asks another replica.
@@ -117,6 +136,10 @@ impl Control {
                 Answer::Enforced(Enforced { done })
             }
             Call::Status(AskStatus {}) => Answer::Status(self.own_status()),
+            Call::HandOver(ask) => {
+                let problem = self.hand_over_here(ask.to).await.err().map(|error| error.to_string());
+                Answer::HandedOver(HandedOver { problem: problem.unwrap_or_default() })
+            }
         };
         Ok(Bytes::from(AnswerFrame { answer: Some(answer) }.encode_to_vec()))
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use palyra_platform::{self as platform, Instant};
-use palyra_replica::{Role, Status};
+use palyra_replica::{Peer, Role, Status};
 use palyra_state::cluster::{self, Replica as Record, ReplicaStatus, SetReplicaStatus};
 use palyra_state::nodes::{self, DetachReplica};
 use palyra_state::{Actor, Command, dispatch, limits, pairing};
@@ -139,17 +139,22 @@ impl Control {
         }
         // A new leader has heard from nobody yet.
         let patience = self.timings().replica_lost_after;
-        let heard = status.peers.get(&record.id).and_then(|peer| peer.contact_age);
+        let heard = peer(status, record.id).and_then(|peer| peer.silent_for);
         leading.since.elapsed() > patience && heard.is_none_or(|age| age > patience)
     }
 
     /// Brings the Raft group to what the records say, and the records to what the group has become.
     async fn settle_membership(&self, status: &Status, leading: &mut Leading) -> Result<(), Error> {
         let records = cluster::replicas(&self.replica().view());
-        leading.caught_up.retain(|id, _| status.learners.contains(id));
+        if status.members.joint {
+            // An earlier leader died between the two steps of a change.
+            self.change(0, "flatten", async { self.replica().flatten_membership().await.map(drop) }).await?;
+        }
+        let members = &status.members;
+        leading.caught_up.retain(|id, _| members.learners.contains(id));
         for record in records {
             let (id, is_voter, is_learner) =
-                (record.id, status.voters.contains(&record.id), status.learners.contains(&record.id));
+                (record.id, members.voters.contains(&record.id), members.learners.contains(&record.id));
             match record.status() {
                 ReplicaStatus::Allocated => {}
                 ReplicaStatus::Removed => {
@@ -181,9 +186,9 @@ impl Control {
     }
 
     async fn promote_if_caught_up(&self, id: u64, status: &Status, leading: &mut Leading) -> Result<(), Error> {
-        let close = status.peers.get(&id).is_some_and(|peer| {
-            let recent = peer.contact_age.is_some_and(|age| age < self.timings().replica_lost_after);
-            recent && status.last_log_index.saturating_sub(peer.matched) <= LAG
+        let close = peer(status, id).is_some_and(|peer| {
+            let recent = peer.silent_for.is_some_and(|silent| silent < self.timings().replica_lost_after);
+            recent && peer.matched.is_some_and(|matched| status.last_log.saturating_sub(matched) <= LAG)
         });
         let passes = leading.caught_up.entry(id).or_default();
         *passes = if close { *passes + 1 } else { 0 };
@@ -208,4 +213,8 @@ impl Control {
             Err(_) => Err(Error::Internal(format!("{what} replica {id}: not done in time"))),
         }
     }
+}
+
+fn peer(status: &Status, id: u64) -> Option<&Peer> {
+    status.peers.iter().find(|peer| peer.id == id)
 }

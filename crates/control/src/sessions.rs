@@ -259,6 +259,7 @@ impl Control {
                 self.end_session(&entry, end);
             }
             self.end_lapsed_sessions();
+            self.polled().sweep();
             self.detach_orphans().await;
         }
     }
@@ -346,6 +347,11 @@ impl Session {
         if !self.entry.outbox.put(message) {
             self.control.end_session(&self.entry, End::SlowReader);
         }
+    }
+
+    /// Whether the session is over.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.entry.outbox.end().is_some()
     }
 
     /// Ends the session because the node broke the protocol; the goodbye says so.
