@@ -43,7 +43,11 @@ impl Control {
         let operator = access::operator(&view, peer.id.id())
             .ok_or_else(|| Error::not_found("operator", peer.id.id()))?;
         let read = self.read_info(view.index());
-        Ok(WhoAmI { operator, certificate_not_after_ms: peer.not_after_ms, read })
+        Ok(WhoAmI {
+            operator,
+            certificate_not_after_ms: peer.not_after_ms,
+            read,
+        })
     }
 
     /// All operators by name, removed ones too.
@@ -75,26 +79,46 @@ impl Control {
         })?;
         let ttl_ms = if ttl_ms == 0 { OPERATOR_TTL_MS } else { ttl_ms };
         if ttl_ms > OPERATOR_TTL_MAX_MS {
-            return Err(Error::invalid("ttl_ms", format!("{ttl_ms} ms"), "ask for at most a year"));
+            return Err(Error::invalid(
+                "ttl_ms",
+                format!("{ttl_ms} ms"),
+                "ask for at most a year",
+            ));
         }
         let certificate = self.sign(csr, CertificateRole::Operator, name, ttl_ms)?;
         let (spki, fingerprint) = (certificate.spki, certificate.fingerprint());
-        let command = AddOperator { name: name.to_owned(), role: role as i32, certificate };
+        let command = AddOperator {
+            name: name.to_owned(),
+            role: role as i32,
+            certificate,
+        };
         let written = self.propose(request_id, caller.actor(), command).await?;
         self.applied(written.index).await?;
         let view = self.replica().view();
         let recorded = identity::certificate_by_fingerprint(&view, fingerprint).or_else(|| {
-            identity::certificates_of(&view, CertificateKind::Operator, name).into_iter().rfind(|c| c.spki == spki)
+            identity::certificates_of(&view, CertificateKind::Operator, name)
+                .into_iter()
+                .rfind(|c| c.spki == spki)
         });
         let recorded = recorded.ok_or_else(|| {
             let next = "remove the operator and add it again under a new request id";
             Error::invalid("request_id", "it added an operator with another key before", next)
         })?;
-        let roots = self.trust_bundle()?.roots().iter().map(|root| root.to_vec()).collect();
-        Ok(Added { chain: chain_of(&view, recorded.fingerprint)?, roots, write: written.info })
+        let roots = self
+            .trust_bundle()?
+            .roots()
+            .iter()
+            .map(|root| root.to_vec())
+            .collect();
+        Ok(Added {
+            chain: chain_of(&view, recorded.fingerprint)?,
+            roots,
+            write: written.info,
+        })
     }
 
-    /// Shuts an operator out; its connections are closed everywhere, as far as that is known within ten seconds.
+    /// Shuts an operator out; its connections are closed everywhere, as far as that is known within ten
+    /// seconds.
     ///
     /// # Errors
     /// What the state machine refuses: there is none, or it is the last admin.
@@ -106,13 +130,20 @@ impl Control {
         reason: &str,
     ) -> Result<WriteInfo, Error> {
         let request_id = self.request_id(request_id)?;
-        let command = RemoveOperator { name: name.to_owned(), reason: reason.to_owned() };
+        let command = RemoveOperator {
+            name: name.to_owned(),
+            reason: reason.to_owned(),
+        };
         let written = self.propose(request_id, caller.actor(), command).await?;
         // An operator that removes itself holds the connection on which it waits for this answer.
         if !matches!(caller, Caller::Operator { name: own, .. } if own == name) {
             let (_, pending) = self.enforce_everywhere(written.index, name, ENFORCE_WAIT).await;
             if !pending.is_empty() {
-                tracing::warn!(operator = name, ?pending, "not every replica has closed the operator's connections");
+                tracing::warn!(
+                    operator = name,
+                    ?pending,
+                    "not every replica has closed the operator's connections"
+                );
             }
         }
         Ok(written.info)

@@ -1,9 +1,9 @@
 //! Admission: who calls, decided anew on each call and on each message of a stream.
 //!
-//! What never lives here: TLS (the listener has verified the chain) and what a caller may do to a certain thing
-//! (`apply` decides that, at the entry's place in the log).
-//! Invariants: nobody is admitted by the certificate alone: the registry must know its fingerprint, and neither it
-//! nor its holder may be revoked; no node is admitted by a replica that may have missed a revocation.
+//! What never lives here: TLS (the listener has verified the chain) and what a caller may do to a certain
+//! thing (`apply` decides that, at the entry's place in the log). Invariants: nobody is admitted by the
+//! certificate alone: the registry must know its fingerprint, and neither it nor its holder may be revoked;
+//! no node is admitted by a replica that may have missed a revocation.
 
 use palyra_pki::{PeerIdentity, Role as CertificateRole};
 use palyra_platform as platform;
@@ -56,13 +56,22 @@ impl Caller {
     #[must_use]
     pub fn actor(&self) -> Actor {
         match self {
-            Caller::Operator { name, fingerprint, .. } => {
-                Actor::Operator { name: name.clone(), fingerprint: *fingerprint }
-            }
-            Caller::Node { device_id, fingerprint } => {
-                Actor::Node { device_id: *device_id, fingerprint: *fingerprint }
-            }
-            Caller::Enrol(source) => Actor::Anonymous { source: source.address.clone() },
+            Caller::Operator {
+                name, fingerprint, ..
+            } => Actor::Operator {
+                name: name.clone(),
+                fingerprint: *fingerprint,
+            },
+            Caller::Node {
+                device_id,
+                fingerprint,
+            } => Actor::Node {
+                device_id: *device_id,
+                fingerprint: *fingerprint,
+            },
+            Caller::Enrol(source) => Actor::Anonymous {
+                source: source.address.clone(),
+            },
             Caller::Peer(id) => Actor::Replica { id: *id },
         }
     }
@@ -72,8 +81,8 @@ impl Control {
     /// Admits an operator whose role is at least `needed`.
     ///
     /// # Errors
-    /// [`Error::Refused`] or [`Error::Rejected`] with the reason; [`Error::Stale`] when this replica may have missed
-    /// a revocation.
+    /// [`Error::Refused`] or [`Error::Rejected`] with the reason; [`Error::Stale`] when this replica may have
+    /// missed a revocation.
     pub fn admit_operator(&self, peer: &PeerIdentity, needed: Role) -> Result<Caller, Error> {
         self.check_fresh()?;
         self.operator_of(peer, needed)
@@ -94,20 +103,27 @@ impl Control {
     pub fn admit_node(&self, peer: &PeerIdentity) -> Result<Caller, Error> {
         self.check_fresh()?;
         let device_id = self.node_of(peer, &self.replica().view())?;
-        Ok(Caller::Node { device_id, fingerprint: fingerprint(peer) })
+        Ok(Caller::Node {
+            device_id,
+            fingerprint: fingerprint(peer),
+        })
     }
 
     /// Admits a node whose message names a device: it must be the certificate's.
     ///
     /// # Errors
-    /// As [`Control::admit_node`]; [`Error::Invalid`] when the text is no ULID; [`Error::Rejected`] when it is
-    /// another device's.
+    /// As [`Control::admit_node`]; [`Error::Invalid`] when the text is no ULID; [`Error::Rejected`] when it
+    /// is another device's.
     pub fn admit_node_as(&self, peer: &PeerIdentity, claimed: &str) -> Result<Caller, Error> {
         let caller = self.admit_node(peer)?;
         let claimed_id = crate::selector::parse_id("device_id", claimed)?;
         match &caller {
             Caller::Node { device_id, .. } if *device_id == claimed_id => Ok(caller),
-            _ => Err(Reject::new(Code::NotYours, [&format!("node/{}", peer.id.id()), &format!("node/{claimed}")]).into()),
+            _ => Err(Reject::new(
+                Code::NotYours,
+                [&format!("node/{}", peer.id.id()), &format!("node/{claimed}")],
+            )
+            .into()),
         }
     }
 
@@ -136,14 +152,19 @@ impl Control {
             let who = format!("operator/{}", operator.name);
             return Err(Reject::new(Code::RoleTooLow, [&who, &role.as_str(), &needed.as_str()]).into());
         }
-        Ok(Caller::Operator { name: operator.name, role, fingerprint: fingerprint(peer) })
+        Ok(Caller::Operator {
+            name: operator.name,
+            role,
+            fingerprint: fingerprint(peer),
+        })
     }
 
     fn node_of(&self, peer: &PeerIdentity, view: &dyn Read) -> Result<Id, Error> {
         let certificate = self.certificate_of(peer, CertificateRole::Node, view)?;
         let device_id = Id::parse(&certificate.subject)
             .ok_or_else(|| Error::Internal(format!("certificate of device {:?}", certificate.subject)))?;
-        let device = identity::device(view, device_id).ok_or_else(|| Reject::new(Code::NoSuchDevice, [&device_id]))?;
+        let device =
+            identity::device(view, device_id).ok_or_else(|| Reject::new(Code::NoSuchDevice, [&device_id]))?;
         match device.status() {
             DeviceStatus::Trusted => Ok(device_id),
             DeviceStatus::Revoked => Err(Reject::new(Code::DeviceRevoked, [&device_id]).into()),
@@ -158,17 +179,28 @@ impl Control {
         view: &dyn Read,
     ) -> Result<Certificate, Error> {
         if peer.id.trust_domain() != self.trust_domain() {
-            let (found, expected) = (peer.id.trust_domain().to_string(), self.trust_domain().to_string());
+            let (found, expected) = (
+                peer.id.trust_domain().to_string(),
+                self.trust_domain().to_string(),
+            );
             return Err(Refusal::OtherCluster { found, expected }.into());
         }
         if peer.id.role() != role {
             let found = peer.id.role().to_string();
-            return Err(Refusal::WrongRole { found, expected: role.as_str() }.into());
+            return Err(Refusal::WrongRole {
+                found,
+                expected: role.as_str(),
+            }
+            .into());
         }
         let shown = fingerprint(peer);
         let now_ms = platform::wall_ms();
         if now_ms < peer.not_before_ms {
-            return Err(Refusal::NotYetValid { not_before_ms: peer.not_before_ms, now_ms }.into());
+            return Err(Refusal::NotYetValid {
+                not_before_ms: peer.not_before_ms,
+                now_ms,
+            }
+            .into());
         }
         if now_ms > peer.not_after_ms {
             return Err(Reject::new(Code::CertificateExpired, [&shown, &peer.not_after_ms]).into());
@@ -185,21 +217,30 @@ impl Control {
 
     fn revoked(&self, certificate: &Certificate, view: &dyn Read) -> Reject {
         let device = match certificate.kind() {
-            CertificateKind::Node => Id::parse(&certificate.subject).and_then(|id| identity::device(view, id)),
+            CertificateKind::Node => {
+                Id::parse(&certificate.subject).and_then(|id| identity::device(view, id))
+            }
             CertificateKind::Operator | CertificateKind::Replica => None,
         };
         match device {
-            Some(device) if device.status() == DeviceStatus::Revoked => Reject::new(Code::DeviceRevoked, [&device.id]),
+            Some(device) if device.status() == DeviceStatus::Revoked => {
+                Reject::new(Code::DeviceRevoked, [&device.id])
+            }
             _ => Reject::new(Code::CertificateRevoked, [&certificate.fingerprint]),
         }
     }
 
-    /// Whether a connection with this certificate may stay open: everything that admission checks but freshness.
+    /// Whether a connection with this certificate may stay open: everything that admission checks but
+    /// freshness.
     pub(crate) fn may_stay(&self, peer: &PeerIdentity) -> Result<(), Error> {
         match peer.id.role() {
             CertificateRole::Operator => self.operator_of(peer, Role::Viewer).map(drop),
             CertificateRole::Node => self.node_of(peer, &self.replica().view()).map(drop),
-            other => Err(Refusal::WrongRole { found: other.to_string(), expected: "node or operator" }.into()),
+            other => Err(Refusal::WrongRole {
+                found: other.to_string(),
+                expected: "node or operator",
+            }
+            .into()),
         }
     }
 }

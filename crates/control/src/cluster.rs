@@ -1,6 +1,7 @@
 //! The cluster itself: how it is, who leads, who leaves.
 //!
-//! Invariant: a status works without a quorum and says so; a replica that does not answer is shown, not left out.
+//! Invariant: a status works without a quorum and says so; a replica that does not answer is shown, not left
+//! out.
 
 use std::time::Duration;
 
@@ -88,13 +89,18 @@ impl Control {
     /// [`Error::Unavailable`] before the cluster is born.
     pub async fn cluster_status(&self) -> Result<ClusterStatus, Error> {
         let view = self.replica().view();
-        let feature_level =
-            cluster::cluster(&view).ok_or(Error::Unavailable { leader_hint: None })?.feature_level;
-        let members = cluster::replicas(&view).into_iter().filter(|r| r.status() != ReplicaStatus::Removed);
+        let feature_level = cluster::cluster(&view)
+            .ok_or(Error::Unavailable { leader_hint: None })?
+            .feature_level;
+        let members = cluster::replicas(&view)
+            .into_iter()
+            .filter(|r| r.status() != ReplicaStatus::Removed);
         let replicas = join_all(members.map(|record| self.replica_view(record))).await;
         let status = self.replica().status();
-        let voters: Vec<&ReplicaView> =
-            replicas.iter().filter(|replica| replica.record.status() == ReplicaStatus::Voter).collect();
+        let voters: Vec<&ReplicaView> = replicas
+            .iter()
+            .filter(|replica| replica.record.status() == ReplicaStatus::Voter)
+            .collect();
         let reachable = voters.iter().filter(|replica| replica.reachable).count();
         let majority = voters.len() / 2 + 1;
         Ok(ClusterStatus {
@@ -166,12 +172,17 @@ impl Control {
         self.hand_over(to).await?;
         // The old leader is gone; who came instead is known once it has committed something.
         self.barrier().await?;
-        self.replica().leader().ok_or(Error::Unavailable { leader_hint: None })
+        self.replica()
+            .leader()
+            .ok_or(Error::Unavailable { leader_hint: None })
     }
 
     /// Hands over, or has the leader do it.
     async fn hand_over(&self, to: u64) -> Result<(), Error> {
-        let leader = self.replica().leader().ok_or(Error::Unavailable { leader_hint: None })?;
+        let leader = self
+            .replica()
+            .leader()
+            .ok_or(Error::Unavailable { leader_hint: None })?;
         if leader == self.replica_id() {
             return self.hand_over_here(to).await;
         }
@@ -179,14 +190,19 @@ impl Control {
         match self.call_peer(leader, call, self.timings().call_timeout).await {
             Ok(Answer::HandedOver(answer)) if answer.problem.is_empty() => Ok(()),
             Ok(Answer::HandedOver(answer)) => Err(no_hand_over(answer.problem)),
-            Ok(_) | Err(_) => Err(Error::Unavailable { leader_hint: Some(leader) }),
+            Ok(_) | Err(_) => Err(Error::Unavailable {
+                leader_hint: Some(leader),
+            }),
         }
     }
 
     /// Hands over; this replica leads.
     pub(crate) async fn hand_over_here(&self, to: u64) -> Result<(), Error> {
         let target = (to != 0).then_some(to);
-        self.replica().transfer_leader(target).await.map_err(|error| no_hand_over(error.to_string()))
+        self.replica()
+            .transfer_leader(target)
+            .await
+            .map_err(|error| no_hand_over(error.to_string()))
     }
 
     /// Removes a replica for good: from the Raft group, and its record. The caller is an admin.
@@ -204,21 +220,35 @@ impl Control {
         self.barrier().await?;
         let status = self.cluster_status().await?;
         let voter = |replica: &&ReplicaView| replica.record.status() == ReplicaStatus::Voter;
-        let left = status.replicas.iter().filter(voter).filter(|replica| replica.record.id != replica_id);
+        let left = status
+            .replicas
+            .iter()
+            .filter(voter)
+            .filter(|replica| replica.record.id != replica_id);
         let (left, alive) = left.fold((0u64, 0u64), |(left, alive), replica| {
             (left + 1, alive + u64::from(replica.reachable))
         });
-        let is_voter = status.replicas.iter().filter(voter).any(|replica| replica.record.id == replica_id);
+        let is_voter = status
+            .replicas
+            .iter()
+            .filter(voter)
+            .any(|replica| replica.record.id == replica_id);
         if is_voter && !force && alive < left / 2 + 2 {
-            return Err(Refusal::WouldLoseMajority { replica_id, voters_left: left }.into());
+            return Err(Refusal::WouldLoseMajority {
+                replica_id,
+                voters_left: left,
+            }
+            .into());
         }
         // First the record: from then on it is nobody's peer, and the reconciler takes it out of the group.
-        let written = self.propose(request_id, caller.actor(), RemoveReplica { replica_id }).await?;
+        let written = self
+            .propose(request_id, caller.actor(), RemoveReplica { replica_id })
+            .await?;
         Ok(written.info)
     }
 
-    /// Asks for a snapshot of this replica's state now, and does not wait for it. Answers the index that it will hold at
-    /// least.
+    /// Asks for a snapshot of this replica's state now, and does not wait for it. Answers the index that it
+    /// will hold at least.
     pub async fn trigger_snapshot(&self) -> u64 {
         let index = self.replica().view().index();
         self.replica().trigger_snapshot().await;
@@ -227,7 +257,11 @@ impl Control {
 }
 
 fn no_hand_over(problem: String) -> Error {
-    Error::invalid("to", problem, "name a voter that is up: palyra cluster status shows them")
+    Error::invalid(
+        "to",
+        problem,
+        "name a voter that is up: palyra cluster status shows them",
+    )
 }
 
 fn fleet(view: &dyn Read) -> FleetCounts {

@@ -1,9 +1,9 @@
 //! Live mTLS connections of this replica, idle ones too, so that a revocation can close them.
 //!
-//! What never lives here: sockets. A connection is a certificate and a signal; the listener that holds the socket
-//! waits for the signal and drops its guard once the socket is closed.
-//! Invariants: a connection is entered before its certificate is checked, so that either the check sees a revocation
-//! or the revocation sees the connection; it stays entered until its guard is dropped.
+//! What never lives here: sockets. A connection is a certificate and a signal; the listener that holds the
+//! socket waits for the signal and drops its guard once the socket is closed. Invariants: a connection is
+//! entered before its certificate is checked, so that either the check sees a revocation or the revocation
+//! sees the connection; it stays entered until its guard is dropped.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -91,7 +91,11 @@ impl Connections {
             return Err(Error::Busy { what: "connections" });
         }
         live.insert(id, Connection { peer, source, close });
-        Ok(ConnectionGuard { id, close: receiver, registry: Arc::clone(self) })
+        Ok(ConnectionGuard {
+            id,
+            close: receiver,
+            registry: Arc::clone(self),
+        })
     }
 
     /// Closes one connection.
@@ -104,18 +108,28 @@ impl Connections {
     /// The identities of the connections of one subject, with their ids.
     pub(crate) fn of_subject(&self, subject: &str) -> Vec<(u64, PeerIdentity)> {
         let live = self.lock();
-        let matching = live.iter().filter(|(_, connection)| connection.peer.id.id() == subject);
-        matching.map(|(id, connection)| (*id, connection.peer.clone())).collect()
+        let matching = live
+            .iter()
+            .filter(|(_, connection)| connection.peer.id.id() == subject);
+        matching
+            .map(|(id, connection)| (*id, connection.peer.clone()))
+            .collect()
     }
 
     /// The identities of all connections, with their ids.
     pub(crate) fn all(&self) -> Vec<(u64, PeerIdentity)> {
-        self.lock().iter().map(|(id, connection)| (*id, connection.peer.clone())).collect()
+        self.lock()
+            .iter()
+            .map(|(id, connection)| (*id, connection.peer.clone()))
+            .collect()
     }
 
     /// Whether no connection of this subject is open.
     pub(crate) fn none_of(&self, subject: &str) -> bool {
-        !self.lock().values().any(|connection| connection.peer.id.id() == subject)
+        !self
+            .lock()
+            .values()
+            .any(|connection| connection.peer.id.id() == subject)
     }
 
     /// Changes whenever a connection was dropped.
@@ -134,8 +148,8 @@ impl Connections {
 }
 
 impl Control {
-    /// Enters an accepted mTLS connection of a node or operator. Wait for [`ConnectionGuard::closed`] beside the
-    /// connection's own work.
+    /// Enters an accepted mTLS connection of a node or operator. Wait for [`ConnectionGuard::closed`] beside
+    /// the connection's own work.
     ///
     /// # Errors
     /// What [`Control::admit_node`] and [`Control::admit_operator_local`] refuse, and [`Error::Busy`].

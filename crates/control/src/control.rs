@@ -1,7 +1,8 @@
-//! `Control`: what every part of the control plane hangs on, and the two roads to the state: proposals and reads.
+//! `Control`: what every part of the control plane hangs on, and the two roads to the state: proposals and
+//! reads.
 //!
-//! What never lives here: domains. Invariants: every proposal carries a request id; an outcome that is not known is
-//! said to be unknown; what a caller reads after its own write contains the write.
+//! What never lives here: domains. Invariants: every proposal carries a request id; an outcome that is not
+//! known is said to be unknown; what a caller reads after its own write contains the write.
 
 use std::fmt;
 use std::sync::Arc;
@@ -113,8 +114,8 @@ pub(crate) struct Written {
 }
 
 impl Control {
-    /// Starts the control plane: the follower of the feed, the watch over sessions, and the reconcilers that work
-    /// while this replica leads. Must be called inside the runtime.
+    /// Starts the control plane: the follower of the feed, the watch over sessions, and the reconcilers that
+    /// work while this replica leads. Must be called inside the runtime.
     #[must_use]
     pub fn start(config: ControlConfig, replica: Replica, keys: Keys) -> Control {
         let limits = config.limits;
@@ -140,15 +141,22 @@ impl Control {
         control
     }
 
-    /// Ends every session with `draining`, gives their ends a moment to be committed, and stops the background work.
+    /// Ends every session with `draining`, gives their ends a moment to be committed, and stops the
+    /// background work.
     pub async fn shutdown(&self) {
         for entry in self.registry().all() {
             self.end_session(&entry, crate::outbox::End::Draining);
         }
         let mut changed = self.registry().watch();
         let gone = async { while self.registry().count() > 0 && changed.changed().await.is_ok() {} };
-        if platform::timeout(self.timings().call_timeout, gone).await.is_err() {
-            tracing::warn!(sessions = self.registry().count(), "stopping before all sessions were detached");
+        if platform::timeout(self.timings().call_timeout, gone)
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                sessions = self.registry().count(),
+                "stopping before all sessions were detached"
+            );
         }
         self.inner.stopping.send_replace(true);
     }
@@ -242,7 +250,9 @@ impl Control {
 
     /// The actor for what this replica does in its own name.
     pub(crate) fn as_replica(&self) -> Actor {
-        Actor::Replica { id: self.replica_id() }
+        Actor::Replica {
+            id: self.replica_id(),
+        }
     }
 
     pub(crate) fn odd_reply(&self, to: &'static str) -> Error {
@@ -251,7 +261,11 @@ impl Control {
 
     /// The request id of a caller: a ULID of its own, or a fresh one when it sent none.
     pub(crate) fn request_id(&self, text: &str) -> Result<Id, Error> {
-        if text.is_empty() { Ok(self.fresh_id()) } else { crate::selector::parse_id("request_id", text) }
+        if text.is_empty() {
+            Ok(self.fresh_id())
+        } else {
+            crate::selector::parse_id("request_id", text)
+        }
     }
 
     /// Proposes a command and waits for its outcome.
@@ -262,19 +276,39 @@ impl Control {
         command: impl Into<Command>,
     ) -> Result<Written, Error> {
         let envelope = Envelope::new(request_id, actor, command);
-        let committed = self.replica().propose(envelope).await.map_err(|error| match error {
-            ProposeError::Unavailable { leader_hint } => Error::Unavailable { leader_hint },
-            ProposeError::Unknown => Error::Unknown { request_id: request_id.to_string() },
-            ProposeError::TooLarge { .. } => Error::invalid("request", "it is too large for one log entry", "send less"),
-        })?;
+        let committed = self
+            .replica()
+            .propose(envelope)
+            .await
+            .map_err(|error| match error {
+                ProposeError::Unavailable { leader_hint } => Error::Unavailable { leader_hint },
+                ProposeError::Unknown => Error::Unknown {
+                    request_id: request_id.to_string(),
+                },
+                ProposeError::TooLarge { .. } => {
+                    Error::invalid("request", "it is too large for one log entry", "send less")
+                }
+            })?;
         let reply = committed.reply?;
-        let info = WriteInfo { index: committed.index, served_by: self.replica_id(), duplicate: false };
-        Ok(Written { index: committed.index, reply, info })
+        let info = WriteInfo {
+            index: committed.index,
+            served_by: self.replica_id(),
+            duplicate: false,
+        };
+        Ok(Written {
+            index: committed.index,
+            reply,
+            info,
+        })
     }
 
     /// Waits until this replica has applied `index`, so that what was written can be read here.
     pub(crate) async fn applied(&self, index: u64) -> Result<(), Error> {
-        if self.replica().wait_applied(index, self.timings().call_timeout).await {
+        if self
+            .replica()
+            .wait_applied(index, self.timings().call_timeout)
+            .await
+        {
             return Ok(());
         }
         Err(self.stale())
@@ -283,8 +317,8 @@ impl Control {
     /// A view of the state, as fresh as asked for.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when a linearizable read finds no leader; [`Error::Stale`] when `min_index` does not
-    /// arrive in time.
+    /// [`Error::Unavailable`] when a linearizable read finds no leader; [`Error::Stale`] when `min_index`
+    /// does not arrive in time.
     pub async fn read(&self, options: ReadOptions) -> Result<(View, ReadInfo), Error> {
         if !options.local {
             self.barrier().await?;
@@ -298,17 +332,28 @@ impl Control {
     }
 
     pub(crate) fn read_info(&self, index: u64) -> ReadInfo {
-        ReadInfo { index, served_by: self.replica_id(), age_ms: millis(self.quorum_age()) }
+        ReadInfo {
+            index,
+            served_by: self.replica_id(),
+            age_ms: millis(self.quorum_age()),
+        }
     }
 
     /// After it, a view holds everything that was committed before it was called.
     pub(crate) async fn barrier(&self) -> Result<(), Error> {
-        let confirmed = self.replica().read_barrier_within(self.timings().call_timeout).await;
-        confirmed.map(drop).map_err(|_| Error::Unavailable { leader_hint: self.replica().leader() })
+        let confirmed = self
+            .replica()
+            .read_barrier_within(self.timings().call_timeout)
+            .await;
+        confirmed.map(drop).map_err(|_| Error::Unavailable {
+            leader_hint: self.replica().leader(),
+        })
     }
 
     fn stale(&self) -> Error {
-        Error::Stale { age_ms: millis(self.quorum_age()) }
+        Error::Stale {
+            age_ms: millis(self.quorum_age()),
+        }
     }
 
     /// How long ago a quorum stood behind what is applied here; endless before the first contact.
@@ -331,7 +376,9 @@ impl Control {
     /// Where nodes and enrolling machines reach the replicas, this one first.
     #[must_use]
     pub fn endpoints(&self) -> Vec<Endpoint> {
-        let members = cluster::replicas(&self.replica().view()).into_iter().filter(cluster::Replica::is_member);
+        let members = cluster::replicas(&self.replica().view())
+            .into_iter()
+            .filter(cluster::Replica::is_member);
         let mut endpoints: Vec<Endpoint> = members
             .map(|replica| Endpoint {
                 replica_id: replica.id,
@@ -357,6 +404,10 @@ pub struct Endpoint {
 
 /// A wait that a caller asked for, within bounds; 0 asks for `default`.
 pub(crate) fn bounded_wait(asked_ms: u64, default: Duration, most: Duration) -> Duration {
-    let asked = if asked_ms == 0 { default } else { Duration::from_millis(asked_ms) };
+    let asked = if asked_ms == 0 {
+        default
+    } else {
+        Duration::from_millis(asked_ms)
+    };
     asked.min(most)
 }

@@ -1,8 +1,8 @@
 //! Devices: looked at, and revoked with proof that every replica has carried it out.
 //!
-//! Invariants: a revocation is answered as enforced by a replica only when that replica said that it closed the
-//! device's connections, or when it can serve no node because it lost the quorum too long ago; what is neither is
-//! named as pending, never passed over.
+//! Invariants: a revocation is answered as enforced by a replica only when that replica said that it closed
+//! the device's connections, or when it can serve no node because it lost the quorum too long ago; what is
+//! neither is named as pending, never passed over.
 
 use std::time::Duration;
 
@@ -70,29 +70,44 @@ impl Control {
             let page = identity::devices(&view, after, limit);
             let Some(last) = page.last() else { break };
             after = Some(last.id);
-            items.extend(page.into_iter().filter(|device| wanted.is_none_or(|wanted| device.status() == wanted)));
+            items.extend(
+                page.into_iter()
+                    .filter(|device| wanted.is_none_or(|wanted| device.status() == wanted)),
+            );
         }
         let next = next_page(&mut items, limit, |device| device.id.to_string());
-        let items = items.into_iter().map(|device| with_certificates(&view, device)).collect();
-        Ok(Page { items, next, read: info })
+        let items = items
+            .into_iter()
+            .map(|device| with_certificates(&view, device))
+            .collect();
+        Ok(Page {
+            items,
+            next,
+            read: info,
+        })
     }
 
     /// One device, by id, prefix or name.
     ///
     /// # Errors
     /// [`Error::Rejected`] when there is none, and what a read can say.
-    pub async fn get_device(&self, read: ReadOptions, selector: &str) -> Result<(DeviceView, ReadInfo), Error> {
+    pub async fn get_device(
+        &self,
+        read: ReadOptions,
+        selector: &str,
+    ) -> Result<(DeviceView, ReadInfo), Error> {
         let (view, info) = self.read(read).await?;
         let id = selector::device(&view, selector)?;
         let device = identity::device(&view, id).ok_or_else(|| Reject::new(Code::NoSuchDevice, [&id]))?;
         Ok((with_certificates(&view, device), info))
     }
 
-    /// Revokes a device, and waits (10 s unless asked otherwise, 120 s at most) until no replica can serve it.
+    /// Revokes a device, and waits (10 s unless asked otherwise, 120 s at most) until no replica can serve
+    /// it.
     ///
     /// # Errors
-    /// What the state machine refuses. Once the entry is committed there is no error: replicas that have not carried
-    /// it out yet are named as pending.
+    /// What the state machine refuses. Once the entry is committed there is no error: replicas that have not
+    /// carried it out yet are named as pending.
     pub async fn revoke_device(
         &self,
         caller: &Caller,
@@ -103,12 +118,24 @@ impl Control {
     ) -> Result<Revocation, Error> {
         let request_id = self.request_id(request_id)?;
         let device_id = self.resolve_device(device).await?;
-        let command = RevokeDevice { device_id, reason: reason.to_owned() };
+        let command = RevokeDevice {
+            device_id,
+            reason: reason.to_owned(),
+        };
         let written = self.propose(request_id, caller.actor(), command).await?;
-        let Reply::Revoked(revoked) = written.reply else { return Err(self.odd_reply("identity.revoke_device")) };
+        let Reply::Revoked(revoked) = written.reply else {
+            return Err(self.odd_reply("identity.revoke_device"));
+        };
         let wait = bounded_wait(wait_ms, ENFORCE_WAIT, ENFORCE_WAIT_MAX);
-        let (enforced, pending) = self.enforce_everywhere(revoked.index, &device_id.to_string(), wait).await;
-        Ok(Revocation { index: revoked.index, enforced, pending, write: written.info })
+        let (enforced, pending) = self
+            .enforce_everywhere(revoked.index, &device_id.to_string(), wait)
+            .await;
+        Ok(Revocation {
+            index: revoked.index,
+            enforced,
+            pending,
+            write: written.info,
+        })
     }
 
     /// Which replicas have carried out `index` for a subject, and which have not within `wait`.
@@ -119,21 +146,32 @@ impl Control {
         wait: Duration,
     ) -> (Vec<u64>, Vec<u64>) {
         let members = cluster::replicas(&self.replica().view());
-        let ids: Vec<u64> = members.iter().filter(|member| member.is_member()).map(|member| member.id).collect();
-        let asked = ids.iter().map(|id| platform::timeout(wait, self.enforced_by(*id, index, subject)));
+        let ids: Vec<u64> = members
+            .iter()
+            .filter(|member| member.is_member())
+            .map(|member| member.id)
+            .collect();
+        let asked = ids
+            .iter()
+            .map(|id| platform::timeout(wait, self.enforced_by(*id, index, subject)));
         let answers = join_all(asked).await;
         let (mut enforced, mut pending) = (Vec::new(), Vec::new());
         for (id, answer) in ids.into_iter().zip(answers) {
-            if answer.is_ok() { enforced.push(id) } else { pending.push(id) }
+            if answer.is_ok() {
+                enforced.push(id)
+            } else {
+                pending.push(id)
+            }
         }
         (enforced, pending)
     }
 
     /// Returns when one replica has carried out `index` for a subject, or can serve nobody.
     ///
-    /// A contact with the quorum counts, on every replica, only once everything that was committed then is applied.
-    /// So a replica that has not applied `index` is stale `max_staleness` after the commit, and one that has closes
-    /// the connections by itself: from then on a replica that does not answer can be left out.
+    /// A contact with the quorum counts, on every replica, only once everything that was committed then is
+    /// applied. So a replica that has not applied `index` is stale `max_staleness` after the commit, and one
+    /// that has closes the connections by itself: from then on a replica that does not answer can be left
+    /// out.
     async fn enforced_by(&self, id: u64, index: u64, subject: &str) {
         if id == self.replica_id() {
             self.enforced_here(index, subject).await;
@@ -143,20 +181,25 @@ impl Control {
         let lapsed = platform::now() + self.timings().max_staleness + LAPSE_MARGIN;
         loop {
             let wait_ms = u64::try_from((step / 2).as_millis()).unwrap_or(u64::MAX);
-            let call = Call::Enforce(Enforce { index, subject: subject.to_owned(), wait_ms });
+            let call = Call::Enforce(Enforce {
+                index,
+                subject: subject.to_owned(),
+                wait_ms,
+            });
             match self.call_peer(id, call, step).await {
                 Ok(Answer::Enforced(answer)) if answer.done => return,
                 Ok(_) => {}
                 Err(_) if platform::now() >= lapsed => return,
                 Err(error) => {
-                    tracing::debug!(replica = id, cause = %error, "no word yet that a revocation was carried out");
+                    tracing::debug!(replica = id, cause = %error, "no word yet of a revocation");
                     platform::sleep(Duration::from_millis(200)).await;
                 }
             }
         }
     }
 
-    /// Returns when this replica has carried out `index`, and holds no session and no connection of `subject`.
+    /// Returns when this replica has carried out `index`, and holds no session and no connection of
+    /// `subject`.
     pub(crate) async fn enforced_here(&self, index: u64, subject: &str) {
         let mut enforced = self.enforced().subscribe();
         // The sender lives as long as this control plane.

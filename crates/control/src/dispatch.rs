@@ -1,14 +1,15 @@
 //! Dispatches: submit, wait, look, cancel, and what nodes report.
 //!
 //! What never lives here: delivery (`feed` and `sessions`) and deadlines (`reconcile`).
-//! Invariants: accepted means committed; a wait is answered from the state and never from memory; payloads and
-//! results are JSON before they reach the log.
+//! Invariants: accepted means committed; a wait is answered from the state and never from memory; payloads
+//! and results are JSON before they reach the log.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use palyra_state::dispatch::{
-    self as records, AwaitMediation, Cancel, Complete, Dispatch, Failure, Outcome, ResumeFromMediation, State, Submit,
+    self as records, AwaitMediation, Cancel, Complete, Dispatch, Failure, Outcome, ResumeFromMediation,
+    State, Submit,
 };
 use palyra_state::{Code, Id, Read, Reject, Reply, limits};
 
@@ -105,9 +106,12 @@ impl Control {
             timeout_ms: invoke.timeout_ms,
         };
         let written = self.propose(request_id, caller.actor(), submit).await?;
-        let Reply::Submitted(submitted) = written.reply else { return Err(self.odd_reply("dispatch.submit")) };
+        let Reply::Submitted(submitted) = written.reply else {
+            return Err(self.odd_reply("dispatch.submit"));
+        };
         self.applied(written.index).await?;
-        // Submitted and committed: from here on only the view of it can be missing, when it was forgotten long ago.
+        // Submitted and committed: from here on only the view of it can be missing, when it was forgotten
+        // long ago.
         let seen = view_of(&self.replica().view(), submitted.dispatch_id)?;
         Ok((seen, written.info))
     }
@@ -163,7 +167,11 @@ impl Control {
             "" => None,
             text => Some(State::parse(text).ok_or_else(|| bad_state(text))?),
         };
-        let device = if filter.device.is_empty() { None } else { Some(selector::device(&view, &filter.device)?) };
+        let device = if filter.device.is_empty() {
+            None
+        } else {
+            Some(selector::device(&view, &filter.device)?)
+        };
         let limit = page_size(filter.limit);
         let mut after = page_start(&filter.after)?;
         let mut items: Vec<Dispatch> = Vec::new();
@@ -175,13 +183,20 @@ impl Control {
             };
             let Some(last) = page.last() else { break };
             after = Some(last.id);
-            items.extend(page.into_iter().filter(|found| state.is_none_or(|state| found.state() == state)));
+            items.extend(
+                page.into_iter()
+                    .filter(|found| state.is_none_or(|state| found.state() == state)),
+            );
             if items.len() > limit {
                 break;
             }
         }
         let next = next_page(&mut items, limit, |dispatch| dispatch.id.to_string());
-        Ok(Page { items: items.into_iter().map(bare).collect(), next, read: info })
+        Ok(Page {
+            items: items.into_iter().map(bare).collect(),
+            next,
+            read: info,
+        })
     }
 
     /// Takes an open dispatch back.
@@ -203,7 +218,10 @@ impl Control {
                 selector::dispatch_id(&self.replica().view(), id)?
             }
         };
-        let cancel = Cancel { dispatch_id, reason: reason.to_owned() };
+        let cancel = Cancel {
+            dispatch_id,
+            reason: reason.to_owned(),
+        };
         let written = self.propose(request_id, caller.actor(), cancel).await?;
         self.applied(written.index).await?;
         Ok((view_of(&self.replica().view(), dispatch_id)?, written.info))
@@ -212,21 +230,27 @@ impl Control {
     /// Commits what a node reports. The caller has been admitted as node.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what is no JSON or no outcome; what the state machine refuses: foreign, late, twice, of
-    /// another session.
+    /// [`Error::Invalid`] for what is no JSON or no outcome; what the state machine refuses: foreign, late,
+    /// twice, of another session.
     pub async fn complete(&self, caller: &Caller, completion: Completion) -> Result<WriteInfo, Error> {
         let request_id = self.request_id(&completion.request_id)?;
         let dispatch_id = selector::parse_id("dispatch_id", &completion.dispatch_id)?;
         let outcome = Outcome::parse(&completion.outcome).ok_or_else(|| {
             let shown: String = completion.outcome.chars().take(32).collect();
-            Error::invalid("outcome", format!("{shown:?} is no outcome"), "send succeeded, failed or rejected")
+            Error::invalid(
+                "outcome",
+                format!("{shown:?} is no outcome"),
+                "send succeeded, failed or rejected",
+            )
         })?;
         check_size(completion.payload.len())?;
         if outcome == Outcome::Succeeded || !completion.payload.is_empty() {
             crate::json::check("payload", &completion.payload)?;
         }
-        let error = (outcome != Outcome::Succeeded)
-            .then(|| Failure { code: completion.error_code, message: completion.error_message });
+        let error = (outcome != Outcome::Succeeded).then_some(Failure {
+            code: completion.error_code,
+            message: completion.error_message,
+        });
         let complete = Complete {
             dispatch_id,
             epoch: completion.epoch,
@@ -249,9 +273,15 @@ impl Control {
         let request_id = self.request_id(request_id)?;
         let dispatch_id = selector::parse_id("dispatch_id", dispatch_id)?;
         if waiting {
-            self.propose(request_id, caller.actor(), AwaitMediation { dispatch_id, epoch }).await?;
+            self.propose(request_id, caller.actor(), AwaitMediation { dispatch_id, epoch })
+                .await?;
         } else {
-            self.propose(request_id, caller.actor(), ResumeFromMediation { dispatch_id, epoch }).await?;
+            self.propose(
+                request_id,
+                caller.actor(),
+                ResumeFromMediation { dispatch_id, epoch },
+            )
+            .await?;
         }
         Ok(())
     }
@@ -267,18 +297,30 @@ fn check_size(size: usize) -> Result<(), Error> {
 fn bad_state(text: &str) -> Error {
     let names: Vec<&str> = State::ALL.iter().map(|state| state.as_str()).collect();
     let shown: String = text.chars().take(32).collect();
-    Error::invalid("state", format!("{shown:?} is no state"), format!("use one of {}", names.join(", ")))
+    Error::invalid(
+        "state",
+        format!("{shown:?} is no state"),
+        format!("use one of {}", names.join(", ")),
+    )
 }
 
 fn view_of(view: &dyn Read, id: Id) -> Result<DispatchView, Error> {
     let record = records::dispatch(view, id).ok_or_else(|| Reject::new(Code::NoSuchDispatch, [&id]))?;
     let payload = records::payload(view, id).unwrap_or_default();
     let result = records::result(view, id).unwrap_or_default();
-    Ok(DispatchView { record, payload, result })
+    Ok(DispatchView {
+        record,
+        payload,
+        result,
+    })
 }
 
 fn bare(record: Dispatch) -> DispatchView {
-    DispatchView { record, payload: Bytes::new(), result: Bytes::new() }
+    DispatchView {
+        record,
+        payload: Bytes::new(),
+        result: Bytes::new(),
+    }
 }
 
 /// How many entries a page has.
@@ -291,7 +333,11 @@ pub(crate) fn page_size(asked: u32) -> usize {
 
 /// The id that a page begins after.
 pub(crate) fn page_start(after: &str) -> Result<Option<Id>, Error> {
-    if after.is_empty() { Ok(None) } else { selector::parse_id("after", after).map(Some) }
+    if after.is_empty() {
+        Ok(None)
+    } else {
+        selector::parse_id("after", after).map(Some)
+    }
 }
 
 /// Cuts a page that was read one entry or more too far, and says where the next begins.

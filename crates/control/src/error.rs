@@ -1,9 +1,9 @@
 //! What can go wrong between a caller and the state: one type, one code each, one next step each.
 //!
-//! What never lives here: the mapping to gRPC and HTTP (the server's), and the state machine's own refusals, which
-//! pass through as [`Error::Rejected`].
-//! Invariants: each variant says whether the same request may be sent again as it is; messages hold no secrets; a
-//! source that helps only us goes to the log and not to the caller.
+//! What never lives here: the mapping to gRPC and HTTP (the server's), and the state machine's own refusals,
+//! which pass through as [`Error::Rejected`]. Invariants: each variant says whether the same request may be
+//! sent again as it is; messages hold no secrets; a source that helps only us goes to the log and not to the
+//! caller.
 
 use std::fmt;
 
@@ -119,7 +119,8 @@ impl Class {
     }
 }
 
-/// A refusal of the control plane, before the state machine was asked. Closed: each has a page in `docs/errors`.
+/// A refusal of the control plane, before the state machine was asked. Closed: each has a page in
+/// `docs/errors`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// A certificate of a role that has no business here.
@@ -259,15 +260,23 @@ impl Refusal {
             Refusal::UnknownExchange | Refusal::UnknownNonce => {
                 "begin the pairing again, on one connection".to_owned()
             }
-            Refusal::WrongPin => "check the PIN with the operator and try again; five wrong ones burn it".to_owned(),
+            Refusal::WrongPin => {
+                "check the PIN with the operator and try again; five wrong ones burn it".to_owned()
+            }
             Refusal::WrongTicket => "ask the operator for a new ticket: palyra pairing ticket".to_owned(),
             Refusal::OtherCsr => "send the signing request whose SHA-256 the exchange began with".to_owned(),
-            Refusal::WrongFetchToken => "begin the pairing again with a new code: palyra pairing code".to_owned(),
+            Refusal::WrongFetchToken => {
+                "begin the pairing again with a new code: palyra pairing code".to_owned()
+            }
             Refusal::ShownOnce { .. } => "revoke it and make another under a new request id".to_owned(),
             Refusal::WrongJoinProof => "mint another token: palyra cluster join-token --name NAME".to_owned(),
-            Refusal::WouldLoseMajority { .. } => "let another replica join first, or repeat with --force".to_owned(),
+            Refusal::WouldLoseMajority { .. } => {
+                "let another replica join first, or repeat with --force".to_owned()
+            }
             Refusal::SessionEnded { .. } => "connect again, to any replica".to_owned(),
-            Refusal::Protocol { .. } => "attach first, then send one message at a time; update the agent".to_owned(),
+            Refusal::Protocol { .. } => {
+                "attach first, then send one message at a time; update the agent".to_owned()
+            }
             Refusal::Signing { .. } => "ask another replica, and see palyra cluster status".to_owned(),
         }
     }
@@ -285,32 +294,65 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Refusal::WrongRole { found, expected } => {
-                write!(f, "a {found} certificate is not accepted here, an {expected}'s is")
+                write!(
+                    f,
+                    "a {found} certificate is not accepted here, an {expected}'s is"
+                )
             }
-            Refusal::NotYetValid { not_before_ms, now_ms } => {
-                write!(f, "the certificate is valid from {not_before_ms} ms on, and it is {now_ms} ms here")
+            Refusal::NotYetValid {
+                not_before_ms,
+                now_ms,
+            } => {
+                write!(
+                    f,
+                    "the certificate is valid from {not_before_ms} ms on, and it is {now_ms} ms here"
+                )
             }
             Refusal::OtherCluster { found, expected } => {
-                write!(f, "the certificate is of trust domain {found}, this is {expected}")
+                write!(
+                    f,
+                    "the certificate is of trust domain {found}, this is {expected}"
+                )
             }
             Refusal::NotFound { kind, selector } => write!(f, "no {kind} {selector:?}"),
-            Refusal::Ambiguous { kind, selector, matches } => {
-                write!(f, "{selector:?} names more than one {kind}: {}", matches.join(", "))
+            Refusal::Ambiguous {
+                kind,
+                selector,
+                matches,
+            } => {
+                write!(
+                    f,
+                    "{selector:?} names more than one {kind}: {}",
+                    matches.join(", ")
+                )
             }
-            Refusal::UnknownExchange => f.write_str("this replica holds no such pairing exchange for this connection"),
+            Refusal::UnknownExchange => {
+                f.write_str("this replica holds no such pairing exchange for this connection")
+            }
             Refusal::WrongPin => f.write_str("the proof of the PIN is wrong"),
             Refusal::WrongTicket => f.write_str("the proof of the ticket is wrong"),
             Refusal::UnknownNonce => {
                 f.write_str("the server nonce was not given to this connection, was used, or is too old")
             }
-            Refusal::OtherCsr => f.write_str("the signing request is not the one that the exchange began with"),
+            Refusal::OtherCsr => {
+                f.write_str("the signing request is not the one that the exchange began with")
+            }
             Refusal::WrongFetchToken => f.write_str("there is no such pairing, or the fetch token is wrong"),
             Refusal::ShownOnce { what } => {
-                write!(f, "{what} was made by an earlier request with this id, and its secret is shown only once")
+                write!(
+                    f,
+                    "{what} was made by an earlier request with this id, and its secret is shown only once"
+                )
             }
             Refusal::WrongJoinProof => f.write_str("the proof of the join token is wrong"),
-            Refusal::WouldLoseMajority { replica_id, voters_left } => {
-                write!(f, "without replica {replica_id} there are {voters_left} voters, and none may fail then")
+            Refusal::WouldLoseMajority {
+                replica_id,
+                voters_left,
+            } => {
+                write!(
+                    f,
+                    "without replica {replica_id} there are {voters_left} voters, and none may fail then"
+                )
             }
             Refusal::SessionEnded { code } => write!(f, "the session is over: {code}"),
             Refusal::Protocol { cause } => f.write_str(cause),
@@ -323,13 +365,20 @@ impl Error {
     /// [`Error::Invalid`].
     #[must_use]
     pub fn invalid(field: &'static str, cause: impl Into<String>, next: impl Into<String>) -> Error {
-        Error::Invalid { field, cause: cause.into(), next: next.into() }
+        Error::Invalid {
+            field,
+            cause: cause.into(),
+            next: next.into(),
+        }
     }
 
     /// [`Error::Refused`] because a selector names nothing.
     #[must_use]
     pub fn not_found(kind: &'static str, selector: impl fmt::Display) -> Error {
-        Error::Refused(Refusal::NotFound { kind, selector: selector.to_string() })
+        Error::Refused(Refusal::NotFound {
+            kind,
+            selector: selector.to_string(),
+        })
     }
 
     /// The stable code, with a page in `docs/errors`.
@@ -347,12 +396,14 @@ impl Error {
         }
     }
 
-    /// Whether the same request, as it is, may be sent again and may then be done. With [`Error::Unknown`] it must
-    /// carry the same request id.
+    /// Whether the same request, as it is, may be sent again and may then be done. With [`Error::Unknown`] it
+    /// must carry the same request id.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Error::Unavailable { .. } | Error::Unknown { .. } | Error::Stale { .. } | Error::Busy { .. } => true,
+            Error::Unavailable { .. } | Error::Unknown { .. } | Error::Stale { .. } | Error::Busy { .. } => {
+                true
+            }
             Error::Rejected(_) | Error::Refused(_) | Error::Invalid { .. } | Error::Internal(_) => false,
         }
     }
@@ -384,9 +435,13 @@ impl Error {
         match self {
             Error::Rejected(reject) => reject.next(),
             Error::Refused(refusal) => refusal.next(),
-            Error::Unavailable { .. } => "try again; palyra cluster status shows which replicas are up".to_owned(),
+            Error::Unavailable { .. } => {
+                "try again; palyra cluster status shows which replicas are up".to_owned()
+            }
             Error::Unknown { request_id } => format!("repeat with --request-id {request_id}, at any replica"),
-            Error::Stale { .. } => "ask another replica; palyra cluster status shows which have a quorum".to_owned(),
+            Error::Stale { .. } => {
+                "ask another replica; palyra cluster status shows which have a quorum".to_owned()
+            }
             Error::Invalid { next, .. } => next.clone(),
             Error::Busy { .. } => "try again in a moment, or ask another replica".to_owned(),
             Error::Internal(_) => "see the log of the replica that answered".to_owned(),
@@ -400,9 +455,15 @@ impl fmt::Display for Error {
         match self {
             Error::Rejected(reject) => write!(f, "{}", reject.message()),
             Error::Refused(refusal) => refusal.fmt(f),
-            Error::Unavailable { leader_hint: Some(id) } => write!(f, "the leader, replica {id}, does not answer"),
-            Error::Unavailable { leader_hint: None } => f.write_str("the cluster has no leader at the moment"),
-            Error::Unknown { request_id } => write!(f, "it is not known whether request {request_id} was done"),
+            Error::Unavailable {
+                leader_hint: Some(id),
+            } => write!(f, "the leader, replica {id}, does not answer"),
+            Error::Unavailable { leader_hint: None } => {
+                f.write_str("the cluster has no leader at the moment")
+            }
+            Error::Unknown { request_id } => {
+                write!(f, "it is not known whether request {request_id} was done")
+            }
             Error::Stale { age_ms } => write!(f, "this replica last heard from a quorum {age_ms} ms ago"),
             Error::Invalid { field, cause, .. } => write!(f, "{field}: {cause}"),
             Error::Busy { what } => write!(f, "this replica has too many {what} at the moment"),

@@ -1,9 +1,8 @@
 //! The follower of the feed: what the journal says happened, carried out on this replica.
 //!
-//! What never lives here: decisions. Each row is a hint to look at the state again, so a row that is seen twice, late,
-//! or together with its consequences does no harm.
-//! Invariants: a replica carries out everything up to an index before it says so; a gap in the feed leads to a look at
-//! everything, never to silence.
+//! What never lives here: decisions. Each row is a hint to look at the state again, so a row that is seen
+//! twice, late, or together with its consequences does no harm. Invariants: a replica carries out everything
+//! up to an index before it says so; a gap in the feed leads to a look at everything, never to silence.
 
 use std::sync::Arc;
 
@@ -20,7 +19,10 @@ impl Control {
     pub(crate) async fn follow(self) {
         let start = self.replica().view().index();
         self.enforced().send_replace(start);
-        let mut feed = self.replica().feed(Cursor { index: start, ordinal: u32::MAX });
+        let mut feed = self.replica().feed(Cursor {
+            index: start,
+            ordinal: u32::MAX,
+        });
         let mut stopping = self.stopping();
         loop {
             let item = tokio::select! {
@@ -52,7 +54,8 @@ impl Control {
                 _ => {}
             }
         }
-        self.enforced().send_modify(|index| *index = (*index).max(last.index));
+        self.enforced()
+            .send_modify(|index| *index = (*index).max(last.index));
     }
 
     fn look_at_everything(&self) {
@@ -68,7 +71,8 @@ impl Control {
         }
         self.recheck_connections(None);
         self.waiters().wake_all();
-        self.enforced().send_modify(|index| *index = (*index).max(view.index()));
+        self.enforced()
+            .send_modify(|index| *index = (*index).max(view.index()));
     }
 
     /// Ends the sessions of a device that are not its session in the state.
@@ -77,9 +81,12 @@ impl Control {
         if here.is_empty() {
             return;
         }
-        let current = nodes::node(view, device_id).and_then(|node| node.session).map(|session| session.epoch);
+        let current = nodes::node(view, device_id)
+            .and_then(|node| node.session)
+            .map(|session| session.epoch);
         for entry in here {
-            // An attach whose epoch is not known yet looks for itself, and one newer than the view is in no view yet.
+            // An attach whose epoch is not known yet looks for itself, and one newer than the view is in no
+            // view yet.
             let epoch = entry.epoch();
             if epoch == 0 || Some(epoch) == current || epoch > view_index(view) {
                 continue;
@@ -127,7 +134,10 @@ impl Control {
             State::Cancelled | State::TimedOut | State::SessionLost => record.state().as_str().to_owned(),
             _ => return,
         };
-        if !entry.outbox.put(Waiting::Cancel { dispatch_id: record.id, reason }) {
+        if !entry.outbox.put(Waiting::Cancel {
+            dispatch_id: record.id,
+            reason,
+        }) {
             self.end_session(entry, End::SlowReader);
         }
     }

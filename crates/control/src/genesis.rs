@@ -1,7 +1,7 @@
 //! The birth of a cluster, as its first replica carries it out.
 //!
-//! What never lives here: the making of keys and of the genesis envelope; `palyra cluster init` does that, offline.
-//! Invariant: done again after a crash at any point, it comes to the same cluster or does nothing.
+//! What never lives here: the making of keys and of the genesis envelope; `palyra cluster init` does that,
+//! offline. Invariant: done again after a crash at any point, it comes to the same cluster or does nothing.
 
 use std::time::Duration;
 
@@ -14,16 +14,19 @@ use crate::error::Error;
 /// How long the first replica may take to elect itself and to commit.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Founds the cluster: makes this replica the only voter, and commits the genesis envelope. Answers when it is
-/// applied here. Does nothing when the cluster exists already with the same id.
+/// Founds the cluster: makes this replica the only voter, and commits the genesis envelope. Answers when it
+/// is applied here. Does nothing when the cluster exists already with the same id.
 ///
 /// # Errors
-/// [`Error::Rejected`] when another cluster lives in this data folder; [`Error::Unavailable`] when the replica did not
-/// come to lead in time.
+/// [`Error::Rejected`] when another cluster lives in this data folder; [`Error::Unavailable`] when the
+/// replica did not come to lead in time.
 pub async fn found(replica: &Replica, genesis: Envelope) -> Result<(), Error> {
     let committing = async {
         // Harmless when an earlier run got this far.
-        replica.initialize().await.map_err(|error| Error::Internal(error.to_string()))?;
+        replica
+            .initialize()
+            .await
+            .map_err(|error| Error::Internal(error.to_string()))?;
         loop {
             match replica.propose(genesis.clone()).await {
                 Ok(committed) => return Ok(committed),
@@ -51,7 +54,11 @@ pub async fn found(replica: &Replica, genesis: Envelope) -> Result<(), Error> {
 }
 
 fn is_same(replica: &Replica, genesis: &Envelope) -> bool {
-    let palyra_state::Command::Cluster(command) = &genesis.command else { return false };
-    let Some(cluster::Action::Genesis(wanted)) = &command.action else { return false };
+    let palyra_state::Command::Cluster(command) = &genesis.command else {
+        return false;
+    };
+    let Some(cluster::Action::Genesis(wanted)) = &command.action else {
+        return false;
+    };
     cluster::cluster(&replica.view()).is_some_and(|cluster| cluster.cluster_id == wanted.cluster_id)
 }

@@ -1,15 +1,17 @@
 //! How replicas come: tokens, and the one call by which a replica joins.
 //!
-//! Invariants: the root key is unsealed for one signature and wiped after it; a token admits one replica, and its id
-//! is given before anything is signed; the key encryption key leaves only sealed under the token's secret, to who
-//! proved that secret over this very request.
+//! Invariants: the root key is unsealed for one signature and wiped after it; a token admits one replica, and
+//! its id is given before anything is signed; the key encryption key leaves only sealed under the token's
+//! secret, to who proved that secret over this very request.
 
 use palyra_pki::ca::HostNames;
 use palyra_pki::join::JoinRequest;
 use palyra_pki::seal::Purpose;
 use palyra_pki::{JoinToken, KeyPair, Root, SpiffeId, ca, keys, ticket};
 use palyra_platform as platform;
-use palyra_state::cluster::{self, Addresses, AdmitReplica, AllocateReplica, MintJoinToken, Replica as Record};
+use palyra_state::cluster::{
+    self, Addresses, AdmitReplica, AllocateReplica, MintJoinToken, Replica as Record,
+};
 use palyra_state::{Code, Id, Read, Reject, Reply};
 use zeroize::Zeroizing;
 
@@ -101,35 +103,59 @@ impl Control {
             root_pin: self.root_pin()?,
             endpoints: self.enrol_endpoints(),
         };
-        let text = token.to_text().map_err(|error| Error::Internal(format!("join token: {error}")))?;
+        let text = token
+            .to_text()
+            .map_err(|error| Error::Internal(format!("join token: {error}")))?;
         let (context, secret) = (token.id.as_bytes(), token.secret.as_bytes());
-        let sealed = self.keys().kek.seal(Purpose::JoinSecret, context, secret, &mut platform::fill_random);
+        let sealed = self
+            .keys()
+            .kek
+            .seal(Purpose::JoinSecret, context, secret, &mut platform::fill_random);
         let sealed = sealed.map_err(|error| Error::Internal(error.to_string()))?;
-        let command =
-            MintJoinToken { token_id: id, secret_key_sealed: sealed.into(), name: name.to_owned(), ttl_ms };
+        let command = MintJoinToken {
+            token_id: id,
+            secret_key_sealed: sealed.into(),
+            name: name.to_owned(),
+            ttl_ms,
+        };
         let written = self.propose(request_id, caller.actor(), command).await?;
-        let Reply::TokenMinted(minted) = written.reply else { return Err(self.odd_reply("cluster.mint_join_token")) };
+        let Reply::TokenMinted(minted) = written.reply else {
+            return Err(self.odd_reply("cluster.mint_join_token"));
+        };
         if minted.token_id != id {
-            return Err(Refusal::ShownOnce { what: format!("join token {}", minted.token_id) }.into());
+            return Err(Refusal::ShownOnce {
+                what: format!("join token {}", minted.token_id),
+            }
+            .into());
         }
-        Ok(MintedToken { token: text, id, expires_at_ms: minted.expires_at, write: written.info })
+        Ok(MintedToken {
+            token: text,
+            id,
+            expires_at_ms: minted.expires_at,
+            write: written.info,
+        })
     }
 
-    /// Lets a replica in: checks its proof, gives it an id, signs its authority and certificate, and admits it. It
-    /// becomes a learner and then a voter by the leader's own doing.
+    /// Lets a replica in: checks its proof, gives it an id, signs its authority and certificate, and admits
+    /// it. It becomes a learner and then a voter by the leader's own doing.
     ///
     /// # Errors
     /// [`Refusal::WrongJoinProof`], and what the state machine refuses: token used, expired, of another name.
     pub async fn join(&self, source: &EnrolSource, join: Join) -> Result<Joined, Error> {
         let token_id = parse_id("token_id", &join.token_id)?;
         let request_id = self.request_id(&join.request_id)?;
-        for (field, csr) in [("replica_csr", &join.replica_csr), ("authority_csr", &join.authority_csr)] {
+        for (field, csr) in [
+            ("replica_csr", &join.replica_csr),
+            ("authority_csr", &join.authority_csr),
+        ] {
             keys::check_csr(csr)
                 .map_err(|error| Error::invalid(field, error.to_string(), "send a P-256 CSR in DER form"))?;
         }
-        for (field, address) in
-            [("peer_addr", &join.peer_addr), ("node_addr", &join.node_addr), ("enrol_addr", &join.enrol_addr)]
-        {
+        for (field, address) in [
+            ("peer_addr", &join.peer_addr),
+            ("node_addr", &join.node_addr),
+            ("enrol_addr", &join.enrol_addr),
+        ] {
             ticket::check_endpoint(address)
                 .map_err(|error| Error::invalid(field, error.to_string(), "send host:port"))?;
         }
@@ -168,7 +194,11 @@ impl Control {
         join: &Join,
         wrapped_kek: Vec<u8>,
     ) -> Result<Joined, Error> {
-        let allocate = AllocateReplica { token_id, name: join.name.clone(), addresses: addresses_of(join) };
+        let allocate = AllocateReplica {
+            token_id,
+            name: join.name.clone(),
+            addresses: addresses_of(join),
+        };
         let written = self.propose(request_id, self.as_replica(), allocate).await?;
         let Reply::ReplicaAllocated(allocated) = written.reply else {
             return Err(self.odd_reply("cluster.allocate_replica"));
@@ -190,7 +220,10 @@ impl Control {
             authority_certificate: signed.authority.der,
             replica_certificate: signed.replica.der,
             wrapped_kek,
-            peers: cluster::replicas(&view).into_iter().filter(Record::is_member).collect(),
+            peers: cluster::replicas(&view)
+                .into_iter()
+                .filter(Record::is_member)
+                .collect(),
         })
     }
 
@@ -198,7 +231,10 @@ impl Control {
         let token = cluster::join_token(&self.replica().view(), token_id)
             .ok_or_else(|| Reject::new(Code::NoSuchJoinToken, [&token_id]))?;
         let context = token_id.to_string();
-        let opened = self.keys().kek.open(Purpose::JoinSecret, context.as_bytes(), &token.secret_key_sealed);
+        let opened = self
+            .keys()
+            .kek
+            .open(Purpose::JoinSecret, context.as_bytes(), &token.secret_key_sealed);
         let opened = opened.map_err(|error| Error::Internal(format!("join token {token_id}: {error}")))?;
         ticket::Secret::from_bytes(&opened).map_err(|error| Error::Internal(error.to_string()))
     }
@@ -209,16 +245,36 @@ impl Control {
         let root = self.open_root()?;
         let now_ms = platform::wall_ms();
         let authority = root
-            .sign_authority(&join.authority_csr, replica_id, now_ms, &mut platform::fill_random)
+            .sign_authority(
+                &join.authority_csr,
+                replica_id,
+                now_ms,
+                &mut platform::fill_random,
+            )
             .map_err(|error| internal(error.to_string()))?;
         let id = SpiffeId::replica(self.trust_domain().clone(), replica_id)
             .map_err(|error| internal(error.to_string()))?;
-        let listens = [&join.peer_addr, &join.node_addr, &join.enrol_addr, &join.metrics_addr];
-        let hosts = listens.into_iter().filter_map(|address| address.rsplit_once(':')).map(|(host, _)| host);
+        let listens = [
+            &join.peer_addr,
+            &join.node_addr,
+            &join.enrol_addr,
+            &join.metrics_addr,
+        ];
+        let hosts = listens
+            .into_iter()
+            .filter_map(|address| address.rsplit_once(':'))
+            .map(|(host, _)| host);
         let names = HostNames::from_hosts(hosts);
         let csr = &join.replica_csr;
         let replica = root
-            .issue_from_csr(csr, &id, REPLICA_TTL_MS, &names, now_ms, &mut platform::fill_random)
+            .issue_from_csr(
+                csr,
+                &id,
+                REPLICA_TTL_MS,
+                &names,
+                now_ms,
+                &mut platform::fill_random,
+            )
             .map_err(|error| internal(error.to_string()))?;
         Ok(Signed { authority, replica })
     }
@@ -227,7 +283,10 @@ impl Control {
         let cluster = cluster_of(&self.replica().view())?;
         let context = self.cluster_id().to_string();
         let internal = |cause: String| Error::Internal(format!("the root key: {cause}"));
-        let opened = self.keys().kek.open(Purpose::RootKey, context.as_bytes(), &cluster.root_key_sealed);
+        let opened = self
+            .keys()
+            .kek
+            .open(Purpose::RootKey, context.as_bytes(), &cluster.root_key_sealed);
         let opened = opened.map_err(|error| internal(error.to_string()))?;
         let key = KeyPair::from_pkcs8(&opened).map_err(|error| internal(error.to_string()))?;
         Root::open(cluster.root_cert_der.to_vec(), key).map_err(|error| internal(error.to_string()))
@@ -243,7 +302,10 @@ impl Control {
     /// Enrol listeners for tickets and join tokens, this replica's first.
     pub(crate) fn enrol_endpoints(&self) -> Vec<String> {
         let listening = self.endpoints().into_iter().map(|endpoint| endpoint.enrol_addr);
-        listening.filter(|address| !address.is_empty()).take(ticket::MAX_ENDPOINTS).collect()
+        listening
+            .filter(|address| !address.is_empty())
+            .take(ticket::MAX_ENDPOINTS)
+            .collect()
     }
 }
 

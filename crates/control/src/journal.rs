@@ -1,6 +1,7 @@
 //! The journal: read, followed, verified.
 //!
-//! Invariant: a follower that is too slow for the trimming is told what it missed, never silently skipped ahead.
+//! Invariant: a follower that is too slow for the trimming is told what it missed, never silently skipped
+//! ahead.
 
 use std::fmt;
 
@@ -69,13 +70,21 @@ impl Control {
             Some(after) => after,
             None if options.last > 0 => {
                 let rows = journal::last_rows(&view, (options.last as usize).min(TAIL_ROWS * 16));
-                let end = rows.last().map_or_else(|| journal::before_first(&view), Row::cursor);
+                let end = rows
+                    .last()
+                    .map_or_else(|| journal::before_first(&view), Row::cursor);
                 first = Some(rows);
                 end
             }
             None => journal::before_first(&view),
         };
-        Ok(Tail { control: self.clone(), options, at, first, feed: None })
+        Ok(Tail {
+            control: self.clone(),
+            options,
+            at,
+            first,
+            feed: None,
+        })
     }
 
     /// Recomputes the chain over what this replica holds, and compares it with the chain's head in the state.
@@ -146,6 +155,10 @@ impl Tail {
             row.action.starts_with(&options.action_prefix)
                 && (options.subject.is_empty() || row.subject == options.subject)
         });
-        TailPart { rows, gap_first, read: self.control.read_info(self.at.index) }
+        TailPart {
+            rows,
+            gap_first,
+            read: self.control.read_info(self.at.index),
+        }
     }
 }

@@ -13,7 +13,8 @@ use crate::limits::JSON_DEPTH;
 /// [`Error::Invalid`] with the place of the first mistake.
 pub(crate) fn check(field: &'static str, bytes: &[u8]) -> Result<(), Error> {
     let bad = |cause: String| Error::invalid(field, cause, "send one JSON value, at most 64 levels deep");
-    let text = std::str::from_utf8(bytes).map_err(|error| bad(format!("not UTF-8 after byte {}", error.valid_up_to())))?;
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| bad(format!("not UTF-8 after byte {}", error.valid_up_to())))?;
     let deepest = depth(text.as_bytes());
     if deepest > JSON_DEPTH {
         return Err(bad(format!("nested {deepest} levels deep")));
@@ -51,12 +52,30 @@ mod tests {
 
     #[test]
     fn json_passes_and_what_is_not_is_refused() {
-        for good in ["{}", "null", " [1, \"]]\\\"[[\", {\"a\": 1e9}] ", "\"\u{e9}\"", &nested(JSON_DEPTH)] {
+        for good in [
+            "{}",
+            "null",
+            " [1, \"]]\\\"[[\", {\"a\": 1e9}] ",
+            "\"\u{e9}\"",
+            &nested(JSON_DEPTH),
+        ] {
             assert_eq!(check("payload", good.as_bytes()), Ok(()), "{good}");
         }
         let open = "[".repeat(500_000);
-        for bad in ["", "{", "{}{}", "{'a':1}", "nul", "[1,]", &nested(JSON_DEPTH + 1), &open] {
-            assert!(matches!(check("payload", bad.as_bytes()), Err(Error::Invalid { field: "payload", .. })));
+        for bad in [
+            "",
+            "{",
+            "{}{}",
+            "{'a':1}",
+            "nul",
+            "[1,]",
+            &nested(JSON_DEPTH + 1),
+            &open,
+        ] {
+            assert!(matches!(
+                check("payload", bad.as_bytes()),
+                Err(Error::Invalid { field: "payload", .. })
+            ));
         }
         assert!(check("payload", b"\"\xff\"").is_err());
     }

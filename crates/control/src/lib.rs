@@ -1,16 +1,17 @@
-//! The control plane of Palyra, without sockets: admission, sessions, waiters, pairing, dispatch, revocation, joining,
-//! and what the leader does on its own.
+//! The control plane of Palyra, without sockets: admission, sessions, waiters, pairing, dispatch, revocation,
+//! joining, and what the leader does on its own.
 //!
-//! What never lives here: gRPC, QUIC and HTTP (the server's), the rules of the state machine (`palyra_state`), Raft
-//! (`palyra_replica`), and direct use of clocks, tasks and randomness (`palyra_platform`).
+//! What never lives here: gRPC, QUIC and HTTP (the server's), the rules of the state machine
+//! (`palyra_state`), Raft (`palyra_replica`), and direct use of clocks, tasks and randomness
+//! (`palyra_platform`).
 //!
-//! Invariants: every change is a committed entry; every decision about a caller is made anew on each call and each
-//! message; a heartbeat costs the log nothing; everything that waits is bounded in number and in time; an error has a
-//! stable code and says what to do next.
+//! Invariants: every change is a committed entry; every decision about a caller is made anew on each call and
+//! each message; a heartbeat costs the log nothing; everything that waits is bounded in number and in time;
+//! an error has a stable code and says what to do next.
 //!
 //! How to serve with it: accept an mTLS connection with [`Control::accept`] and close it when
-//! [`ConnectionGuard::closed`] says so; admit each call with [`Control::admit_operator`] or [`Control::admit_node_as`];
-//! then call what the request asks for.
+//! [`ConnectionGuard::closed`] says so; admit each call with [`Control::admit_operator`] or
+//! [`Control::admit_node_as`]; then call what the request asks for.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

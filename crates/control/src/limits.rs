@@ -1,7 +1,9 @@
-//! Every bound and every duration of the control plane in one place, with the relations that must hold between them.
+//! Every bound and every duration of the control plane in one place, with the relations that must hold
+//! between them.
 //!
-//! What never lives here: limits of the replicated state (`palyra_state::limits`), on which all replicas must agree.
-//! These here are one replica's own; two replicas may differ in them without harm, save for [`Timings::max_staleness`].
+//! What never lives here: limits of the replicated state (`palyra_state::limits`), on which all replicas must
+//! agree. These here are one replica's own; two replicas may differ in them without harm, save for
+//! [`Timings::max_staleness`].
 
 use std::time::Duration;
 
@@ -12,8 +14,8 @@ pub struct Timings {
     pub heartbeat_interval: Duration,
     /// Silence after which a session is closed.
     pub heartbeat_timeout: Duration,
-    /// Time without quorum contact after which this replica serves no node. The same everywhere: revocation waits for
-    /// it.
+    /// Time without quorum contact after which this replica serves no node. The same everywhere: revocation
+    /// waits for it.
     pub max_staleness: Duration,
     /// Time without contact after which the leader detaches a replica's sessions.
     pub replica_lost_after: Duration,
@@ -46,9 +48,11 @@ impl Timings {
             return Err("heartbeat_interval must be longer than nothing".to_owned());
         }
         if self.heartbeat_timeout < 2 * self.heartbeat_interval {
-            return Err("heartbeat_timeout must be at least twice heartbeat_interval, or one lost message ends a \
+            return Err(
+                "heartbeat_timeout must be at least twice heartbeat_interval, or one lost message ends a \
                         session"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         if self.max_staleness < Duration::from_secs(1) {
             return Err("max_staleness must be at least a second: elections take as long".to_owned());
@@ -64,7 +68,8 @@ pub struct Limits {
     pub sessions: usize,
     /// Accepted connections, of nodes and operators.
     pub connections: usize,
-    /// Messages that wait for one session's reader. Assignments wait as ids, their payloads stay in the state.
+    /// Messages that wait for one session's reader. Assignments wait as ids, their payloads stay in the
+    /// state.
     pub outbound: usize,
     /// Results of one session that are being committed at one time.
     pub results_in_flight: usize,
@@ -101,8 +106,9 @@ pub const POLL_WAIT_MAX: Duration = Duration::from_secs(30);
 pub const ENFORCE_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait for the enforcement of a revocation.
 pub const ENFORCE_WAIT_MAX: Duration = Duration::from_secs(120);
-/// How much longer than `max_staleness` after a revocation a silent replica's authority counts as lapsed: clocks of two
-/// machines do not run at the same speed, and a replica that is stale notices within half a heartbeat.
+/// How much longer than `max_staleness` after a revocation a silent replica's authority counts as lapsed:
+/// clocks of two machines do not run at the same speed, and a replica that is stale notices within half a
+/// heartbeat.
 pub const LAPSE_MARGIN: Duration = Duration::from_secs(2);
 /// Life of a half-done pairing exchange, and of a server nonce.
 pub const EXCHANGE_LIFE: Duration = Duration::from_millis(palyra_state::limits::ATTEMPT_TTL);
@@ -133,7 +139,14 @@ mod tests {
     #[test]
     fn defaults_hold_and_broken_ones_are_named() {
         assert_eq!(Timings::default().check(), Ok(()));
-        let hasty = Timings { heartbeat_timeout: Duration::from_secs(3), ..Timings::default() };
-        assert!(hasty.check().is_err_and(|cause| cause.contains("heartbeat_timeout")));
+        let hasty = Timings {
+            heartbeat_timeout: Duration::from_secs(3),
+            ..Timings::default()
+        };
+        assert!(
+            hasty
+                .check()
+                .is_err_and(|cause| cause.contains("heartbeat_timeout"))
+        );
     }
 }

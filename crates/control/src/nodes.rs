@@ -69,8 +69,14 @@ impl Control {
             labels: registration.labels,
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
-        let Reply::Registered(registered) = written.reply else { return Err(self.odd_reply("nodes.register")) };
-        Ok(Registered { generation: registered.generation, endpoints: self.endpoints(), write: written.info })
+        let Reply::Registered(registered) = written.reply else {
+            return Err(self.odd_reply("nodes.register"));
+        };
+        Ok(Registered {
+            generation: registered.generation,
+            endpoints: self.endpoints(),
+            write: written.info,
+        })
     }
 
     /// Signs and records a node's next certificate; the present one stays valid until it runs out.
@@ -87,14 +93,19 @@ impl Control {
         let request_id = self.request_id(request_id)?;
         let certificate = self.sign_node(csr, device_id)?;
         let (spki, fingerprint) = (certificate.spki, certificate.fingerprint());
-        let command = RenewCertificate { device_id, certificate };
+        let command = RenewCertificate {
+            device_id,
+            certificate,
+        };
         let written = self.propose(request_id, caller.actor(), command).await?;
         self.applied(written.index).await?;
         let view = self.replica().view();
         // A retry signed a second certificate that nobody recorded; the first one's key is the same.
         let recorded = identity::certificate_by_fingerprint(&view, fingerprint).or_else(|| {
             let kind = identity::CertificateKind::Node;
-            identity::certificates_of(&view, kind, &device_id.to_string()).into_iter().rfind(|c| c.spki == spki)
+            identity::certificates_of(&view, kind, &device_id.to_string())
+                .into_iter()
+                .rfind(|c| c.spki == spki)
         });
         let recorded = recorded.ok_or_else(|| {
             let next = "renew again under a new request id";
@@ -134,12 +145,21 @@ impl Control {
             after = Some(last.device_id);
             items.extend(page.into_iter().filter(|node| {
                 wanted.is_none_or(|wanted| node.status() == wanted)
-                    && labels.iter().all(|(name, value)| node.labels.get(name) == Some(value))
+                    && labels
+                        .iter()
+                        .all(|(name, value)| node.labels.get(name) == Some(value))
             }));
         }
         let next = next_page(&mut items, limit, |node| node.device_id.to_string());
-        let items = items.into_iter().map(|node| self.node_view(&view, node)).collect();
-        Ok(Page { items, next, read: info })
+        let items = items
+            .into_iter()
+            .map(|node| self.node_view(&view, node))
+            .collect();
+        Ok(Page {
+            items,
+            next,
+            read: info,
+        })
     }
 
     /// One node, by device id, prefix or name.
@@ -156,7 +176,9 @@ impl Control {
     fn node_view(&self, view: &dyn Read, record: Node) -> NodeView {
         let id = record.device_id;
         NodeView {
-            name: identity::device(view, id).map(|device| device.name).unwrap_or_default(),
+            name: identity::device(view, id)
+                .map(|device| device.name)
+                .unwrap_or_default(),
             open_dispatches: dispatch::open_count(view, id),
             last_seen: self.registry().last_seen(id),
             record,
@@ -168,6 +190,9 @@ impl Control {
 fn node_id(caller: &Caller) -> Result<Id, Error> {
     match caller {
         Caller::Node { device_id, .. } => Ok(*device_id),
-        other => Err(Error::Internal(format!("{:?} was let into a node's call", other.actor()))),
+        other => Err(Error::Internal(format!(
+            "{:?} was let into a node's call",
+            other.actor()
+        ))),
     }
 }

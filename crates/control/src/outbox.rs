@@ -1,9 +1,9 @@
 //! What waits for one session's reader, bounded, and why a session ends.
 //!
-//! What never lives here: payloads. An assignment waits as the dispatch's id; the payload is read from the state when
-//! the reader comes for it, so a reader that stalls costs a few bytes per dispatch.
-//! Invariants: putting never waits; a full box ends its session instead; after the end the reader gets one goodbye
-//! and nothing more.
+//! What never lives here: payloads. An assignment waits as the dispatch's id; the payload is read from the
+//! state when the reader comes for it, so a reader that stalls costs a few bytes per dispatch. Invariants:
+//! putting never waits; a full box ends its session instead; after the end the reader gets one goodbye and
+//! nothing more.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -179,7 +179,11 @@ pub(crate) struct Outbox {
 
 impl Outbox {
     pub(crate) fn new(limit: usize) -> Outbox {
-        Outbox { inside: Mutex::new(Inside::default()), arrived: Notify::new(), limit }
+        Outbox {
+            inside: Mutex::new(Inside::default()),
+            arrived: Notify::new(),
+            limit,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
@@ -197,7 +201,9 @@ impl Outbox {
         }
         // Only the newest heartbeat matters to a reader that lags.
         if matches!(message, Waiting::Heartbeat(_)) {
-            inside.queue.retain(|(_, waiting)| !matches!(waiting, Waiting::Heartbeat(_)));
+            inside
+                .queue
+                .retain(|(_, waiting)| !matches!(waiting, Waiting::Heartbeat(_)));
         }
         inside.queue.push_back((platform::now(), message));
         drop(inside);
@@ -225,7 +231,10 @@ impl Outbox {
 
     /// How long the oldest message has been waiting.
     pub(crate) fn stalled(&self) -> Duration {
-        self.lock().queue.front().map_or(Duration::ZERO, |(since, _)| since.elapsed())
+        self.lock()
+            .queue
+            .front()
+            .map_or(Duration::ZERO, |(since, _)| since.elapsed())
     }
 
     /// What is there now, without waiting.
@@ -237,7 +246,10 @@ impl Outbox {
                 inside.said_goodbye = true;
                 Some(Taken::Goodbye(end))
             }
-            None => inside.queue.pop_front().map(|(_, message)| Taken::Message(message)),
+            None => inside
+                .queue
+                .pop_front()
+                .map(|(_, message)| Taken::Message(message)),
         }
     }
 
@@ -275,7 +287,10 @@ mod tests {
         for sequence in 1..=20 {
             assert!(outbox.put(Waiting::Heartbeat(sequence)));
         }
-        assert!(matches!(outbox.take().await, Taken::Message(Waiting::Heartbeat(20))));
+        assert!(matches!(
+            outbox.take().await,
+            Taken::Message(Waiting::Heartbeat(20))
+        ));
         assert!(outbox.try_take().is_none());
     }
 }

@@ -116,11 +116,19 @@ impl Control {
     }
 
     /// Asks another replica.
-    pub(crate) async fn call_peer(&self, to: u64, call: Call, timeout: Duration) -> Result<Answer, PeerError> {
+    pub(crate) async fn call_peer(
+        &self,
+        to: u64,
+        call: Call,
+        timeout: Duration,
+    ) -> Result<Answer, PeerError> {
         let body = Bytes::from(CallFrame { call: Some(call) }.encode_to_vec());
         let answer = self.replica().call_peer(to, TOPIC, body, timeout).await?;
         let malformed = || PeerError::Lost("the answer cannot be decoded".to_owned());
-        AnswerFrame::decode(answer).map_err(|_| malformed())?.answer.ok_or_else(malformed)
+        AnswerFrame::decode(answer)
+            .map_err(|_| malformed())?
+            .answer
+            .ok_or_else(malformed)
     }
 
     async fn answer_peer(&self, body: Bytes) -> Result<Bytes, PeerError> {
@@ -132,13 +140,21 @@ impl Control {
         let answer = match frame.call.ok_or_else(unsupported)? {
             Call::Enforce(ask) => {
                 let wait = Duration::from_millis(ask.wait_ms).min(self.timings().call_timeout);
-                let done = platform::timeout(wait, self.enforced_here(ask.index, &ask.subject)).await.is_ok();
+                let done = platform::timeout(wait, self.enforced_here(ask.index, &ask.subject))
+                    .await
+                    .is_ok();
                 Answer::Enforced(Enforced { done })
             }
             Call::Status(AskStatus {}) => Answer::Status(self.own_status()),
             Call::HandOver(ask) => {
-                let problem = self.hand_over_here(ask.to).await.err().map(|error| error.to_string());
-                Answer::HandedOver(HandedOver { problem: problem.unwrap_or_default() })
+                let problem = self
+                    .hand_over_here(ask.to)
+                    .await
+                    .err()
+                    .map(|error| error.to_string());
+                Answer::HandedOver(HandedOver {
+                    problem: problem.unwrap_or_default(),
+                })
             }
         };
         Ok(Bytes::from(AnswerFrame { answer: Some(answer) }.encode_to_vec()))
@@ -150,8 +166,12 @@ impl PeerHandler for Control {
         let control = self.clone();
         async move {
             if topic != TOPIC {
-                let message = format!("replica {from} asked about {topic:?}, which this version does not know");
-                return Err(PeerError::Refused { refusal: PeerRefusal::Unsupported, message });
+                let message =
+                    format!("replica {from} asked about {topic:?}, which this version does not know");
+                return Err(PeerError::Refused {
+                    refusal: PeerRefusal::Unsupported,
+                    message,
+                });
             }
             control.answer_peer(body).await
         }
@@ -165,8 +185,15 @@ mod tests {
 
     #[test]
     fn questions_survive_their_encoding_and_unknown_ones_are_told_apart() {
-        let call = Call::Enforce(Enforce { index: 7, subject: "x".to_owned(), wait_ms: 9 });
-        let bytes = CallFrame { call: Some(call.clone()) }.encode_to_vec();
+        let call = Call::Enforce(Enforce {
+            index: 7,
+            subject: "x".to_owned(),
+            wait_ms: 9,
+        });
+        let bytes = CallFrame {
+            call: Some(call.clone()),
+        }
+        .encode_to_vec();
         assert_eq!(CallFrame::decode(bytes.as_slice()).unwrap().call, Some(call));
         // Field 9 of a later version.
         assert_eq!(CallFrame::decode([0x4a, 0].as_slice()).unwrap().call, None);

@@ -1,8 +1,8 @@
 //! The fallback where streams do not pass: sessions that live from poll to poll.
 //!
-//! Invariants: a polled session is a session like any other (epoch, liveness, revocation); a poll that is dropped
-//! half-way loses no message that the state does not hold, and what it took and could not hand over is bound to the
-//! session still, to be delivered again with the next one.
+//! Invariants: a polled session is a session like any other (epoch, liveness, revocation); a poll that is
+//! dropped half-way loses no message that the state does not hold, and what it took and could not hand over
+//! is bound to the session still, to be delivered again with the next one.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -43,7 +43,9 @@ impl Polled {
 
     fn remove(&self, device_id: Id, epoch: u64) {
         let mut sessions = self.lock();
-        let same = sessions.get(&device_id).is_some_and(|session| session.attached().epoch == epoch);
+        let same = sessions
+            .get(&device_id)
+            .is_some_and(|session| session.attached().epoch == epoch);
         let old = if same { sessions.remove(&device_id) } else { None };
         drop(sessions);
         drop(old);
@@ -52,9 +54,15 @@ impl Polled {
     /// Lets go of every session that has ended.
     pub(crate) fn sweep(&self) {
         let mut sessions = self.lock();
-        let ended: Vec<Id> =
-            sessions.iter().filter(|(_, session)| session.has_ended()).map(|(device, _)| *device).collect();
-        let dropped: Vec<Session> = ended.iter().filter_map(|device| sessions.remove(device)).collect();
+        let ended: Vec<Id> = sessions
+            .iter()
+            .filter(|(_, session)| session.has_ended())
+            .map(|(device, _)| *device)
+            .collect();
+        let dropped: Vec<Session> = ended
+            .iter()
+            .filter_map(|device| sessions.remove(device))
+            .collect();
         drop(sessions);
         drop(dropped);
     }
@@ -73,7 +81,8 @@ impl Control {
     /// One poll: attaches first when `attach` is given, then waits for messages, `wait_ms` at most (30,000).
     ///
     /// # Errors
-    /// What admission and attach refuse; [`Refusal::SessionEnded`] when the named session is over: attach again.
+    /// What admission and attach refuse; [`Refusal::SessionEnded`] when the named session is over: attach
+    /// again.
     pub async fn poll(
         &self,
         peer: &PeerIdentity,
@@ -83,7 +92,9 @@ impl Control {
         wait_ms: u64,
     ) -> Result<PollAnswer, Error> {
         let Caller::Node { device_id, .. } = self.admit_node_as(peer, device_id)? else {
-            return Err(Error::Internal("a node's admission answered another caller".to_owned()));
+            return Err(Error::Internal(
+                "a node's admission answered another caller".to_owned(),
+            ));
         };
         let epoch = match attach {
             Some(attach) => {
@@ -94,7 +105,11 @@ impl Control {
             }
             None => epoch,
         };
-        let ended = || Error::from(Refusal::SessionEnded { code: End::Superseded.as_str() });
+        let ended = || {
+            Error::from(Refusal::SessionEnded {
+                code: End::Superseded.as_str(),
+            })
+        };
         let entry = self.registry().live(device_id, epoch).ok_or_else(ended)?;
         entry.touch();
         let _waiting = entry.poll();

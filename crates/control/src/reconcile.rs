@@ -1,9 +1,9 @@
-//! Reconcilers: what the leader does on its own. Each looks at the state and at the Raft group, and proposes what is
-//! missing; none remembers what it did, so a new leader goes on where the old one stopped.
+//! Reconcilers: what the leader does on its own. Each looks at the state and at the Raft group, and proposes
+//! what is missing; none remembers what it did, so a new leader goes on where the old one stopped.
 //!
-//! What never lives here: anything that a follower does. Invariants: a pass that finds nothing to do proposes nothing,
-//! so an idle cluster's log does not grow; every batch is bounded; a reconciler that fails is tried again with the
-//! next pass and stops no other.
+//! What never lives here: anything that a follower does. Invariants: a pass that finds nothing to do proposes
+//! nothing, so an idle cluster's log does not grow; every batch is bounded; a reconciler that fails is tried
+//! again with the next pass and stops no other.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -36,7 +36,11 @@ impl Control {
         let mut stopping = self.stopping();
         let mut leading: Option<Leading> = None;
         loop {
-            let pause = if leading.is_some() { self.until_next_deadline().min(PASS) } else { PASS };
+            let pause = if leading.is_some() {
+                self.until_next_deadline().min(PASS)
+            } else {
+                PASS
+            };
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => return,
@@ -47,8 +51,10 @@ impl Control {
                 leading = None;
                 continue;
             }
-            let leading = leading
-                .get_or_insert_with(|| Leading { since: platform::now(), caught_up: BTreeMap::new() });
+            let leading = leading.get_or_insert_with(|| Leading {
+                since: platform::now(),
+                caught_up: BTreeMap::new(),
+            });
             // Only a leader whose word counts may act on what it sees; a deposed one cannot propose anyway.
             if self.check_fresh().is_ok() {
                 self.pass(&status, leading).await;
@@ -148,13 +154,19 @@ impl Control {
         let records = cluster::replicas(&self.replica().view());
         if status.members.joint {
             // An earlier leader died between the two steps of a change.
-            self.change(0, "flatten", async { self.replica().flatten_membership().await.map(drop) }).await?;
+            self.change(0, "flatten", async {
+                self.replica().flatten_membership().await.map(drop)
+            })
+            .await?;
         }
         let members = &status.members;
         leading.caught_up.retain(|id, _| members.learners.contains(id));
         for record in records {
-            let (id, is_voter, is_learner) =
-                (record.id, members.voters.contains(&record.id), members.learners.contains(&record.id));
+            let (id, is_voter, is_learner) = (
+                record.id,
+                members.voters.contains(&record.id),
+                members.learners.contains(&record.id),
+            );
             match record.status() {
                 ReplicaStatus::Allocated => {}
                 ReplicaStatus::Removed => {
@@ -169,7 +181,8 @@ impl Control {
                         self.record_status(&record, ReplicaStatus::Learner).await?;
                         self.promote_if_caught_up(id, status, leading).await?;
                     } else {
-                        self.change(id, "add as learner", self.replica().add_learner(id)).await?;
+                        self.change(id, "add as learner", self.replica().add_learner(id))
+                            .await?;
                     }
                 }
             }
@@ -181,14 +194,33 @@ impl Control {
         if record.status() == status {
             return Ok(());
         }
-        tracing::info!(replica = record.id, from = record.status().as_str(), to = status.as_str(), "membership");
-        self.as_system(SetReplicaStatus { replica_id: record.id, status: status as i32 }).await
+        tracing::info!(
+            replica = record.id,
+            from = record.status().as_str(),
+            to = status.as_str(),
+            "membership"
+        );
+        self.as_system(SetReplicaStatus {
+            replica_id: record.id,
+            status: status as i32,
+        })
+        .await
     }
 
-    async fn promote_if_caught_up(&self, id: u64, status: &Status, leading: &mut Leading) -> Result<(), Error> {
+    async fn promote_if_caught_up(
+        &self,
+        id: u64,
+        status: &Status,
+        leading: &mut Leading,
+    ) -> Result<(), Error> {
         let close = peer(status, id).is_some_and(|peer| {
-            let recent = peer.silent_for.is_some_and(|silent| silent < self.timings().replica_lost_after);
-            recent && peer.matched.is_some_and(|matched| status.last_log.saturating_sub(matched) <= LAG)
+            let recent = peer
+                .silent_for
+                .is_some_and(|silent| silent < self.timings().replica_lost_after);
+            recent
+                && peer
+                    .matched
+                    .is_some_and(|matched| status.last_log.saturating_sub(matched) <= LAG)
         });
         let passes = leading.caught_up.entry(id).or_default();
         *passes = if close { *passes + 1 } else { 0 };

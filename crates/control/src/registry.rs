@@ -1,8 +1,10 @@
-//! The live sessions of this replica, in memory: which device has which, when it was last heard, what waits for it.
+//! The live sessions of this replica, in memory: which device has which, when it was last heard, what waits
+//! for it.
 //!
 //! What never lives here: the replicated record of a session, and proposals. Heartbeats end here.
-//! Invariants: an entry is made before the attach is proposed and before the state is checked, so that a revocation or
-//! a newer session either finds the entry or is found by the check; it stays until its end is settled in the state.
+//! Invariants: an entry is made before the attach is proposed and before the state is checked, so that a
+//! revocation or a newer session either finds the entry or is found by the check; it stays until its end is
+//! settled in the state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -80,7 +82,10 @@ impl Entry {
         if self.polling.load(Ordering::Acquire) > 0 {
             return Duration::ZERO;
         }
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+        self.heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
     }
 
     /// Counts a poll until the guard is dropped.
@@ -91,7 +96,10 @@ impl Entry {
 
     /// Notes dispatches that the node has already.
     pub(crate) fn holds(&self, held: &[Id]) {
-        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).extend(held);
+        self.delivered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(held);
     }
 
     /// Puts a dispatch into the outbox, unless it was there before. `false` when the box is full.
@@ -109,7 +117,10 @@ impl Entry {
 
     /// Forgets a dispatch that has ended; whether the node had it.
     pub(crate) fn forget(&self, dispatch_id: Id) -> bool {
-        self.delivered.lock().unwrap_or_else(PoisonError::into_inner).remove(&dispatch_id)
+        self.delivered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&dispatch_id)
     }
 
     pub(crate) fn release(&self) {
@@ -155,7 +166,12 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn new(limit: usize, outbound: usize) -> Registry {
-        Registry { inside: Mutex::new(Inside::default()), changed: watch::Sender::new(0), limit, outbound }
+        Registry {
+            inside: Mutex::new(Inside::default()),
+            changed: watch::Sender::new(0),
+            limit,
+            outbound,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
@@ -209,7 +225,10 @@ impl Registry {
     pub(crate) fn of_device(&self, device_id: Id) -> Vec<Arc<Entry>> {
         let inside = self.lock();
         let keys = inside.by_device.get(&device_id);
-        keys.into_iter().flatten().filter_map(|key| inside.by_key.get(key).cloned()).collect()
+        keys.into_iter()
+            .flatten()
+            .filter_map(|key| inside.by_key.get(key).cloned())
+            .collect()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
@@ -233,16 +252,26 @@ impl Registry {
 
     /// How long ago something was heard from a device, if it has a live session here.
     pub(crate) fn last_seen(&self, device_id: Id) -> Option<Duration> {
-        let live = self.of_device(device_id).into_iter().filter(|entry| entry.outbox.end().is_none());
+        let live = self
+            .of_device(device_id)
+            .into_iter()
+            .filter(|entry| entry.outbox.end().is_none());
         live.map(|entry| entry.silence()).min()
     }
 
     /// Those that have been silent, or whose reader has stalled, for too long.
     pub(crate) fn overdue(&self, silent: Duration, stalled: Duration) -> Vec<(Arc<Entry>, End)> {
-        let live = self.all().into_iter().filter(|entry| entry.outbox.end().is_none());
+        let live = self
+            .all()
+            .into_iter()
+            .filter(|entry| entry.outbox.end().is_none());
         live.filter_map(|entry| {
             // A poll may be away for as long as the node takes to come back with the next one.
-            let patience = if entry.transport == Transport::Poll { silent * 2 } else { silent };
+            let patience = if entry.transport == Transport::Poll {
+                silent * 2
+            } else {
+                silent
+            };
             if entry.silence() > patience {
                 Some((entry, End::Silent))
             } else if entry.outbox.stalled() > stalled {

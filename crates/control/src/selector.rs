@@ -13,7 +13,11 @@ const SHOWN: usize = 5;
 pub(crate) fn parse_id(field: &'static str, text: &str) -> Result<Id, Error> {
     Id::parse(text).filter(|id| !id.is_zero()).ok_or_else(|| {
         let shown: String = text.chars().take(64).collect();
-        Error::invalid(field, format!("{shown:?} is no ULID"), "send 26 characters of 0-9 and A-Z without I, L, O, U")
+        Error::invalid(
+            field,
+            format!("{shown:?} is no ULID"),
+            "send 26 characters of 0-9 and A-Z without I, L, O, U",
+        )
     })
 }
 
@@ -23,14 +27,22 @@ pub(crate) fn device(view: &dyn Read, selector: &str) -> Result<Id, Error> {
         return Ok(id);
     }
     if selector.is_empty() {
-        return Err(Error::invalid("device_id", "it is empty", "name a device: palyra device ls"));
+        return Err(Error::invalid(
+            "device_id",
+            "it is empty",
+            "name a device: palyra device ls",
+        ));
     }
     let named = devices_named(view, selector);
     if !named.is_empty() {
         return one("device", selector, named);
     }
     let found = identity::devices_by_prefix(view, selector, SHOWN + 1);
-    one("device", selector, found.into_iter().map(|device| device.id).collect())
+    one(
+        "device",
+        selector,
+        found.into_iter().map(|device| device.id).collect(),
+    )
 }
 
 fn devices_named(view: &dyn Read, name: &str) -> Vec<Id> {
@@ -41,8 +53,14 @@ fn devices_named(view: &dyn Read, name: &str) -> Vec<Id> {
         let Some(last) = page.last() else { return found };
         after = Some(last.id);
         // A revoked device gives its name free.
-        let trusted = page.iter().filter(|device| device.status() == identity::DeviceStatus::Trusted);
-        found.extend(trusted.filter(|device| device.name == name).map(|device| device.id));
+        let trusted = page
+            .iter()
+            .filter(|device| device.status() == identity::DeviceStatus::Trusted);
+        found.extend(
+            trusted
+                .filter(|device| device.name == name)
+                .map(|device| device.id),
+        );
     }
 }
 
@@ -52,26 +70,42 @@ pub(crate) fn pairing_request(view: &dyn Read, selector: &str) -> Result<Id, Err
         return Ok(pairing::pending_of(view, id).map_or(id, |request| request.id));
     }
     if selector.is_empty() {
-        return Err(Error::invalid("id", "it is empty", "name a pairing request: palyra pairing ls"));
+        return Err(Error::invalid(
+            "id",
+            "it is empty",
+            "name a pairing request: palyra pairing ls",
+        ));
     }
     let found = pairing::requests_by_prefix(view, selector, SHOWN + 1);
     if !found.is_empty() {
-        return one("pairing request", selector, found.into_iter().map(|request| request.id).collect());
+        return one(
+            "pairing request",
+            selector,
+            found.into_iter().map(|request| request.id).collect(),
+        );
     }
     let devices = devices_waiting(view, selector);
     one("pairing request", selector, devices)
 }
 
 fn devices_waiting(view: &dyn Read, prefix: &str) -> Vec<Id> {
-    let Some((first, last)) = Id::prefix_range(prefix) else { return Vec::new() };
+    let Some((first, last)) = Id::prefix_range(prefix) else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     let mut after = None;
     loop {
         let page = pairing::requests(view, after, limits::PAGE_MAX);
         let Some(end) = page.last() else { return found };
         after = Some(end.id);
-        let pending = page.iter().filter(|r| r.status() == pairing::RequestStatus::PendingApproval);
-        found.extend(pending.filter(|r| (first..=last).contains(&r.device_id)).map(|r| r.id));
+        let pending = page
+            .iter()
+            .filter(|r| r.status() == pairing::RequestStatus::PendingApproval);
+        found.extend(
+            pending
+                .filter(|r| (first..=last).contains(&r.device_id))
+                .map(|r| r.id),
+        );
     }
 }
 
@@ -81,12 +115,18 @@ pub(crate) fn code(view: &dyn Read, selector: &str) -> Result<Id, Error> {
         return Ok(id);
     }
     let digits = selector.strip_prefix(['C', 'c']).unwrap_or(selector);
-    if let Some(view) = digits.parse().ok().and_then(|number| pairing::code_by_number(view, number)) {
+    if let Some(view) = digits
+        .parse()
+        .ok()
+        .and_then(|number| pairing::code_by_number(view, number))
+    {
         return Ok(view.id);
     }
     let range = Id::prefix_range(selector).filter(|_| !selector.is_empty());
     let all = pairing::codes(view);
-    let matching = all.iter().filter(|code| range.is_some_and(|(first, last)| (first..=last).contains(&code.id)));
+    let matching = all
+        .iter()
+        .filter(|code| range.is_some_and(|(first, last)| (first..=last).contains(&code.id)));
     one("pairing code", selector, matching.map(|code| code.id).collect())
 }
 
@@ -102,7 +142,11 @@ pub(crate) fn dispatch_id(view: &dyn Read, selector: &str) -> Result<Id, Error> 
     // The page begins after its argument; the first id of the range itself is looked up apart.
     found.extend(dispatch::dispatch(view, first).map(|dispatch| dispatch.id));
     let page = dispatch::list(view, Some(first), SHOWN + 1);
-    found.extend(page.iter().map(|dispatch| dispatch.id).take_while(|id| *id <= last));
+    found.extend(
+        page.iter()
+            .map(|dispatch| dispatch.id)
+            .take_while(|id| *id <= last),
+    );
     one("dispatch", selector, found)
 }
 
@@ -112,7 +156,12 @@ fn one(kind: &'static str, selector: &str, mut found: Vec<Id>) -> Result<Id, Err
         1 => Ok(found.remove(0)),
         _ => {
             let matches = found.iter().take(SHOWN).map(ToString::to_string).collect();
-            Err(Refusal::Ambiguous { kind, selector: selector.to_owned(), matches }.into())
+            Err(Refusal::Ambiguous {
+                kind,
+                selector: selector.to_owned(),
+                matches,
+            }
+            .into())
         }
     }
 }

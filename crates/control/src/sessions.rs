@@ -1,8 +1,9 @@
 //! Sessions of nodes: attach, messages in, messages out, end.
 //!
 //! What never lives here: streams (the server's) and the rules of who may finish which dispatch (`apply`).
-//! Invariants: each message is admitted anew; a heartbeat makes no log entry; when a session ends for a reason that
-//! the state does not know yet, this replica tells it, again and again, until it is committed or superseded.
+//! Invariants: each message is admitted anew; a heartbeat makes no log entry; when a session ends for a
+//! reason that the state does not know yet, this replica tells it, again and again, until it is committed or
+//! superseded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,8 @@ pub struct AttachRequest {
     pub held: Vec<String>,
     /// How it receives.
     pub transport: Transport,
-    /// The connection that carries the session, from [`crate::ConnectionGuard::id`]; 0 when there is none to close.
+    /// The connection that carries the session, from [`crate::ConnectionGuard::id`]; 0 when there is none to
+    /// close.
     pub connection: u64,
 }
 
@@ -93,17 +95,25 @@ impl Control {
     /// Begins a session. The one before it, on whichever replica, ends as `superseded`.
     ///
     /// # Errors
-    /// What admission and the state machine refuse; [`Error::Busy`]; [`Error::Unknown`], after which the node just
-    /// attaches again.
+    /// What admission and the state machine refuse; [`Error::Busy`]; [`Error::Unknown`], after which the node
+    /// just attaches again.
     pub async fn attach(&self, peer: &PeerIdentity, request: AttachRequest) -> Result<Session, Error> {
         let caller = self.admit_node_as(peer, &request.device_id)?;
         let Caller::Node { device_id, .. } = caller else {
-            return Err(Error::Internal("a node's admission answered another caller".to_owned()));
+            return Err(Error::Internal(
+                "a node's admission answered another caller".to_owned(),
+            ));
         };
         let held = parse_held(&request.held)?;
-        let entry = self.registry().enter(device_id, peer, request.transport, request.connection)?;
+        let entry = self
+            .registry()
+            .enter(device_id, peer, request.transport, request.connection)?;
         let results = Arc::new(Semaphore::new(self.limits().results_in_flight));
-        let session = Session { control: self.clone(), entry, results };
+        let session = Session {
+            control: self.clone(),
+            entry,
+            results,
+        };
         // From here on a revocation finds the entry; what was revoked before is seen by this check.
         self.admit_node(peer)?;
         let attach = Attach {
@@ -113,7 +123,9 @@ impl Control {
             held: held.clone(),
         };
         let written = self.propose(self.fresh_id(), caller.actor(), attach).await?;
-        let Reply::Attached(attached) = written.reply else { return Err(self.odd_reply("nodes.attach")) };
+        let Reply::Attached(attached) = written.reply else {
+            return Err(self.odd_reply("nodes.attach"));
+        };
         session.entry.holds(&held);
         session.entry.set_epoch(attached.epoch);
         session.entry.touch();
@@ -122,10 +134,13 @@ impl Control {
         Ok(session)
     }
 
-    /// With the epoch known, sees whether the session still is the device's, and delivers what is bound to it.
+    /// With the epoch known, sees whether the session still is the device's, and delivers what is bound to
+    /// it.
     fn settle_attach(&self, entry: &Arc<Entry>) -> Result<(), Error> {
         let view = self.replica().view();
-        let current = nodes::node(&view, entry.device_id).and_then(|node| node.session).map(|session| session.epoch);
+        let current = nodes::node(&view, entry.device_id)
+            .and_then(|node| node.session)
+            .map(|session| session.epoch);
         if current != Some(entry.epoch()) {
             self.end_session(entry, End::Superseded);
         }
@@ -152,8 +167,8 @@ impl Control {
         }
     }
 
-    /// Ends a session. Its reader gets a goodbye, the state is told unless it knows, and the entry goes when both are
-    /// done.
+    /// Ends a session. Its reader gets a goodbye, the state is told unless it knows, and the entry goes when
+    /// both are done.
     pub(crate) fn end_session(&self, entry: &Arc<Entry>, end: End) {
         if !entry.outbox.close(end) {
             return;
@@ -168,7 +183,8 @@ impl Control {
     /// Sees to it that the state knows of the end, and that the entry goes.
     fn settle_end(&self, entry: &Arc<Entry>, end: End) {
         if entry.epoch() == 0 || end.is_settled() {
-            // An entry whose end the state knows stays until its owner lets go, so that "closed" means closed.
+            // An entry whose end the state knows stays until its owner lets go, so that "closed" means
+            // closed.
             if entry.is_released() {
                 self.registry().remove(entry);
             }
@@ -194,8 +210,21 @@ impl Control {
             if current.is_none_or(|session| session.epoch != epoch) {
                 return;
             }
-            let detach = Detach { device_id, epoch, reason: end.as_str().to_owned() };
-            match self.propose(request_id, Actor::Replica { id: self.replica_id() }, detach).await {
+            let detach = Detach {
+                device_id,
+                epoch,
+                reason: end.as_str().to_owned(),
+            };
+            match self
+                .propose(
+                    request_id,
+                    Actor::Replica {
+                        id: self.replica_id(),
+                    },
+                    detach,
+                )
+                .await
+            {
                 Ok(written) => {
                     // Whoever looks next must see the session gone.
                     let _ = self.applied(written.index).await;
@@ -214,8 +243,8 @@ impl Control {
         }
     }
 
-    /// Ends sessions that the state believes to be here and that are not: those of an earlier run of this process,
-    /// and attaches that were committed after their caller had given up.
+    /// Ends sessions that the state believes to be here and that are not: those of an earlier run of this
+    /// process, and attaches that were committed after their caller had given up.
     pub(crate) async fn detach_orphans(&self) {
         let mut orphans = Vec::new();
         {
@@ -226,9 +255,15 @@ impl Control {
                 let Some(last) = page.last() else { break };
                 after = Some(*last);
                 // A device with any entry here is looked after by that entry.
-                for device_id in page.iter().filter(|id| self.registry().of_device(**id).is_empty()) {
+                for device_id in page
+                    .iter()
+                    .filter(|id| self.registry().of_device(**id).is_empty())
+                {
                     let node = nodes::node(&view, *device_id);
-                    orphans.extend(node.and_then(|node| node.session).map(|session| (*device_id, session.epoch)));
+                    orphans.extend(
+                        node.and_then(|node| node.session)
+                            .map(|session| (*device_id, session.epoch)),
+                    );
                 }
             }
         }
@@ -255,7 +290,10 @@ impl Control {
                 }
                 continue;
             }
-            for (entry, end) in self.registry().overdue(timings.heartbeat_timeout, timings.stall_timeout) {
+            for (entry, end) in self
+                .registry()
+                .overdue(timings.heartbeat_timeout, timings.stall_timeout)
+            {
                 self.end_session(&entry, end);
             }
             self.end_lapsed_sessions();
@@ -267,7 +305,12 @@ impl Control {
     /// Ends sessions whose certificate ran out while they were quiet.
     fn end_lapsed_sessions(&self) {
         let now_ms = platform::wall_ms();
-        for entry in self.registry().all().iter().filter(|entry| entry.peer.not_after_ms < now_ms) {
+        for entry in self
+            .registry()
+            .all()
+            .iter()
+            .filter(|entry| entry.peer.not_after_ms < now_ms)
+        {
             self.end_session(entry, End::Revoked);
         }
     }
@@ -276,9 +319,15 @@ impl Control {
 fn parse_held(held: &[String]) -> Result<Vec<Id>, Error> {
     if held.len() > palyra_state::limits::OPEN_PER_DEVICE as usize {
         let limit = palyra_state::limits::OPEN_PER_DEVICE;
-        return Err(Error::invalid("held", format!("{} entries", held.len()), format!("send at most {limit}")));
+        return Err(Error::invalid(
+            "held",
+            format!("{} entries", held.len()),
+            format!("send at most {limit}"),
+        ));
     }
-    held.iter().map(|text| crate::selector::parse_id("held", text)).collect()
+    held.iter()
+        .map(|text| crate::selector::parse_id("held", text))
+        .collect()
 }
 
 impl Session {
@@ -295,15 +344,18 @@ impl Session {
     /// The messages for the node.
     #[must_use]
     pub fn outgoing(&self) -> Outgoing {
-        Outgoing { control: self.control.clone(), entry: Arc::clone(&self.entry) }
+        Outgoing {
+            control: self.control.clone(),
+            entry: Arc::clone(&self.entry),
+        }
     }
 
-    /// Takes a message of the node in. Results are committed in the background, a bounded number at a time; their
-    /// answers come through [`Outgoing`].
+    /// Takes a message of the node in. Results are committed in the background, a bounded number at a time;
+    /// their answers come through [`Outgoing`].
     ///
     /// # Errors
-    /// What ends the stream: a caller that is not admitted any more, another device's message, a session that is
-    /// over, a malformed message.
+    /// What ends the stream: a caller that is not admitted any more, another device's message, a session that
+    /// is over, a malformed message.
     pub async fn receive(&self, peer: &PeerIdentity, device_id: &str, message: Inbound) -> Result<(), Error> {
         let caller = self.control.admit_node_as(peer, device_id)?;
         if let Some(end) = self.entry.outbox.end() {
@@ -315,11 +367,19 @@ impl Session {
             // The delivery is known by the record; an acknowledgement is a sign of life and nothing more.
             Inbound::Ack { .. } => {}
             Inbound::Result(completion) => self.complete(caller, completion).await?,
-            Inbound::Mediation { dispatch_id, epoch, waiting, request_id } => {
-                let outcome = self.control.mediate(&caller, &request_id, &dispatch_id, epoch, waiting).await;
+            Inbound::Mediation {
+                dispatch_id,
+                epoch,
+                waiting,
+                request_id,
+            } => {
+                let outcome = self
+                    .control
+                    .mediate(&caller, &request_id, &dispatch_id, epoch, waiting)
+                    .await;
                 if let Err(error) = outcome {
                     // The node cannot do anything about it; the dispatch shows the state that was reached.
-                    tracing::debug!(device = %self.entry.device_id, dispatch_id, cause = %error, "mediation refused");
+                    tracing::debug!(dispatch_id, cause = %error, "mediation refused");
                 }
             }
         }
@@ -327,8 +387,13 @@ impl Session {
     }
 
     async fn complete(&self, caller: Caller, completion: Completion) -> Result<(), Error> {
-        let closed = || Refusal::SessionEnded { code: End::Disconnected.as_str() };
-        let permit = Arc::clone(&self.results).acquire_owned().await.map_err(|_| closed())?;
+        let closed = || Refusal::SessionEnded {
+            code: End::Disconnected.as_str(),
+        };
+        let permit = Arc::clone(&self.results)
+            .acquire_owned()
+            .await
+            .map_err(|_| closed())?;
         let dispatch_id = crate::selector::parse_id("dispatch_id", &completion.dispatch_id)?;
         let (control, entry) = (self.control.clone(), Arc::clone(&self.entry));
         platform::spawn(async move {
@@ -397,7 +462,9 @@ impl Control {
         match taken {
             Taken::Over => Unpacked::Over,
             Taken::Goodbye(end) => Unpacked::Message(Outbound::Goodbye { end }),
-            Taken::Message(Waiting::Heartbeat(sequence)) => Unpacked::Message(Outbound::Heartbeat { sequence }),
+            Taken::Message(Waiting::Heartbeat(sequence)) => {
+                Unpacked::Message(Outbound::Heartbeat { sequence })
+            }
             Taken::Message(Waiting::Result(answer)) => Unpacked::Message(Outbound::Result(answer)),
             Taken::Message(Waiting::Cancel { dispatch_id, reason }) => {
                 Unpacked::Message(Outbound::Cancel { dispatch_id, reason })
@@ -439,7 +506,8 @@ pub(crate) fn result_answer(dispatch_id: Id, error: Option<&Error>) -> ResultAns
     }
 }
 
-/// The node held the result while its session changed; it attaches again, names it as held, and reports it anew.
+/// The node held the result while its session changed; it attaches again, names it as held, and reports it
+/// anew.
 fn is_rebinding(error: &Error) -> bool {
     matches!(error, Error::Rejected(reject) if reject.kind() == palyra_state::Code::EpochStale)
 }

@@ -1,7 +1,7 @@
 //! Who waits on this replica for something to happen to a dispatch or a pairing request.
 //!
-//! Invariants: a waiter registers before it looks at the state, so no wake-up is lost; a wake-up only means "look
-//! again"; a waiter that gives up leaves nothing behind.
+//! Invariants: a waiter registers before it looks at the state, so no wake-up is lost; a wake-up only means
+//! "look again"; a waiter that gives up leaves nothing behind.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,7 +48,10 @@ impl Drop for Seat<'_> {
 
 impl Waiters {
     pub(crate) fn new(limit: usize) -> Waiters {
-        Waiters { bells: Mutex::new((0, BTreeMap::new())), limit }
+        Waiters {
+            bells: Mutex::new((0, BTreeMap::new())),
+            limit,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, (usize, BTreeMap<Id, Bell>)> {
@@ -72,17 +75,22 @@ impl Waiters {
     fn sit(&self, id: Id) -> Result<(Seat<'_>, Arc<Notify>), Error> {
         let mut bells = self.lock();
         if bells.0 >= self.limit {
-            return Err(Error::Busy { what: "waiting calls" });
+            return Err(Error::Busy {
+                what: "waiting calls",
+            });
         }
         bells.0 += 1;
-        let bell = bells.1.entry(id).or_insert_with(|| Bell { notify: Arc::new(Notify::new()), listeners: 0 });
+        let bell = bells.1.entry(id).or_insert_with(|| Bell {
+            notify: Arc::new(Notify::new()),
+            listeners: 0,
+        });
         bell.listeners += 1;
         let notify = Arc::clone(&bell.notify);
         Ok((Seat { waiters: self, id }, notify))
     }
 
-    /// Calls `look` now and after each wake-up, until it says that it is done or `wait` is over; then answers what it
-    /// saw last.
+    /// Calls `look` now and after each wake-up, until it says that it is done or `wait` is over; then answers
+    /// what it saw last.
     ///
     /// # Errors
     /// [`Error::Busy`] when too many wait already.
@@ -98,7 +106,11 @@ impl Waiters {
             let mut woken = std::pin::pin!(notify.notified());
             woken.as_mut().enable();
             let (seen, done) = look();
-            if done || platform::timeout(deadline.saturating_duration_since(platform::now()), woken).await.is_err() {
+            if done
+                || platform::timeout(deadline.saturating_duration_since(platform::now()), woken)
+                    .await
+                    .is_err()
+            {
                 return Ok(seen);
             }
         }
@@ -128,6 +140,11 @@ mod tests {
     async fn too_many_waiters_are_told_so() {
         let waiters = Waiters::new(0);
         let seen = waiters.until(Id::ZERO, Duration::ZERO, || ((), true)).await;
-        assert_eq!(seen, Err(Error::Busy { what: "waiting calls" }));
+        assert_eq!(
+            seen,
+            Err(Error::Busy {
+                what: "waiting calls"
+            })
+        );
     }
 }

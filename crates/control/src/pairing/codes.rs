@@ -1,6 +1,7 @@
 //! Codes: PINs and tickets, minted, listed, taken back.
 //!
-//! What never lives here: a PIN or ticket after it was answered. The state holds only what checks a proof, sealed.
+//! What never lives here: a PIN or ticket after it was answered. The state holds only what checks a proof,
+//! sealed.
 
 use palyra_pki::seal::Purpose;
 use palyra_pki::{Pin, Ticket, pin, ticket};
@@ -49,22 +50,31 @@ impl Control {
     /// Mints an eight-digit PIN.
     ///
     /// # Errors
-    /// What the state machine refuses; [`Refusal::ShownOnce`] when the request id made a code before; [`Error::Busy`]
-    /// when too many are being made: each takes tens of milliseconds of one core.
+    /// What the state machine refuses; [`Refusal::ShownOnce`] when the request id made a code before;
+    /// [`Error::Busy`] when too many are being made: each takes tens of milliseconds of one core.
     pub async fn mint_pin(&self, caller: &Caller, mint: Mint) -> Result<Minted, Error> {
         let code_id = self.fresh_id();
         let pin = Pin::generate(&mut platform::fill_random);
         let sealed = self.seal_pin(&pin, code_id).await?;
-        self.mint(caller, mint, code_id, Method::Pin, sealed, pin.grouped()).await
+        self.mint(caller, mint, code_id, Method::Pin, sealed, pin.grouped())
+            .await
     }
 
     async fn seal_pin(&self, pin: &Pin, code_id: Id) -> Result<Vec<u8>, Error> {
-        let _slot = self.minting().try_acquire().map_err(|_| Error::Busy { what: "PINs in the making" })?;
+        let _slot = self.minting().try_acquire().map_err(|_| Error::Busy {
+            what: "PINs in the making",
+        })?;
         let (pin, kek, id) = (pin.clone(), self.keys().kek.clone(), code_id.to_string());
         let made = platform::blocking(move || {
-            let verifier = pin::mint(&pin, &id, &mut platform::fill_random).map_err(|error| error.to_string())?;
-            kek.seal(Purpose::PinVerifier, id.as_bytes(), verifier.to_bytes(), &mut platform::fill_random)
-                .map_err(|error| error.to_string())
+            let verifier =
+                pin::mint(&pin, &id, &mut platform::fill_random).map_err(|error| error.to_string())?;
+            kek.seal(
+                Purpose::PinVerifier,
+                id.as_bytes(),
+                verifier.to_bytes(),
+                &mut platform::fill_random,
+            )
+            .map_err(|error| error.to_string())
         });
         made.await.map_err(Error::Internal)
     }
@@ -82,13 +92,21 @@ impl Control {
             root_pin: self.root_pin()?,
             endpoints: self.enrol_endpoints(),
         };
-        let text = ticket.to_text().map_err(|error| Error::Internal(format!("ticket: {error}")))?;
+        let text = ticket
+            .to_text()
+            .map_err(|error| Error::Internal(format!("ticket: {error}")))?;
         let sealed = self
             .keys()
             .kek
-            .seal(Purpose::TicketKey, ticket.id.as_bytes(), ticket.key().as_slice(), &mut platform::fill_random)
+            .seal(
+                Purpose::TicketKey,
+                ticket.id.as_bytes(),
+                ticket.key().as_slice(),
+                &mut platform::fill_random,
+            )
             .map_err(|error| Error::Internal(error.to_string()))?;
-        self.mint(caller, mint, code_id, Method::Ticket, sealed, text).await
+        self.mint(caller, mint, code_id, Method::Ticket, sealed, text)
+            .await
     }
 
     async fn mint(
@@ -109,14 +127,20 @@ impl Control {
             device_name: mint.device_name,
         };
         let written: Written = self.propose(request_id, caller.actor(), command).await?;
-        let Reply::CodeMinted(minted) = written.reply else { return Err(self.odd_reply("pairing.mint_code")) };
+        let Reply::CodeMinted(minted) = written.reply else {
+            return Err(self.odd_reply("pairing.mint_code"));
+        };
         if minted.code_id != code_id {
             let what = format!("pairing code C{}", minted.number);
             return Err(Refusal::ShownOnce { what }.into());
         }
         self.applied(written.index).await?;
         let code = self.code_view(code_id)?;
-        Ok(Minted { secret, code, write: written.info })
+        Ok(Minted {
+            secret,
+            code,
+            write: written.info,
+        })
     }
 
     fn code_view(&self, code_id: Id) -> Result<CodeView, Error> {
@@ -150,12 +174,18 @@ impl Control {
         let request_id = self.request_id(request_id)?;
         self.barrier().await?;
         let code_id = selector::code(&self.replica().view(), code)?;
-        let command = RevokeCode { code_id, reason: reason.to_owned() };
+        let command = RevokeCode {
+            code_id,
+            reason: reason.to_owned(),
+        };
         Ok(self.propose(request_id, caller.actor(), command).await?.info)
     }
 }
 
 fn view(mut record: Code) -> CodeView {
     record.sealed = bytes::Bytes::new();
-    CodeView { status: records::code_status(&record, platform::wall_ms()), record }
+    CodeView {
+        status: records::code_status(&record, platform::wall_ms()),
+        record,
+    }
 }

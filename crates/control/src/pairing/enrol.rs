@@ -1,8 +1,8 @@
 //! The enrol listener's calls: a machine proves a PIN or a ticket.
 //!
 //! What never lives here: who may become a node; an operator decides that.
-//! Invariants: a PIN attempt is committed before its second message is answered, a wrong ticket proof before it is
-//! refused; a machine learns nothing of a secret from the order or the kind of refusals.
+//! Invariants: a PIN attempt is committed before its second message is answered, a wrong ticket proof before
+//! it is refused; a machine learns nothing of a secret from the order or the kind of refusals.
 
 use bytes::Bytes;
 use palyra_pki::pin::{KE1_LEN, KE3_LEN, PinError, PinVerifier};
@@ -127,35 +127,58 @@ impl Control {
     pub fn hello(&self, source: &EnrolSource) -> Result<Hello, Error> {
         let server_nonce = random_32();
         self.exchanges().put(server_nonce, source, Stage::Nonce)?;
-        Ok(Hello { cluster_id: self.cluster_id(), server_nonce, replica_id: self.replica_id() })
+        Ok(Hello {
+            cluster_id: self.cluster_id(),
+            server_nonce,
+            replica_id: self.replica_id(),
+        })
     }
 
     /// First step of a PIN pairing. The attempt is committed before the answer is made.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a malformed message (not counted); what the state machine refuses: no such code, used,
-    /// burned, expired, taken back, pairing closed.
+    /// [`Error::Invalid`] for a malformed message (not counted); what the state machine refuses: no such
+    /// code, used, burned, expired, taken back, pairing closed.
     pub async fn begin_pin(&self, source: &EnrolSource, begin: BeginPin) -> Result<PinBegun, Error> {
         let device_id = parse_id("device_id", &begin.device_id)?;
         let csr_sha256 = exactly_32("csr_sha256", &begin.csr_sha256)?;
         let node_nonce = exactly_32("node_nonce", &begin.node_nonce)?;
         check_length("ke1", &begin.ke1, KE1_LEN)?;
         let code = None;
-        let (counted, code) =
-            self.count_attempt(source, device_id, code, begin.code_number, Method::Pin).await?;
+        let (counted, code) = self
+            .count_attempt(source, device_id, code, begin.code_number, Method::Pin)
+            .await?;
         let opened = self.unseal(Purpose::PinVerifier, &code)?;
-        let verifier = PinVerifier::from_bytes(&opened).map_err(|error| Error::Internal(error.to_string()))?;
+        let verifier =
+            PinVerifier::from_bytes(&opened).map_err(|error| Error::Internal(error.to_string()))?;
         let server_nonce = random_32();
         let opening = (ProofMethod::Pin, csr_sha256, node_nonce, server_nonce);
         let transcript = self.transcript(source, code.id, device_id, opening)?;
         let code_text = code.id.to_string();
         let context = transcript.context().to_vec();
-        let answer = pin::server_begin(&verifier, &code_text, &context, &begin.ke1, &mut platform::fill_random);
+        let answer = pin::server_begin(
+            &verifier,
+            &code_text,
+            &context,
+            &begin.ke1,
+            &mut platform::fill_random,
+        );
         let (server, ke2) = answer.map_err(|error| malformed("ke1", error))?;
         let attempt_id = counted.attempt_id;
         let transcript = transcript.with_messages(&begin.ke1, &ke2);
-        let held = PinExchange { attempt_id, code_id: code.id, device_id, csr_sha256, server, transcript };
-        self.exchanges().put(exchange::attempt_key(attempt_id), source, Stage::Pin(Box::new(held)))?;
+        let held = PinExchange {
+            attempt_id,
+            code_id: code.id,
+            device_id,
+            csr_sha256,
+            server,
+            transcript,
+        };
+        self.exchanges().put(
+            exchange::attempt_key(attempt_id),
+            source,
+            Stage::Pin(Box::new(held)),
+        )?;
         Ok(PinBegun {
             attempt_id,
             code_id: code.id,
@@ -176,7 +199,12 @@ impl Control {
         let attempt_id = parse_id("attempt_id", &finish.attempt_id)?;
         check_length("ke3", &finish.ke3, KE3_LEN)?;
         let key = exchange::attempt_key(attempt_id);
-        let message = digest_of(&[&finish.ke3, &finish.csr, &finish.proof, finish.device_name.as_bytes()]);
+        let message = digest_of(&[
+            &finish.ke3,
+            &finish.csr,
+            &finish.proof,
+            finish.device_name.as_bytes(),
+        ]);
         let held = match self.exchanges().take(&key, source) {
             Some(Stage::Pin(held)) => *held,
             Some(Stage::Proved(proof)) => return self.prove_again(key, source, message, *proof, false).await,
@@ -222,14 +250,24 @@ impl Control {
         };
         let request_id = self.request_id(&finish.request_id)?;
         let key = Zeroizing::new(key.to_vec());
-        Ok(Proof { message, request_id, prove, key, transcript: held.transcript })
+        Ok(Proof {
+            message,
+            request_id,
+            prove,
+            key,
+            transcript: held.transcript,
+        })
     }
 
     /// A ticket pairing, in one step after [`Control::hello`] on the same connection.
     ///
     /// # Errors
     /// [`Refusal::UnknownNonce`], [`Refusal::WrongTicket`], and what the state machine refuses.
-    pub async fn prove_ticket(&self, source: &EnrolSource, ticket: ProveTicket) -> Result<ProofAccepted, Error> {
+    pub async fn prove_ticket(
+        &self,
+        source: &EnrolSource,
+        ticket: ProveTicket,
+    ) -> Result<ProofAccepted, Error> {
         let device_id = parse_id("device_id", &ticket.device_id)?;
         let code_id = parse_id("ticket_id", &ticket.ticket_id)?;
         let server_nonce = exactly_32("server_nonce", &ticket.server_nonce)?;
@@ -246,7 +284,9 @@ impl Control {
         match self.exchanges().take(&server_nonce, source) {
             Some(Stage::Nonce) => {}
             Some(Stage::Proved(proof)) => {
-                return self.prove_again(server_nonce, source, message, *proof, true).await;
+                return self
+                    .prove_again(server_nonce, source, message, *proof, true)
+                    .await;
             }
             Some(Stage::Pin(_)) | None => return Err(exchange::unknown(true)),
         }
@@ -255,7 +295,9 @@ impl Control {
         let opening = (ProofMethod::Ticket, sha256(&ticket.csr), node_nonce, server_nonce);
         let transcript = self.transcript(source, code.id, device_id, opening)?;
         if !transcript.check_node_proof(&key, &ticket.proof) {
-            let (counted, _) = self.count_attempt(source, device_id, Some(code_id), 0, Method::Ticket).await?;
+            let (counted, _) = self
+                .count_attempt(source, device_id, Some(code_id), 0, Method::Ticket)
+                .await?;
             self.fail_attempt(source, counted.attempt_id, code_id).await;
             return Err(Refusal::WrongTicket.into());
         }
@@ -273,7 +315,13 @@ impl Control {
             fetch_token_hash: fetch_hash(&transcript, &key),
         };
         let request_id = self.request_id(&ticket.request_id)?;
-        let proof = Proof { message, request_id, prove, key, transcript };
+        let proof = Proof {
+            message,
+            request_id,
+            prove,
+            key,
+            transcript,
+        };
         self.prove(server_nonce, source, proof).await
     }
 
@@ -308,11 +356,21 @@ impl Control {
     }
 
     /// Commits a right proof and answers it.
-    async fn prove(&self, key: exchange::Key, source: &EnrolSource, proof: Proof) -> Result<ProofAccepted, Error> {
-        self.exchanges().put(key, source, Stage::Proved(Box::new(proof.clone())))?;
+    async fn prove(
+        &self,
+        key: exchange::Key,
+        source: &EnrolSource,
+        proof: Proof,
+    ) -> Result<ProofAccepted, Error> {
+        self.exchanges()
+            .put(key, source, Stage::Proved(Box::new(proof.clone())))?;
         let sas = proof.prove.sas.clone();
-        let written = self.propose(proof.request_id, self.as_replica(), proof.prove).await?;
-        let Reply::Proved(proved) = written.reply else { return Err(self.odd_reply("pairing.prove")) };
+        let written = self
+            .propose(proof.request_id, self.as_replica(), proof.prove)
+            .await?;
+        let Reply::Proved(proved) = written.reply else {
+            return Err(self.odd_reply("pairing.prove"));
+        };
         let trust = self.trust_bundle()?;
         Ok(ProofAccepted {
             pairing_id: proved.pairing_id,
@@ -341,7 +399,9 @@ impl Control {
             method: method as i32,
         };
         let written = self.propose(self.fresh_id(), self.as_replica(), begin).await?;
-        let Reply::Attempt(counted) = written.reply else { return Err(self.odd_reply("pairing.begin_attempt")) };
+        let Reply::Attempt(counted) = written.reply else {
+            return Err(self.odd_reply("pairing.begin_attempt"));
+        };
         if counted.outcome() == AttemptOutcome::Burned {
             let number = format!("C{}", counted.code_number);
             return Err(Reject::new(Code::CodeBurned, [&number, &limits::ATTEMPTS]).into());
@@ -354,7 +414,11 @@ impl Control {
 
     /// Closes an attempt whose proof was wrong. It is counted already, so a failure to say so costs nothing.
     async fn fail_attempt(&self, source: &EnrolSource, attempt_id: Id, code_id: Id) {
-        let fail = FailAttempt { attempt_id, code_id, source: source.address.clone() };
+        let fail = FailAttempt {
+            attempt_id,
+            code_id,
+            source: source.address.clone(),
+        };
         if let Err(error) = self.propose(self.fresh_id(), self.as_replica(), fail).await {
             tracing::debug!(attempt = %attempt_id, cause = %error, "a failed attempt was not closed");
         }
@@ -373,8 +437,11 @@ impl Control {
         device_id: Id,
         (method, csr_sha256, node_nonce, server_nonce): (ProofMethod, [u8; 32], [u8; 32], [u8; 32]),
     ) -> Result<Transcript, Error> {
-        let (cluster_id, code_id, node_id) =
-            (self.cluster_id().to_string(), code_id.to_string(), device_id.to_string());
+        let (cluster_id, code_id, node_id) = (
+            self.cluster_id().to_string(),
+            code_id.to_string(),
+            device_id.to_string(),
+        );
         let opening = Opening {
             cluster_id: &cluster_id,
             method,
@@ -400,22 +467,33 @@ fn check_length(field: &'static str, bytes: &[u8], length: usize) -> Result<(), 
         return Ok(());
     }
     let cause = format!("{} bytes instead of {length}", bytes.len());
-    Err(Error::invalid(field, cause, "send the message as the protocol library made it"))
+    Err(Error::invalid(
+        field,
+        cause,
+        "send the message as the protocol library made it",
+    ))
 }
 
 fn malformed(field: &'static str, error: PinError) -> Error {
     match error {
-        PinError::Malformed(_) | PinError::Form => {
-            Error::invalid(field, error.to_string(), "send the message as the protocol library made it")
-        }
+        PinError::Malformed(_) | PinError::Form => Error::invalid(
+            field,
+            error.to_string(),
+            "send the message as the protocol library made it",
+        ),
         other => Error::Internal(other.to_string()),
     }
 }
 
 /// The CSR's key, after all checks of the CSR itself.
 fn csr_key(csr: &[u8]) -> Result<Fingerprint, Error> {
-    let key = keys::check_csr(csr)
-        .map_err(|error| Error::invalid("csr", error.to_string(), "send a P-256 CSR in DER form, self-signed"))?;
+    let key = keys::check_csr(csr).map_err(|error| {
+        Error::invalid(
+            "csr",
+            error.to_string(),
+            "send a P-256 CSR in DER form, self-signed",
+        )
+    })?;
     Ok(Fingerprint::from_bytes(key.spki_sha256))
 }
 

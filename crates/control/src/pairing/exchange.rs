@@ -1,8 +1,8 @@
 //! Half-done pairing exchanges: in memory, on the replica that began them, for two minutes.
 //!
-//! Invariants: an exchange belongs to the connection that began it and to no other; it is taken out to be used, so two
-//! messages can't both use it; what proved right may be sent again, unchanged, on the same connection, and gets the
-//! same answer; the number of exchanges is bounded, in all and per address.
+//! Invariants: an exchange belongs to the connection that began it and to no other; it is taken out to be
+//! used, so two messages can't both use it; what proved right may be sent again, unchanged, on the same
+//! connection, and gets the same answer; the number of exchanges is bounded, in all and per address.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -74,7 +74,11 @@ impl fmt::Debug for Exchanges {
 
 impl Exchanges {
     pub(crate) fn new(limit: usize, per_address: usize) -> Exchanges {
-        Exchanges { held: Mutex::new(BTreeMap::new()), limit, per_address }
+        Exchanges {
+            held: Mutex::new(BTreeMap::new()),
+            limit,
+            per_address,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Held>> {
@@ -88,12 +92,19 @@ impl Exchanges {
     pub(crate) fn put(&self, key: Key, source: &EnrolSource, stage: Stage) -> Result<(), Error> {
         let mut held = self.lock();
         held.retain(|_, exchange| exchange.born.elapsed() < EXCHANGE_LIFE);
-        let same = held.values().filter(|exchange| exchange.address == source.address).count();
+        let same = held
+            .values()
+            .filter(|exchange| exchange.address == source.address)
+            .count();
         if same >= self.per_address && !drop_oldest_nonce(&mut held, Some(&source.address)) {
-            return Err(Error::Busy { what: "pairing exchanges from this address" });
+            return Err(Error::Busy {
+                what: "pairing exchanges from this address",
+            });
         }
         if held.len() >= self.limit && !drop_oldest_nonce(&mut held, None) {
-            return Err(Error::Busy { what: "pairing exchanges" });
+            return Err(Error::Busy {
+                what: "pairing exchanges",
+            });
         }
         let exchange = Held {
             connection: source.connection,
@@ -121,7 +132,12 @@ fn drop_oldest_nonce(held: &mut BTreeMap<Key, Held>, address: Option<&str>) -> b
     let nonces = held.iter().filter(|(_, exchange)| {
         matches!(exchange.stage, Stage::Nonce) && address.is_none_or(|address| exchange.address == address)
     });
-    let Some(oldest) = nonces.min_by_key(|(_, exchange)| exchange.born).map(|(key, _)| *key) else { return false };
+    let Some(oldest) = nonces
+        .min_by_key(|(_, exchange)| exchange.born)
+        .map(|(key, _)| *key)
+    else {
+        return false;
+    };
     held.remove(&oldest).is_some()
 }
 
@@ -137,12 +153,18 @@ pub(crate) fn attempt_key(attempt_id: Id) -> Key {
 /// # Errors
 /// [`Error::Invalid`] when there are more or fewer.
 pub(crate) fn exactly_32(field: &'static str, bytes: &[u8]) -> Result<[u8; 32], Error> {
-    bytes.try_into().map_err(|_| Error::invalid(field, format!("{} bytes", bytes.len()), "send exactly 32 bytes"))
+    bytes
+        .try_into()
+        .map_err(|_| Error::invalid(field, format!("{} bytes", bytes.len()), "send exactly 32 bytes"))
 }
 
 /// What a message for an exchange that is not there gets.
 pub(crate) fn unknown(key_is_nonce: bool) -> Error {
-    if key_is_nonce { Refusal::UnknownNonce.into() } else { Refusal::UnknownExchange.into() }
+    if key_is_nonce {
+        Refusal::UnknownNonce.into()
+    } else {
+        Refusal::UnknownExchange.into()
+    }
 }
 
 #[cfg(test)]
@@ -150,7 +172,11 @@ mod tests {
     use super::*;
 
     fn source(connection: u64, address: &str) -> EnrolSource {
-        EnrolSource { connection, address: address.to_owned(), end_point: [0; 32] }
+        EnrolSource {
+            connection,
+            address: address.to_owned(),
+            end_point: [0; 32],
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -158,8 +184,14 @@ mod tests {
         let exchanges = Exchanges::new(8, 4);
         let mine = source(1, "a");
         exchanges.put([1; 32], &mine, Stage::Nonce).unwrap();
-        assert!(exchanges.take(&[1; 32], &source(2, "a")).is_none(), "another connection");
-        assert!(exchanges.take(&[1; 32], &mine).is_some(), "and that did not end it");
+        assert!(
+            exchanges.take(&[1; 32], &source(2, "a")).is_none(),
+            "another connection"
+        );
+        assert!(
+            exchanges.take(&[1; 32], &mine).is_some(),
+            "and that did not end it"
+        );
         assert!(exchanges.take(&[1; 32], &mine).is_none(), "used");
         exchanges.put([2; 32], &mine, Stage::Nonce).unwrap();
         platform::sleep(EXCHANGE_LIFE).await;
@@ -175,8 +207,14 @@ mod tests {
             platform::sleep(std::time::Duration::from_millis(1)).await;
             exchanges.put([key; 32], &mine, Stage::Nonce).unwrap();
         }
-        assert!(exchanges.take(&[1; 32], &mine).is_none(), "the oldest of the same address");
+        assert!(
+            exchanges.take(&[1; 32], &mine).is_none(),
+            "the oldest of the same address"
+        );
         assert!(exchanges.take(&[3; 32], &mine).is_some());
-        assert!(exchanges.take(&[9; 32], &other).is_some(), "another address is left alone");
+        assert!(
+            exchanges.take(&[9; 32], &other).is_some(),
+            "another address is left alone"
+        );
     }
 }

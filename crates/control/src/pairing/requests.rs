@@ -1,7 +1,7 @@
 //! Pairing requests: what operators see and decide, and what the machine fetches afterwards.
 //!
-//! Invariants: the certificate is signed before the one entry that approves it, and handed out only after it; a fetch
-//! shows nothing to who has no token.
+//! Invariants: the certificate is signed before the one entry that approves it, and handed out only after it;
+//! a fetch shows nothing to who has no token.
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use palyra_pki::ca::HostNames;
 use palyra_pki::{Role as CertificateRole, SpiffeId, TrustBundle, transcript};
 use palyra_platform as platform;
 use palyra_state::identity::{self, NewCertificate};
-use palyra_state::pairing::{self as records, Approve, MarkCompleted, Reject as RejectRequest, Request, RequestStatus};
+use palyra_state::pairing::{
+    self as records, Approve, MarkCompleted, Reject as RejectRequest, Request, RequestStatus,
+};
 use palyra_state::{Code, Fingerprint, Id, Read, Reject, cluster};
 
 use crate::caller::Caller;
@@ -75,7 +77,12 @@ impl Control {
         if status == RequestStatus::Approved {
             self.mark_completed(id);
         }
-        Ok(Fetched { status, reason: record.reason, chain, trust: self.trust_bundle()? })
+        Ok(Fetched {
+            status,
+            reason: record.reason,
+            chain,
+            trust: self.trust_bundle()?,
+        })
     }
 
     /// Notes that the certificate was fetched; nobody waits for it, and a next fetch would note it again.
@@ -83,7 +90,10 @@ impl Control {
         let control = self.clone();
         platform::spawn(async move {
             let command = MarkCompleted { pairing_id };
-            if let Err(error) = control.propose(control.fresh_id(), control.as_replica(), command).await {
+            if let Err(error) = control
+                .propose(control.fresh_id(), control.as_replica(), command)
+                .await
+            {
                 tracing::debug!(pairing = %pairing_id, cause = %error, "completion was not noted");
             }
         })
@@ -129,7 +139,10 @@ impl Control {
     ) -> Result<(PairingView, WriteInfo), Error> {
         let request_id = self.request_id(request_id)?;
         let pending = self.pairing_named(id).await?;
-        let command = RejectRequest { pairing_id: pending.id, reason: reason.to_owned() };
+        let command = RejectRequest {
+            pairing_id: pending.id,
+            reason: reason.to_owned(),
+        };
         let written = self.propose(request_id, caller.actor(), command).await?;
         self.applied(written.index).await?;
         Ok((self.pairing_view(pending.id)?, written.info))
@@ -144,11 +157,16 @@ impl Control {
 
     fn pairing_view(&self, id: Id) -> Result<PairingView, Error> {
         let found = records::request(&self.replica().view(), id);
-        found.map(|request| self.request_view(request)).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]).into())
+        found
+            .map(|request| self.request_view(request))
+            .ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]).into())
     }
 
     fn request_view(&self, record: Request) -> PairingView {
-        PairingView { status: records::request_status(&record, platform::wall_ms()), record }
+        PairingView {
+            status: records::request_status(&record, platform::wall_ms()),
+            record,
+        }
     }
 
     /// Pairing requests by id, oldest first; `status` may be empty for all.
@@ -175,14 +193,22 @@ impl Control {
             items.extend(seen.filter(|seen| wanted.is_none_or(|wanted| seen.status == wanted)));
         }
         let next = next_page(&mut items, limit, |seen| seen.record.id.to_string());
-        Ok(Page { items, next, read: info })
+        Ok(Page {
+            items,
+            next,
+            read: info,
+        })
     }
 
     /// One pairing request: by its id, the id of a device that waits, or a prefix of either.
     ///
     /// # Errors
     /// [`Refusal::NotFound`], [`Refusal::Ambiguous`], and what a read can say.
-    pub async fn get_pairing(&self, read: ReadOptions, selector: &str) -> Result<(PairingView, ReadInfo), Error> {
+    pub async fn get_pairing(
+        &self,
+        read: ReadOptions,
+        selector: &str,
+    ) -> Result<(PairingView, ReadInfo), Error> {
         let (view, info) = self.read(read).await?;
         let id = selector::pairing_request(&view, selector)?;
         let found = records::request(&view, id).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]))?;
@@ -203,16 +229,26 @@ impl Control {
         ttl_ms: u64,
     ) -> Result<NewCertificate, Error> {
         let signing = |cause: String| Error::from(Refusal::Signing { cause });
-        let id = SpiffeId::new(self.trust_domain().clone(), role, id)
-            .map_err(|error| Error::invalid("name", error.to_string(), "use lower-case letters, digits, . - _"))?;
+        let id = SpiffeId::new(self.trust_domain().clone(), role, id).map_err(|error| {
+            Error::invalid("name", error.to_string(), "use lower-case letters, digits, . - _")
+        })?;
         let now_ms = platform::wall_ms();
         let authority = &self.keys().authority;
         let issued = authority
-            .issue_from_csr(csr, &id, ttl_ms, &HostNames::default(), now_ms, &mut platform::fill_random)
+            .issue_from_csr(
+                csr,
+                &id,
+                ttl_ms,
+                &HostNames::default(),
+                now_ms,
+                &mut platform::fill_random,
+            )
             .map_err(|error| match error {
-                palyra_pki::CaError::Key(error) => {
-                    Error::invalid("csr", error.to_string(), "send a P-256 CSR in DER form, self-signed")
-                }
+                palyra_pki::CaError::Key(error) => Error::invalid(
+                    "csr",
+                    error.to_string(),
+                    "send a P-256 CSR in DER form, self-signed",
+                ),
                 other => signing(other.to_string()),
             })?;
         new_certificate(&issued, self.replica_id())
@@ -220,7 +256,10 @@ impl Control {
 }
 
 /// An issued certificate as a command brings it.
-pub(crate) fn new_certificate(issued: &palyra_pki::IssuedCert, authority: u64) -> Result<NewCertificate, Error> {
+pub(crate) fn new_certificate(
+    issued: &palyra_pki::IssuedCert,
+    authority: u64,
+) -> Result<NewCertificate, Error> {
     let serial = decode_hex(&issued.serial)
         .ok_or_else(|| Error::Internal(format!("serial {:?} is not hexadecimal", issued.serial)))?;
     Ok(NewCertificate {
@@ -237,12 +276,19 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(2) || !text.is_ascii() {
         return None;
     }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok())
+        .collect()
 }
 
 /// A recorded certificate with its issuer, leaf first, without the root.
 pub(crate) fn chain_of(view: &dyn Read, fingerprint: Fingerprint) -> Result<Vec<Vec<u8>>, Error> {
-    let missing = || Error::Internal(format!("certificate {fingerprint} or its authority is not in the registry"));
+    let missing = || {
+        Error::Internal(format!(
+            "certificate {fingerprint} or its authority is not in the registry"
+        ))
+    };
     let leaf = identity::certificate_by_fingerprint(view, fingerprint).ok_or_else(missing)?;
     let mut chain = vec![leaf.der.to_vec()];
     if leaf.authority != 0 {
@@ -255,7 +301,11 @@ pub(crate) fn chain_of(view: &dyn Read, fingerprint: Fingerprint) -> Result<Vec<
 /// Six digits as the state holds them, from however a person typed them.
 fn sas_form(typed: &str) -> String {
     let digits: String = typed.chars().filter(char::is_ascii_digit).collect();
-    if digits.len() == 6 { format!("{} {}", &digits[..3], &digits[3..]) } else { typed.to_owned() }
+    if digits.len() == 6 {
+        format!("{} {}", &digits[..3], &digits[3..])
+    } else {
+        typed.to_owned()
+    }
 }
 
 fn parse_status(text: &str) -> Result<Option<RequestStatus>, Error> {
@@ -264,10 +314,17 @@ fn parse_status(text: &str) -> Result<Option<RequestStatus>, Error> {
     if text.is_empty() {
         return Ok(None);
     }
-    ALL.into_iter().find(|status| status.as_str() == text).map(Some).ok_or_else(|| {
-        let names: Vec<&str> = ALL.iter().map(|status| status.as_str()).collect();
-        Error::invalid("status", format!("{text:?} is no status"), format!("use one of {}", names.join(", ")))
-    })
+    ALL.into_iter()
+        .find(|status| status.as_str() == text)
+        .map(Some)
+        .ok_or_else(|| {
+            let names: Vec<&str> = ALL.iter().map(|status| status.as_str()).collect();
+            Error::invalid(
+                "status",
+                format!("{text:?} is no status"),
+                format!("use one of {}", names.join(", ")),
+            )
+        })
 }
 
 #[cfg(test)]
@@ -279,7 +336,11 @@ mod tests {
         for typed in ["123456", "123 456", " 123-456 "] {
             assert_eq!(sas_form(typed), "123 456");
         }
-        assert_eq!(sas_form("12345"), "12345", "the state machine refuses what is not six digits");
+        assert_eq!(
+            sas_form("12345"),
+            "12345",
+            "the state machine refuses what is not six digits"
+        );
         assert_eq!(sas_form(""), "", "not compared");
     }
 
