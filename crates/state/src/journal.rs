@@ -194,3 +194,96 @@ fn read_after(r: &dyn Read, after: Cursor, limit: usize) -> Vec<Row> {
     });
     rows
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actor::Actor;
+    use crate::read::MemRead;
+
+    /// Appends one entry of `count` rows.
+    fn entry(state: &mut MemRead, index: u64, count: usize, rows_held: Option<u64>) {
+        let mut meta = meta(state);
+        meta.journal_rows = rows_held.unwrap_or(meta.journal_rows);
+        let mut txn = Txn::new(state, index, index, &Actor::System, Id::ZERO);
+        for number in 0..count {
+            txn.emit("test.row", number, []);
+        }
+        append(&mut txn, &mut meta);
+        txn.put(&tables::META, (), &meta);
+        let writes = txn.into_writes();
+        state.absorb(&writes);
+    }
+
+    #[test]
+    fn trimming_leaves_a_chain_that_verifies_and_a_gap_that_is_seen() {
+        let mut state = MemRead::new();
+        for index in 1..=5 {
+            entry(&mut state, index, 3, None);
+        }
+        assert_eq!(verify_all(&state).unwrap().rows, 15);
+        let seen = Cursor { index: 2, ordinal: 0 };
+        // Pretend that the journal is full: this entry's rows push the oldest out.
+        entry(&mut state, 6, 2, Some(limits::JOURNAL_ROWS + 3));
+        let held = read_after(&state, Cursor::default(), 100);
+        assert_eq!(held[0].cursor(), Cursor { index: 2, ordinal: 2 });
+        assert_eq!(meta(&state).journal_first, held[0].cursor());
+        assert_eq!(
+            rows_after(&state, seen, 10),
+            Rows::Gap {
+                first: held[0].cursor()
+            }
+        );
+        assert_eq!(
+            rows_after(&state, before_first(&state), 100),
+            Rows::Rows(held.clone())
+        );
+        // A reader that has seen exactly what was trimmed has missed nothing.
+        let exact = Cursor { index: 2, ordinal: 1 };
+        assert_eq!(rows_after(&state, exact, 100), Rows::Rows(held.clone()));
+        assert_eq!(
+            verify(held.clone(), meta(&state).journal_trimmed_hash)
+                .unwrap()
+                .rows,
+            12
+        );
+        assert!(verify(held, Digest::ZERO).is_err());
+    }
+
+    #[test]
+    fn missing_rows_are_found_at_both_ends() {
+        let mut state = MemRead::new();
+        for index in 1..=3 {
+            entry(&mut state, index, 2, None);
+        }
+        for (cursor, problem) in [
+            (
+                Cursor { index: 1, ordinal: 0 },
+                "it does not follow the row before it",
+            ),
+            (
+                Cursor { index: 2, ordinal: 1 },
+                "it does not follow the row before it",
+            ),
+            (Cursor { index: 3, ordinal: 1 }, "the newest rows are missing"),
+        ] {
+            let mut cut = state.clone();
+            let key = tables::JOURNAL.key((cursor.index, cursor.ordinal));
+            cut.absorb(&BTreeMap::from([(key, None)]));
+            assert_eq!(verify_all(&cut).unwrap_err().problem, problem);
+        }
+    }
+
+    #[test]
+    fn last_rows_come_in_order() {
+        let mut state = MemRead::new();
+        entry(&mut state, 1, 3, None);
+        entry(&mut state, 2, 2, None);
+        let cursors: Vec<_> = last_rows(&state, 3)
+            .iter()
+            .map(|row| (row.index, row.ordinal))
+            .collect();
+        assert_eq!(cursors, [(1, 2), (2, 0), (2, 1)]);
+        assert!(last_rows(&state, 0).is_empty());
+    }
+}

@@ -189,3 +189,63 @@ impl Read for Txn<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::read::MemRead;
+
+    type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
+    fn collect(read: &dyn Read, from: &[u8], to: &[u8], limit: usize, reverse: bool) -> Pairs {
+        let mut found = Pairs::new();
+        let mut visit = |key: &[u8], value: &[u8]| {
+            found.push((key.to_vec(), value.to_vec()));
+            if found.len() >= limit {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        if reverse {
+            read.scan_rev(from, to, &mut visit)
+        } else {
+            read.scan(from, to, &mut visit)
+        }
+        found
+    }
+
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        prop::collection::vec(0u8..4, 1..3)
+    }
+
+    proptest! {
+        /// An entry reads what lies below with its own writes on top, as if they were absorbed already.
+        #[test]
+        fn a_view_reads_like_the_state_after_it(
+            below in prop::collection::btree_map(key(), any::<u8>(), 0..12),
+            own in prop::collection::btree_map(key(), any::<Option<u8>>(), 0..12),
+            (from, to, limit, reverse) in (key(), key(), 1usize..9, any::<bool>()),
+        ) {
+            let mut base = MemRead::new();
+            base.absorb(&below.into_iter().map(|(key, value)| (key, Some(Bytes::from(vec![value])))).collect());
+            let mut txn = Txn::new(&base, 1, 1, &Actor::System, Id::ZERO);
+            for (key, value) in own {
+                txn.writes.insert(key, value.map(|value| Bytes::from(vec![value])));
+            }
+            let mut after = base.clone();
+            after.absorb(txn.writes());
+            prop_assert_eq!(collect(&txn, &from, &to, limit, reverse), collect(&after, &from, &to, limit, reverse));
+            prop_assert_eq!(txn.get(&from), after.get(&from));
+        }
+    }
+
+    #[test]
+    fn texts_are_cut_at_a_characters_border() {
+        assert_eq!(cut("grün".to_owned(), 3), "gr");
+        assert_eq!(cut("grün".to_owned(), 4), "grü");
+        assert_eq!(cut("grün".to_owned(), 9), "grün");
+    }
+}

@@ -18,6 +18,9 @@ fn play(steps: &[Step]) -> World {
     let mut sent: Vec<Envelope> = Vec::new();
     for step in steps {
         world.advance(step.wait);
+        if step.back {
+            world.at -= 20_000; // the next leader's clock is behind
+        }
         let envelope = match sent.last() {
             Some(last) if step.again => last.clone(),
             _ => {

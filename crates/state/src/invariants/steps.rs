@@ -1,9 +1,10 @@
 //! Rules about a step: what an entry may do to the state before it.
 
 use super::{Findings, Violation, all};
+use crate::actor::Actor;
 use crate::apply::Applied;
 use crate::cluster::ReplicaStatus;
-use crate::command::Envelope;
+use crate::command::{Command, Envelope};
 use crate::identity::{self, DeviceStatus};
 use crate::ids::Id;
 use crate::read::Read;
@@ -25,6 +26,7 @@ pub fn check_step(
     actor_was_valid(before, envelope, applied, &mut findings);
     bookkeeping_goes_forward(before, after, applied, &mut findings);
     ends_are_final(before, after, &mut findings);
+    results_come_from_their_epoch(before, envelope, applied, &mut findings);
     findings.found
 }
 
@@ -54,6 +56,29 @@ fn actor_was_valid(before: &dyn Read, envelope: &Envelope, applied: &Applied, fi
         valid.is_ok(),
         || format!("{} did {}: {valid:?}", envelope.actor, envelope.command.name()),
     );
+}
+
+fn results_come_from_their_epoch(
+    before: &dyn Read,
+    envelope: &Envelope,
+    applied: &Applied,
+    findings: &mut Findings,
+) {
+    let Command::Dispatch(dispatch::Command {
+        action: Some(dispatch::Action::Complete(command)),
+    }) = &envelope.command
+    else {
+        return;
+    };
+    let bound = dispatch::dispatch(before, command.dispatch_id).map(|found| (found.device_id, found.epoch));
+    let reporter = match envelope.actor {
+        Actor::Node { device_id, .. } => Some((device_id, command.epoch)),
+        _ => None,
+    };
+    let holds = applied.rows.is_empty() || bound == reporter;
+    findings.expect("a result comes from the bound epoch", holds, || {
+        format!("{bound:?} {reporter:?}")
+    });
 }
 
 fn bookkeeping_goes_forward(before: &dyn Read, after: &dyn Read, applied: &Applied, findings: &mut Findings) {

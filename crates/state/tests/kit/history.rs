@@ -17,6 +17,8 @@ pub(crate) struct Step {
     pub wait: u64,
     /// Sends the request of an earlier step again instead.
     pub again: bool,
+    /// The clock of whoever proposes is behind.
+    pub back: bool,
 }
 
 pub(crate) fn step() -> impl Strategy<Value = Step> {
@@ -34,14 +36,16 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         0u8..5,
         wait,
         prop::bool::weighted(0.05),
+        prop::bool::weighted(0.03),
     )
-        .prop_map(|(actor, kind, one, two, wait, again)| Step {
+        .prop_map(|(actor, kind, one, two, wait, again, back)| Step {
             actor,
             kind,
             one,
             two,
             wait,
             again,
+            back,
         })
 }
 

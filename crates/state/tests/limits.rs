@@ -1,0 +1,272 @@
+//! Every list, queue and payload has a limit, and reaching it is a refusal or a forgetting, never growth.
+#![allow(clippy::unwrap_used)]
+
+mod kit;
+
+use bytes::Bytes;
+use kit::{World, certificate, commands, operator, replica};
+use palyra_state::identity::{self, NewCertificate};
+use palyra_state::pairing::{self, CodeStatus};
+use palyra_state::{Actor, cluster, dispatch, invariants, limits, nodes};
+
+#[test]
+fn codes_open_at_one_time() {
+    let mut world = World::born();
+    for number in 0..limits::CODES_OPEN {
+        let mint = commands::mint(&mut world, &format!("c{number}"), "pin");
+        world.accept(operator("root"), mint);
+    }
+    let mint = commands::mint(&mut world, "one-more", "pin");
+    world.refuse("E0410", operator("root"), mint.clone());
+    // When their time has passed they make room by themselves.
+    world.advance(limits::CODE_TTL);
+    world.accept(operator("root"), mint);
+    assert_eq!(pairing::open_codes(&world.state, world.at).len(), 1);
+}
+
+#[test]
+fn closed_codes_are_forgotten_oldest_first() {
+    let mut world = World::born();
+    world.checked = false;
+    for number in 0..limits::CODES + 40 {
+        let mint = commands::mint(&mut world, &format!("c{number}"), "pin");
+        let code_id = mint.code_id;
+        world.accept(operator("root"), mint);
+        world.accept(
+            operator("root"),
+            pairing::RevokeCode {
+                code_id,
+                reason: String::new(),
+            },
+        );
+    }
+    assert_eq!(pairing::codes(&world.state).len() as u64, limits::CODES);
+    let oldest = world.id("c0");
+    assert!(pairing::code(&world.state, oldest).is_none());
+    assert_eq!(invariants::check(&world.state), []);
+}
+
+#[test]
+fn requests_that_wait_and_requests_that_are_kept() {
+    let mut world = World::born();
+    world.checked = false;
+    let ask = |world: &mut World, number: u64| {
+        let (code, device) = (format!("c{number}"), format!("n{number}"));
+        let mint = commands::mint(world, &code, "ticket");
+        world.accept(operator("root"), mint);
+        commands::prove(world, &format!("p{number}"), &code, None, &device)
+    };
+    for number in 0..limits::REQUESTS_PENDING {
+        let prove = ask(&mut world, number);
+        world.accept(replica(1), prove);
+    }
+    let prove = ask(&mut world, 9_999);
+    world.refuse("E0417", replica(1), prove);
+    // Those that nobody decided make room by themselves.
+    world.advance(limits::REQUEST_TTL);
+    for number in 10_000..10_000 + limits::REQUESTS {
+        let prove = ask(&mut world, number);
+        let pairing_id = prove.pairing_id;
+        world.accept(replica(1), prove);
+        world.accept(
+            operator("root"),
+            pairing::Reject {
+                pairing_id,
+                reason: String::new(),
+            },
+        );
+    }
+    assert_eq!(
+        pairing::requests(&world.state, None, usize::MAX).len() as u64,
+        limits::REQUESTS
+    );
+    assert_eq!(invariants::check(&world.state), []);
+}
+
+#[test]
+fn a_right_proof_gives_its_attempt_back() {
+    let mut world = World::born();
+    let mint = commands::mint(&mut world, "c1", "pin");
+    let code_id = mint.code_id;
+    world.accept(operator("root"), mint);
+    let begin = commands::begin(&mut world, "a1", "c1", "n1");
+    world.accept(replica(1), begin);
+    assert_eq!(pairing::failures(&world.state, world.at), 1);
+    let prove = commands::prove(&mut world, "p1", "c1", Some("a1"), "n1");
+    world.accept(replica(1), prove);
+    assert_eq!(pairing::failures(&world.state, world.at), 0);
+    let code = pairing::code(&world.state, code_id).unwrap();
+    assert_eq!((code.status(), code.attempts.len()), (CodeStatus::Used, 0));
+}
+
+#[test]
+fn certificates_of_a_device() {
+    let mut world = World::born();
+    let node = world.pair("n1");
+    let device_id = world.id("n1");
+    let renew = |number: usize| identity::RenewCertificate {
+        device_id,
+        certificate: NewCertificate {
+            der: Bytes::from(format!("certificate {number}")),
+            spki: kit::key(&format!("{number}")),
+            not_after: kit::T0 + 86_400_000,
+            ..certificate("n1")
+        },
+    };
+    for number in 1..limits::CERTIFICATES {
+        world.accept(node.clone(), renew(number));
+    }
+    world.refuse("E0308", node.clone(), renew(99));
+    // An expired one makes room, and its key is let go.
+    world.advance(86_400_000);
+    world.accept(node, NewNotAfter(renew(99)).later());
+    let subject = device_id.to_string();
+    let kept = identity::certificates_of(&world.state, identity::CertificateKind::Node, &subject);
+    assert_eq!(kept.len(), limits::CERTIFICATES);
+    let owned =
+        |number: &usize| identity::device_of_key(&world.state, kit::key(&number.to_string())).is_some();
+    assert_eq!(
+        (1..limits::CERTIFICATES).filter(owned).count(),
+        limits::CERTIFICATES - 2
+    );
+    assert_eq!(
+        identity::device_of_key(&world.state, kit::key("99")),
+        Some(device_id)
+    );
+}
+
+/// A renewal that is valid for two days more.
+struct NewNotAfter(identity::RenewCertificate);
+
+impl NewNotAfter {
+    fn later(mut self) -> identity::RenewCertificate {
+        self.0.certificate.not_after += 2 * 86_400_000;
+        self.0
+    }
+}
+
+#[test]
+fn a_queue_and_everything_that_empties_it() {
+    let mut world = World::born();
+    let node = world.pair("n1");
+    world.checked = false;
+    for number in 0..limits::OPEN_PER_DEVICE {
+        let mut submit = commands::submit(&mut world, &format!("d{number}"), "n1", "echo");
+        submit.timeout_ms = u64::from(number + 1) * 1_000;
+        world.accept(operator("root"), submit);
+    }
+    let one_more = commands::submit(&mut world, "one-more", "n1", "echo");
+    world.refuse("E0604", operator("root"), one_more);
+    let attach = commands::attach(&mut world, "n1", 1, &[]);
+    let applied = world.accept(node.clone(), attach);
+    assert_eq!(applied.rows.len(), 1 + limits::OPEN_PER_DEVICE as usize);
+    // Deadlines come in order, in batches.
+    world.advance(300_000);
+    let due = dispatch::due(&world.state, world.at, limits::EXPIRE_BATCH);
+    assert_eq!(due.len(), limits::EXPIRE_BATCH);
+    assert_eq!(dispatch::next_deadline(&world.state), Some(kit::T0 + 1_000));
+    world.accept(Actor::System, dispatch::Expire { ids: due });
+    assert_eq!(
+        dispatch::due(&world.state, world.at, 1_000).len(),
+        300 - limits::EXPIRE_BATCH
+    );
+    let revoke = commands::revoke(&mut world, "n1");
+    world.accept(operator("root"), revoke);
+    assert_eq!(dispatch::totals(&world.state).open, 0);
+    assert_eq!(invariants::check(&world.state), []);
+}
+
+#[test]
+fn ended_dispatches_are_forgotten_oldest_first() {
+    let mut world = World::born();
+    world.pair("n1");
+    world.checked = false;
+    for number in 0..limits::FINISHED + 20 {
+        world.advance(1);
+        let submit = commands::submit(&mut world, &format!("d{number}"), "n1", "echo");
+        let dispatch_id = submit.dispatch_id;
+        world.accept(operator("root"), submit);
+        world.accept(
+            operator("root"),
+            dispatch::Cancel {
+                dispatch_id,
+                reason: String::new(),
+            },
+        );
+    }
+    assert_eq!(dispatch::totals(&world.state).finished, limits::FINISHED);
+    let oldest = world.id("d0");
+    assert!(dispatch::dispatch(&world.state, oldest).is_none());
+    assert!(dispatch::payload(&world.state, oldest).is_none());
+    assert_eq!(invariants::check(&world.state), []);
+}
+
+#[test]
+fn join_tokens_and_replicas() {
+    let mut world = World::born();
+    for number in 0..limits::JOIN_TOKENS {
+        let mint = commands::mint_token(&mut world, &format!("t{number}"), &format!("r{}", number + 2));
+        world.accept(operator("root"), mint);
+    }
+    let mint = commands::mint_token(&mut world, "one-more", "rx");
+    world.refuse("E0114", operator("root"), mint.clone());
+    for number in 0..limits::REPLICAS - 1 {
+        let allocate = commands::allocate(&mut world, &format!("t{number}"), &format!("r{}", number + 2));
+        world.accept(replica(1), allocate);
+    }
+    // A used token makes room for another, but there is no room for its replica.
+    world.accept(operator("root"), mint);
+    let allocate = commands::allocate(&mut world, "one-more", "rx");
+    world.refuse("E0113", replica(1), allocate);
+    assert_eq!(cluster::replicas(&world.state).len(), limits::REPLICAS);
+}
+
+#[test]
+fn a_lost_replica_is_detached_in_batches_that_spare_those_who_came_back() {
+    let mut world = World::born();
+    let mut newest = 0;
+    for number in 0..7 {
+        let name = format!("n{number}");
+        let node = world.pair(&name);
+        let attach = commands::attach(&mut world, &name, 1, &[]);
+        world.accept(node, attach);
+        newest = world.index;
+    }
+    let node = world.node("n0");
+    let attach = commands::attach(&mut world, "n0", 1, &[]);
+    world.accept(node, attach);
+    let batch = nodes::DetachReplica {
+        replica_id: 1,
+        limit: 4,
+        up_to_epoch: newest,
+        reason: "lost".to_owned(),
+    };
+    world.accept(Actor::System, batch.clone());
+    assert_eq!(nodes::totals(&world.state).online, 3);
+    world.accept(Actor::System, batch);
+    let back = world.id("n0");
+    assert_eq!(nodes::sessions_of(&world.state, 1, None, 10), [back]);
+}
+
+#[test]
+fn names_prefixes_and_pages() {
+    let mut world = World::born();
+    for number in 0..5 {
+        world.pair(&format!("n{number}"));
+    }
+    let all = identity::devices(&world.state, None, 100);
+    assert_eq!(all.len(), 5);
+    let rest = identity::devices(&world.state, Some(all[1].id), 2);
+    assert_eq!(
+        rest.iter().map(|device| device.id).collect::<Vec<_>>(),
+        [all[2].id, all[3].id]
+    );
+    let text = all[3].id.to_string();
+    let found = identity::devices_by_prefix(&world.state, &text.to_lowercase(), 10);
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        identity::devices_by_prefix(&world.state, &text[..10], 10).len(),
+        5
+    );
+    assert!(identity::devices_by_prefix(&world.state, "7Z", 10).is_empty());
+}

@@ -1,0 +1,152 @@
+//! Remembered requests: a retry is answered, and what was forgotten is never applied again.
+#![allow(clippy::unwrap_used)]
+
+mod kit;
+
+use kit::{World, commands, id_at, operator, replica};
+use palyra_state::{Actor, Envelope, Id, access, invariants, limits, meta, pairing, tables};
+
+const HOUR: u64 = 3_600_000;
+
+fn mint(world: &mut World, request_id: Id, code: &str) -> palyra_state::Applied {
+    let command = commands::mint(world, code, "ticket");
+    world.apply(&Envelope::new(request_id, operator("root"), command))
+}
+
+#[test]
+fn a_retry_gets_the_answer_of_the_first_time_refusals_included() {
+    let mut world = World::born();
+    let (one, two) = (id_at(world.at, 1), id_at(world.at, 2));
+    let first = mint(&mut world, one, "c1");
+    world.advance(59 * 60_000);
+    let again = mint(&mut world, one, "c2");
+    assert!(again.duplicate && again.rows.is_empty());
+    assert_eq!(first.reply, again.reply);
+    let refused = mint(&mut world, two, "c1");
+    assert_eq!(refused.reply.clone().unwrap_err().code(), "E0906");
+    let again = mint(&mut world, two, "c3");
+    assert!(again.duplicate);
+    assert_eq!(again.reply, refused.reply);
+}
+
+#[test]
+fn what_was_forgotten_is_refused_and_not_applied_again() {
+    let mut world = World::born();
+    let old = id_at(world.at, 1);
+    mint(&mut world, old, "c1").reply.unwrap();
+    world.advance(2 * HOUR);
+    // The next request forgets it; the one after that meets the floor.
+    let fresh = id_at(world.at, 2);
+    mint(&mut world, fresh, "c2").reply.unwrap();
+    let late = mint(&mut world, old, "c3");
+    assert_eq!(late.reply.unwrap_err().code(), "E0901");
+    assert_eq!(pairing::codes(&world.state).len(), 2);
+}
+
+#[test]
+fn another_command_under_a_used_id_is_refused() {
+    let mut world = World::born();
+    let id = id_at(world.at, 1);
+    mint(&mut world, id, "c1").reply.unwrap();
+    let other = access::SetRole {
+        name: "root".to_owned(),
+        role: 0,
+    };
+    let applied = world.apply(&Envelope::new(id, operator("root"), other));
+    assert_eq!(applied.reply.unwrap_err().code(), "E0903");
+}
+
+#[test]
+fn the_same_id_of_another_actor_is_another_request() {
+    let mut world = World::born();
+    world.accept(
+        operator("root"),
+        commands::add_operator("alice", access::Role::Admin),
+    );
+    let id = id_at(world.at, 1);
+    mint(&mut world, id, "c1").reply.unwrap();
+    let command = commands::mint(&mut world, "c2", "ticket");
+    let applied = world.apply(&Envelope::new(id, operator("alice"), command));
+    assert!(!applied.duplicate && applied.reply.is_ok());
+}
+
+#[test]
+fn an_id_far_ahead_of_the_clock_is_refused() {
+    let mut world = World::born();
+    let ahead = id_at(world.at + limits::REQUEST_AHEAD_MAX + 1, 1);
+    assert_eq!(mint(&mut world, ahead, "c1").reply.unwrap_err().code(), "E0902");
+    let within = id_at(world.at + limits::REQUEST_AHEAD_MAX, 1);
+    mint(&mut world, within, "c1").reply.unwrap();
+}
+
+#[test]
+fn a_leader_with_a_clock_ahead_shuts_nobody_out() {
+    let mut world = World::born();
+    world.advance(5 * HOUR);
+    world.accept(
+        replica(1),
+        pairing::Expire {
+            codes: Vec::new(),
+            requests: Vec::new(),
+        },
+    );
+    world.at -= 5 * HOUR;
+    for number in 0..10 {
+        let id = id_at(world.at + number, number);
+        let applied = mint(&mut world, id, &format!("c{number}"));
+        assert!(applied.reply.is_ok(), "{:?}", applied.reply);
+    }
+    assert_eq!(
+        meta(&world.state).clock,
+        world.at + 5 * HOUR,
+        "the clock never goes back"
+    );
+}
+
+#[test]
+fn an_actor_that_is_shut_out_leaves_no_trace_but_the_hash() {
+    let mut world = World::born();
+    let before = world.state.clone();
+    let stranger = Actor::Operator {
+        name: "mallory".to_owned(),
+        fingerprint: kit::fingerprint("mallory"),
+    };
+    let command = commands::mint(&mut world, "c1", "pin");
+    let applied = world.run(stranger, command);
+    assert_eq!(applied.reply.unwrap_err().code(), "E0303");
+    let written: Vec<_> = applied.writes.keys().collect();
+    assert_eq!(written, [&tables::META.key(())]);
+    assert_eq!(before.len(), world.state.len());
+}
+
+#[test]
+fn one_actor_cannot_push_out_what_is_remembered_of_another() {
+    let mut world = World::born();
+    let node = world.pair("n1");
+    let kept = id_at(world.at, 1);
+    mint(&mut world, kept, "c1").reply.unwrap();
+    world.checked = false;
+    let register = commands::register(&mut world, "n1");
+    let first = id_at(world.at, 1 << 30);
+    for number in 0..limits::DEDUP_PER_ACTOR + 10 {
+        let id = id_at(world.at, (1 << 30) + number);
+        world
+            .apply(&Envelope::new(id, node.clone(), register.clone()))
+            .reply
+            .unwrap();
+    }
+    let replay = world.apply(&Envelope::new(first, node, register));
+    assert_eq!(replay.reply.unwrap_err().code(), "E0901");
+    assert!(mint(&mut world, kept, "c2").duplicate);
+    assert_eq!(invariants::check(&world.state), []);
+}
+
+#[test]
+fn sweeps_are_not_remembered() {
+    let mut world = World::born();
+    let before = meta(&world.state).requests_seen;
+    for _ in 0..5 {
+        world.accept(Actor::System, palyra_state::dispatch::Expire { ids: Vec::new() });
+    }
+    assert_eq!(meta(&world.state).requests_seen, before);
+}
