@@ -1,8 +1,8 @@
 //! Operators and their roles.
 //!
 //! What never lives here: nodes and replicas, which have no role but their kind.
-//! Invariants: one operator per name; there is always an active admin; a removed operator's certificates are revoked
-//! in the same entry.
+//! Invariants: one operator per name; there is always an active admin; a removed operator's certificates are
+//! revoked in the same entry.
 
 mod rules;
 
@@ -110,7 +110,8 @@ pub enum Action {
     SetRole(SetRole),
 }
 
-/// Lets an operator in, with its first certificate. A removed name may come back. Actor: admin. Reply: `Done`.
+/// Lets an operator in, with its first certificate. A removed name may come back. Actor: admin. Reply:
+/// `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct AddOperator {
     /// The name.

@@ -1,7 +1,8 @@
 //! Who asks for a command: the identity that the edge has verified, carried in the log with the command.
 //!
-//! The edge decides who the actor is (by certificate); `apply` decides, at the entry's place in the log, whether that
-//! actor is still valid and may do this. Text forms are stable: the journal and the deduplication keys hold them.
+//! The edge decides who the actor is (by certificate); `apply` decides, at the entry's place in the log,
+//! whether that actor is still valid and may do this. Text forms are stable: the journal and the
+//! deduplication keys hold them.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! Apply: one entry of the log becomes one change of the state. Synchronous, infallible, deterministic.
 //!
-//! Order: clock, deduplication, is the actor still valid, the domain, journal rows, running hash. A refusal keeps
-//! clock, deduplication and hash, and nothing else.
+//! Order: clock, deduplication, is the actor still valid, the domain, journal rows, running hash. A refusal
+//! keeps clock, deduplication and hash, and nothing else.
 
 use bytes::Bytes;
 use prost::Message as _;

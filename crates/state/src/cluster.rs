@@ -1,8 +1,8 @@
 //! The cluster itself: its identity, its replicas, and the tokens by which others join.
 //!
 //! What never lives here: Raft membership (openraft's own) and plain keys (the root key arrives sealed).
-//! Invariants: a cluster is born once; a replica id is given once and never again; a join token admits one replica;
-//! a removed replica stays removed; the feature level never falls.
+//! Invariants: a cluster is born once; a replica id is given once and never again; a join token admits one
+//! replica; a removed replica stays removed; the feature level never falls.
 
 mod rules;
 
@@ -261,7 +261,8 @@ pub struct AllocateReplica {
     pub addresses: Addresses,
 }
 
-/// Records a new replica's certificates; it is `joining` from then on. Actor: the serving replica. Reply: `Done`.
+/// Records a new replica's certificates; it is `joining` from then on. Actor: the serving replica. Reply:
+/// `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct AdmitReplica {
     /// From `AllocateReplica`.

@@ -1,7 +1,7 @@
 //! Envelope and command: what travels in the log, encoded once at the edge.
 //!
-//! An entry that this binary does not understand is an error and halts the replica; it is never skipped, for the
-//! others may understand it.
+//! An entry that this binary does not understand is an error and halts the replica; it is never skipped, for
+//! the others may understand it.
 
 use std::fmt;
 
@@ -281,8 +281,8 @@ macro_rules! commands {
 
 commands! {
     Cluster cluster {
-        Genesis MintJoinToken AllocateReplica AdmitReplica SetReplicaStatus UpdateReplicaAddresses RemoveReplica
-        RaiseFeatureLevel
+        Genesis MintJoinToken AllocateReplica AdmitReplica SetReplicaStatus UpdateReplicaAddresses
+        RemoveReplica RaiseFeatureLevel
     }
     Access access { AddOperator RemoveOperator SetRole }
     Identity identity { RevokeDevice RenewCertificate RevokeOperatorCertificate RenewOperatorCertificate }

@@ -1,9 +1,9 @@
 //! Remembered requests: a retry of a request that was decided gets the same answer and has no second effect.
 //!
-//! A request is known by (actor, request id). Requests are forgotten in the order of the time in their ids, and what
-//! is as old as something forgotten is refused, never applied again: forgetting cannot make a request run twice.
-//! The floor is kept per actor, so that nobody's ids can shut others out, and it comes from what was forgotten rather
-//! than from the clock, so that a replica whose clock ran ahead cannot either.
+//! A request is known by (actor, request id). Requests are forgotten in the order of the time in their ids,
+//! and what is as old as something forgotten is refused, never applied again: forgetting cannot make a
+//! request run twice. The floor is kept per actor, so that nobody's ids can shut others out, and it comes
+//! from what was forgotten rather than from the clock, so that a replica whose clock ran ahead cannot either.
 
 use std::ops::ControlFlow;
 

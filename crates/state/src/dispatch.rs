@@ -1,9 +1,9 @@
 //! Dispatches: one invocation of one capability on one node.
 //!
 //! Payload and result lie beside the record, so that a change of state does not write them again.
-//! Invariants: a dispatch ends exactly once; only its node, in the epoch that it is bound to, may end it with a
-//! result; `once` work is never delivered in two epochs; every open dispatch is in the device's queue and the deadline
-//! index, no ended one is.
+//! Invariants: a dispatch ends exactly once; only its node, in the epoch that it is bound to, may end it with
+//! a result; `once` work is never delivered in two epochs; every open dispatch is in the device's queue and
+//! the deadline index, no ended one is.
 
 mod rules;
 mod store;

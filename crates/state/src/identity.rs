@@ -2,8 +2,8 @@
 //!
 //! What never lives here: private keys, and the making of certificates (they arrive signed).
 //! Invariants: a certificate is recorded before anybody is given it; a revoked device stays revoked, all its
-//! certificates are revoked in the same entry, and it has no session and no open dispatch; a public key belongs to
-//! one device.
+//! certificates are revoked in the same entry, and it has no session and no open dispatch; a public key
+//! belongs to one device.
 
 mod rules;
 

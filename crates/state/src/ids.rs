@@ -1,7 +1,7 @@
 //! Identifiers: ULIDs and SHA-256 digests, as small copyable values that encode as protobuf messages.
 //!
-//! Nothing here makes an identifier: randomness and time belong to the caller. Both types order like their bytes, so
-//! a table keyed by `Id` is ordered by the time in the id.
+//! Nothing here makes an identifier: randomness and time belong to the caller. Both types order like their
+//! bytes, so a table keyed by `Id` is ordered by the time in the id.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! What must be true of every reachable state, and of every step. Each rung of the tests checks these same rules:
-//! scripts, properties, simulation, and the harness on a copied data folder.
+//! What must be true of every reachable state, and of every step. Each rung of the tests checks these same
+//! rules: scripts, properties, simulation, and the harness on a copied data folder.
 //!
 //! The checks read the whole state and trust no index: indexes and counters are compared with the records.
 

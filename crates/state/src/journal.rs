@@ -1,8 +1,8 @@
 //! The journal: one row for each thing that happened, hash-chained, in the same entry as the thing itself.
 //!
 //! What never lives here: secrets, payloads, and refusals (they change nothing).
-//! Invariants: cursors strictly increase; each row's hash covers the row before it and every field; trimming takes
-//! the oldest rows only. Actions are stable strings, because followers and auditors match on them.
+//! Invariants: cursors strictly increase; each row's hash covers the row before it and every field; trimming
+//! takes the oldest rows only. Actions are stable strings, because followers and auditors match on them.
 
 mod chain;
 

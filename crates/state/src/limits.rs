@@ -1,7 +1,8 @@
-//! Every bound of the state in one place, with the relations that must hold between them checked at compile time.
+//! Every bound of the state in one place, with the relations that must hold between them checked at compile
+//! time.
 //!
-//! Times are milliseconds, sizes bytes, unless a name says otherwise. A limit is part of the state machine: replicas
-//! that disagree on one diverge, so a change needs a new feature level.
+//! Times are milliseconds, sizes bytes, unless a name says otherwise. A limit is part of the state machine:
+//! replicas that disagree on one diverge, so a change needs a new feature level.
 
 /// One second in milliseconds.
 pub const SECOND: u64 = 1_000;

@@ -1,9 +1,10 @@
 //! Nodes: what the paired machines can do, and which replica holds the session of each.
 //!
-//! What never lives here: heartbeats (they stay in the memory of the replica that holds the connection) and trust
-//! (that is `identity`).
-//! Invariants: a node has at most one session; epochs of a node strictly increase, for an epoch is the log index of
-//! its attach; a session ends by the next attach, by a detach that names its epoch, or by revocation.
+//! What never lives here: heartbeats (they stay in the memory of the replica that holds the connection) and
+//! trust (that is `identity`).
+//! Invariants: a node has at most one session; epochs of a node strictly increase, for an epoch is the log
+//! index of its attach; a session ends by the next attach, by a detach that names its epoch, or by
+//! revocation.
 
 mod rules;
 
@@ -219,8 +220,8 @@ pub struct Attach {
     pub held: Vec<Id>,
 }
 
-/// Ends a session, if it is still that one; otherwise nothing happens. Actor: that node, its replica, or system.
-/// Reply: `Counted`.
+/// Ends a session, if it is still that one; otherwise nothing happens. Actor: that node, its replica, or
+/// system. Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Detach {
     /// The node.
@@ -234,8 +235,8 @@ pub struct Detach {
     pub reason: String,
 }
 
-/// Ends sessions that a lost replica held, at most `limit`. Actor: system or a replica. Reply: `Counted`; when it is
-/// `limit`, there may be more.
+/// Ends sessions that a lost replica held, at most `limit`. Actor: system or a replica. Reply: `Counted`;
+/// when it is `limit`, there may be more.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct DetachReplica {
     /// The lost replica.

@@ -2,8 +2,8 @@
 //!
 //! What never lives here: PINs, tickets and keys. A code holds a sealed blob that only the edge can open.
 //! Invariants: an attempt is counted before it is answered; a code makes at most one request; at most
-//! `limits::CODES_OPEN` codes are open; an approved request has exactly one certificate, recorded in the same entry;
-//! `limits::FAILURES` unproved attempts within the window close pairing for everybody.
+//! `limits::CODES_OPEN` codes are open; an approved request has exactly one certificate, recorded in the same
+//! entry; `limits::FAILURES` unproved attempts within the window close pairing for everybody.
 
 mod attempts;
 mod codes;
@@ -322,8 +322,8 @@ pub struct RevokeCode {
     pub reason: String,
 }
 
-/// Counts an attempt, before anything is answered to the machine. Actor: a replica. Reply: `Attempt`, also when the
-/// attempt was refused because the code is burned: the count is kept.
+/// Counts an attempt, before anything is answered to the machine. Actor: a replica. Reply: `Attempt`, also
+/// when the attempt was refused because the code is burned: the count is kept.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct BeginAttempt {
     /// Names the attempt.
@@ -346,8 +346,8 @@ pub struct BeginAttempt {
     pub method: i32,
 }
 
-/// Says that an attempt's proof was wrong. It was counted already; this closes it, and burns the code when it was the
-/// last. Actor: a replica. Reply: `Attempt`.
+/// Says that an attempt's proof was wrong. It was counted already; this closes it, and burns the code when it
+/// was the last. Actor: a replica. Reply: `Attempt`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FailAttempt {
     /// The attempt.
@@ -361,8 +361,8 @@ pub struct FailAttempt {
     pub source: String,
 }
 
-/// Says that a machine proved a code: the attempt is given back, the code is used up, and a request waits for an
-/// operator. Of two for one code the first in the log wins. Actor: a replica. Reply: `Proved`.
+/// Says that a machine proved a code: the attempt is given back, the code is used up, and a request waits for
+/// an operator. Of two for one code the first in the log wins. Actor: a replica. Reply: `Proved`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Prove {
     /// The pairing id of the request that it makes.
@@ -400,7 +400,8 @@ pub struct Prove {
     pub fetch_token_hash: Digest,
 }
 
-/// Lets the machine in: device and certificate are recorded in this entry. Actor: operator. Reply: `Approved`.
+/// Lets the machine in: device and certificate are recorded in this entry. Actor: operator. Reply:
+/// `Approved`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Approve {
     /// The pairing request.

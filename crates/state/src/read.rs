@@ -1,6 +1,7 @@
 //! What the state machine reads from, and a map in memory that serves tests and simulation.
 //!
-//! Reads do not fail here: a disk error ends the replica below this trait, so that no entry is ever half applied.
+//! Reads do not fail here: a disk error ends the replica below this trait, so that no entry is ever half
+//! applied.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

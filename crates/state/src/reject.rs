@@ -1,7 +1,8 @@
 //! Refusals: a closed list of stable codes, each with a class, a message and the next step.
 //!
-//! A refusal is kept with its request id as code and arguments, never as text: two versions that word a message
-//! differently must still write the same bytes. `docs/errors/` has a page for each code, and a test compares both.
+//! A refusal is kept with its request id as code and arguments, never as text: two versions that word a
+//! message differently must still write the same bytes. `docs/errors/` has a page for each code, and a test
+//! compares both.
 
 mod texts;
 

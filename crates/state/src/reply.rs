@@ -1,5 +1,5 @@
-//! What an accepted command produced. Stored with the request id, so that a retry gets the same answer; hence no
-//! secrets here, and nothing that a retry could not use.
+//! What an accepted command produced. Stored with the request id, so that a retry gets the same answer; hence
+//! no secrets here, and nothing that a retry could not use.
 
 use crate::dispatch;
 use crate::ids::{Fingerprint, Id};

@@ -1,6 +1,8 @@
-//! The registry of tables: each has a tag that is its keys' first byte and is never reused, even when a table goes.
+//! The registry of tables: each has a tag that is its keys' first byte and is never reused, even when a table
+//! goes.
 //!
-//! Keys are big endian, so that tables are ordered by number and by time. Nothing else in the crate makes keys.
+//! Keys are big endian, so that tables are ordered by number and by time. Nothing else in the crate makes
+//! keys.
 
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
@@ -251,7 +253,8 @@ impl<V: prost::Message + Default> Table<V> {
         out
     }
 
-    /// A stored value. One that does not decode ends the replica: going on would let it differ from the others.
+    /// A stored value. One that does not decode ends the replica: going on would let it differ from the
+    /// others.
     pub fn decode(&self, bytes: &[u8]) -> V {
         match V::decode(bytes) {
             Ok(value) => value,
@@ -269,7 +272,8 @@ impl<V: prost::Message + Default> Table<V> {
         r.get(&self.key(key)).is_some()
     }
 
-    /// Visits rows whose key begins with `prefix` and is above `after`; the callback gets the key behind the prefix.
+    /// Visits rows whose key begins with `prefix` and is above `after`; the callback gets the key behind the
+    /// prefix.
     pub fn visit(&self, r: &dyn Read, prefix: impl Key, after: Option<&[u8]>, visit: &mut Visit<'_>) {
         let prefix = self.key(prefix);
         let mut from = prefix.clone();

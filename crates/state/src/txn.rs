@@ -1,7 +1,7 @@
 //! One entry's view of the state: what lies below, with what the entry has written so far on top.
 //!
-//! Domains read and write through it and say what happened with [`Txn::emit`]. Nothing leaves it when the entry is
-//! refused.
+//! Domains read and write through it and say what happened with [`Txn::emit`]. Nothing leaves it when the
+//! entry is refused.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -230,14 +230,16 @@ mod tests {
             (from, to, limit, reverse) in (key(), key(), 1usize..9, any::<bool>()),
         ) {
             let mut base = MemRead::new();
-            base.absorb(&below.into_iter().map(|(key, value)| (key, Some(Bytes::from(vec![value])))).collect());
+            let value = |value| Some(Bytes::from(vec![value]));
+            base.absorb(&below.into_iter().map(|(key, byte)| (key, value(byte))).collect());
             let mut txn = Txn::new(&base, 1, 1, &Actor::System, Id::ZERO);
-            for (key, value) in own {
-                txn.writes.insert(key, value.map(|value| Bytes::from(vec![value])));
+            for (key, byte) in own {
+                txn.writes.insert(key, byte.and_then(value));
             }
             let mut after = base.clone();
             after.absorb(txn.writes());
-            prop_assert_eq!(collect(&txn, &from, &to, limit, reverse), collect(&after, &from, &to, limit, reverse));
+            let found = collect(&txn, &from, &to, limit, reverse);
+            prop_assert_eq!(found, collect(&after, &from, &to, limit, reverse));
             prop_assert_eq!(txn.get(&from), after.get(&from));
         }
     }

@@ -1,5 +1,5 @@
 //! Random histories: invariants after each entry, and one log makes one state.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 #[path = "kit/history.rs"]
 mod history;
@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 
 use history::{Step, command, fleet, step};
 use kit::{World, id_at};
-use palyra_state::{Envelope, MemRead, Position, apply, decode, invariants, journal, state_hash};
+use palyra_state::{Envelope, MemRead, Position, Row, apply, decode, invariants, journal, state_hash};
 use proptest::prelude::*;
+use prost::Message as _;
 
 /// Plays a history on a fresh cluster; every step is checked by `World::apply`.
 fn play(steps: &[Step]) -> World {
@@ -78,7 +79,10 @@ proptest! {
     }
 
     #[test]
-    fn one_log_makes_one_state(steps in prop::collection::vec(step(), 1..120), cut in any::<prop::sample::Index>()) {
+    fn one_log_makes_one_state(
+        steps in prop::collection::vec(step(), 1..120),
+        cut in any::<prop::sample::Index>(),
+    ) {
         let world = play(&steps);
         let mut straight = MemRead::new();
         replay(&mut straight, &world.log, 1);
@@ -90,13 +94,18 @@ proptest! {
         let mut early = MemRead::new();
         replay(&mut early, &world.log[..cut], 1);
         let mut restored = MemRead::new();
-        restored.absorb(&early.iter().map(|(key, value)| (key.to_vec(), Some(value.to_vec().into()))).collect());
+        let rows = early.iter().map(|(key, value)| (key.to_vec(), Some(value.to_vec().into())));
+        restored.absorb(&rows.collect());
         replay(&mut restored, &world.log[cut..], cut as u64 + 1);
         prop_assert_eq!(state_hash(&restored), state_hash(&world.state));
     }
 
     #[test]
-    fn a_changed_byte_breaks_the_journal(steps in prop::collection::vec(step(), 20..80), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+    fn a_changed_byte_breaks_the_journal(
+        steps in prop::collection::vec(step(), 20..80),
+        at in any::<prop::sample::Index>(),
+        bit in 0u8..8,
+    ) {
         let world = play(&steps);
         let tag = palyra_state::tables::JOURNAL.key(())[0];
         let rows: Vec<(Vec<u8>, Vec<u8>)> = world
@@ -106,10 +115,10 @@ proptest! {
             .map(|(key, value)| (key.to_vec(), value.to_vec()))
             .collect();
         let (key, mut value) = rows[at.index(rows.len())].clone();
+        let original = Row::decode(value.as_slice()).unwrap();
         let byte = at.index(value.len());
         value[byte] ^= 1 << bit;
-        let Ok(changed) = <palyra_state::Row as prost::Message>::decode(value.as_slice()) else { return Ok(()) };
-        let original = <palyra_state::Row as prost::Message>::decode(rows[at.index(rows.len())].1.as_slice()).unwrap();
+        let Ok(changed) = Row::decode(value.as_slice()) else { return Ok(()) };
         prop_assume!(changed != original); // an unknown field is no change of the row
         let mut state = world.state.clone();
         state.absorb(&BTreeMap::from([(key, Some(value.into()))]));

@@ -1,8 +1,10 @@
-//! Scripts: commands in, replies and journal rows out. `UPDATE_EXPECT=1 cargo test` rewrites what is expected.
+//! Scripts: commands in, replies and journal rows out. `UPDATE_EXPECT=1 cargo test` rewrites what is
+//! expected.
 //!
-//! A script is a text of blocks. `+90s` moves the clock. `actor command key=value ..` proposes; the lines below it, up
-//! to the next command, are what came of it. `# ..` is a comment. Names stand for ids, `$name` in what is expected.
-#![allow(clippy::unwrap_used)]
+//! A script is a text of blocks. `+90s` moves the clock. `actor command key=value ..` proposes; the lines
+//! below it, up to the next command, are what came of it. `# ..` is a comment. Names stand for ids, `$name`
+//! in what is expected.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod kit;
 

@@ -1,4 +1,5 @@
-//! The hash chain over the journal, and its check: the same code online, offline, and on a copied data folder.
+//! The hash chain over the journal, and its check: the same code online, offline, and on a copied data
+//! folder.
 
 use std::fmt;
 

@@ -219,7 +219,8 @@ fn detach_replica(txn: &mut Txn<'_>, command: &DetachReplica) -> Result<Reply, R
     Ok(Reply::Counted(Counted { count: count as u32 }))
 }
 
-/// Ends the session of a node, if it has one. Its dispatches stay bound to it until the next attach or their deadline.
+/// Ends the session of a node, if it has one. Its dispatches stay bound to it until the next attach or their
+/// deadline.
 pub(crate) fn close_session(txn: &mut Txn<'_>, device_id: Id, reason: &str) {
     let Some(mut node) = node(txn, device_id) else {
         return;

@@ -1,4 +1,5 @@
-//! Random histories: commands that mostly make sense, by actors that mostly may, over few names, so that they meet.
+//! Random histories: commands that mostly make sense, by actors that mostly may, over few names, so that they
+//! meet.
 
 use bytes::Bytes;
 use palyra_state::cluster::ReplicaStatus;
@@ -141,42 +142,7 @@ fn pairing_command(world: &mut World, step: &Step) -> (Actor, Command) {
             };
             (replica(1), begin.into())
         }
-        5 | 6 => {
-            let waiting = pairing::pending(&world.state, world.at);
-            let Some(found) = waiting.get(usize::from(one) % waiting.len().max(1)) else {
-                let expire = pairing::Expire {
-                    codes: Vec::new(),
-                    requests: Vec::new(),
-                };
-                return (Actor::System, expire.into());
-            };
-            let pairing_id = found.id;
-            if step.actor % 8 == 7 {
-                return (
-                    root,
-                    pairing::Reject {
-                        pairing_id,
-                        reason: "no".to_owned(),
-                    }
-                    .into(),
-                );
-            }
-            let certificate = identity::NewCertificate {
-                der: Bytes::from(format!("certificate {}", world.index)),
-                spki: found.csr_spki,
-                ..certificate("any")
-            };
-            (
-                root,
-                pairing::Approve {
-                    pairing_id,
-                    certificate,
-                    sas: String::new(),
-                    reason: String::new(),
-                }
-                .into(),
-            )
-        }
+        5 | 6 => decide(world, step),
         _ => {
             let codes = pairing::codes(&world.state)
                 .iter()
@@ -190,6 +156,45 @@ fn pairing_command(world: &mut World, step: &Step) -> (Actor, Command) {
             (Actor::System, pairing::Expire { codes, requests }.into())
         }
     }
+}
+
+/// Approves or rejects a request that waits.
+fn decide(world: &mut World, step: &Step) -> (Actor, Command) {
+    let root = operator("root");
+    let waiting = pairing::pending(&world.state, world.at);
+    let Some(found) = waiting.get(usize::from(step.one) % waiting.len().max(1)) else {
+        let expire = pairing::Expire {
+            codes: Vec::new(),
+            requests: Vec::new(),
+        };
+        return (Actor::System, expire.into());
+    };
+    let pairing_id = found.id;
+    if step.actor % 8 == 7 {
+        return (
+            root,
+            pairing::Reject {
+                pairing_id,
+                reason: "no".to_owned(),
+            }
+            .into(),
+        );
+    }
+    let certificate = identity::NewCertificate {
+        der: Bytes::from(format!("certificate {}", world.index)),
+        spki: found.csr_spki,
+        ..certificate("any")
+    };
+    (
+        root,
+        pairing::Approve {
+            pairing_id,
+            certificate,
+            sas: String::new(),
+            reason: String::new(),
+        }
+        .into(),
+    )
 }
 
 /// A node with the newest certificate that it has.
@@ -261,7 +266,7 @@ fn dispatch_command(world: &mut World, step: &Step) -> (Actor, Command) {
     let node = shown(world, &name);
     match step.kind % 10 {
         0..4 => {
-            let capability = if step.one % 2 == 0 { "echo" } else { "pay" };
+            let capability = if step.one.is_multiple_of(2) { "echo" } else { "pay" };
             let submit = dispatch::Submit {
                 dispatch_id: id_at(world.at, (2 << 40) + world.index),
                 device_id: device,
@@ -358,9 +363,6 @@ fn identity_command(world: &mut World, step: &Step) -> (Actor, Command) {
 
 fn people_command(world: &mut World, step: &Step) -> (Actor, Command) {
     let name = format!("op{}", step.one % 3 + 1);
-    let replica_name = format!("r{}", step.one);
-    let replica_id = u64::from(step.two);
-    let token = format!("t{}", (world.index / 8 + u64::from(step.one)) % 50);
     let root = operator("root");
     match (step.actor >> 2) % 10 {
         0 => {
@@ -396,7 +398,18 @@ fn people_command(world: &mut World, step: &Step) -> (Actor, Command) {
             }
             .into(),
         ),
-        3 => (root, commands::mint_token(world, &token, &replica_name).into()),
+        _ => replica_command(world, step),
+    }
+}
+
+/// Joins, moves and removes replicas.
+fn replica_command(world: &mut World, step: &Step) -> (Actor, Command) {
+    let replica_name = format!("r{}", step.one);
+    let replica_id = u64::from(step.two);
+    let token = format!("t{}", (world.index / 8 + u64::from(step.one)) % 50);
+    let root = operator("root");
+    match (step.actor >> 2) % 10 {
+        0..4 => (root, commands::mint_token(world, &token, &replica_name).into()),
         4 | 5 => {
             let open = cluster::join_tokens(&world.state)
                 .into_iter()

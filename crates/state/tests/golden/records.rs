@@ -1,0 +1,409 @@
+//! Samples of records and replies. A new field must be filled in here: the literals name every field.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use palyra_state::{
+    Accepted, Answer, Class, Code, Cursor, Digest, Id, Meta, Reject, Reply, Requester, Row, Seen, access,
+    cluster, dispatch, identity, nodes, pairing, reply, tables,
+};
+use prost::Message;
+
+use crate::kit::{self, fingerprint, id_at, key};
+
+/// A name and the bytes of a sample, which must read back as itself.
+fn add<M: Message + Default + PartialEq + Clone + std::fmt::Debug>(
+    all: &mut BTreeMap<String, Vec<u8>>,
+    name: &str,
+    sample: &M,
+) {
+    let bytes = sample.encode_to_vec();
+    assert_eq!(M::decode(bytes.as_slice()).unwrap(), *sample, "{name}");
+    assert!(all.insert(name.to_owned(), bytes).is_none(), "{name} twice");
+}
+
+pub(crate) fn id(number: u64) -> Id {
+    id_at(kit::T0, number)
+}
+
+pub(crate) fn text(text: &str) -> String {
+    text.to_owned()
+}
+
+/// A sample of every record and every reply, with no field at its default.
+pub(crate) fn records() -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    cluster_records(&mut all);
+    identity_records(&mut all);
+    pairing_records(&mut all);
+    node_records(&mut all);
+    dispatch_records(&mut all);
+    bookkeeping_records(&mut all);
+    replies(&mut all);
+    all
+}
+
+fn cluster_records(all: &mut BTreeMap<String, Vec<u8>>) {
+    let born = cluster::Cluster {
+        cluster_id: id(1),
+        trust_domain: text("palyra.test.internal"),
+        root_cert_der: Bytes::from_static(b"root"),
+        root_key_sealed: Bytes::from_static(b"sealed"),
+        created_at: 1,
+        feature_level: 2,
+        next_replica_id: 3,
+    };
+    add(all, "record.cluster", &born);
+    let replica = cluster::Replica {
+        id: 1,
+        name: text("r1"),
+        status: cluster::ReplicaStatus::Voter as i32,
+        addresses: cluster::Addresses {
+            peer: text("a:1"),
+            node: text("a:2"),
+            enrol: text("a:3"),
+            http: text("a:4"),
+            metrics: text("a:5"),
+        },
+        authority_cert_der: Bytes::from_static(b"authority"),
+        certificate: fingerprint("r1"),
+        joined_at: 2,
+        removed_at: 3,
+    };
+    add(all, "record.replica", &replica);
+    let token = cluster::JoinToken {
+        id: id(2),
+        secret_key_sealed: Bytes::from_static(b"sealed"),
+        name: text("r2"),
+        expires_at: 4,
+        used_by: 2,
+        issued_by: text("operator/root"),
+        created_at: 5,
+    };
+    add(all, "record.join_token", &token);
+    let operator = access::Operator {
+        name: text("alice"),
+        role: access::Role::Admin as i32,
+        status: access::OperatorStatus::Removed as i32,
+        created_at: 1,
+        created_by: text("operator/root"),
+        removed_at: 2,
+    };
+    add(all, "record.operator", &operator);
+}
+
+fn identity_records(all: &mut BTreeMap<String, Vec<u8>>) {
+    let device = identity::Device {
+        id: id(3),
+        status: identity::DeviceStatus::Revoked as i32,
+        name: text("press"),
+        paired_at: 1,
+        paired_by: text("operator/root"),
+        revoked_at: 2,
+        revoked_by: text("operator/root"),
+        reason: text("lost"),
+        spki: key("n1"),
+        revoked_index: 3,
+    };
+    add(all, "record.device", &device);
+    let certificate = identity::Certificate {
+        fingerprint: fingerprint("n1"),
+        serial: Bytes::from_static(&[1, 2]),
+        kind: identity::CertificateKind::Operator as i32,
+        subject: text("alice"),
+        der: Bytes::from_static(b"der"),
+        not_before: 1,
+        not_after: 2,
+        authority: 3,
+        status: identity::CertificateStatus::Superseded as i32,
+        issued_at: 4,
+        pairing_id: Some(id(4)),
+        spki: key("n1"),
+    };
+    add(all, "record.certificate", &certificate);
+    add(all, "record.key_owner", &identity::KeyOwner { device_id: id(3) });
+}
+
+fn pairing_records(all: &mut BTreeMap<String, Vec<u8>>) {
+    let attempt = pairing::Attempt {
+        id: id(5),
+        at: 1,
+        failed: true,
+        device_id: id(3),
+    };
+    let code = pairing::Code {
+        id: id(6),
+        number: 7,
+        method: pairing::Method::Ticket as i32,
+        sealed: Bytes::from_static(b"sealed"),
+        created_at: 1,
+        expires_at: 2,
+        issued_by: text("operator/root"),
+        attempts: vec![attempt],
+        status: pairing::CodeStatus::Burned as i32,
+        device_name: text("press"),
+        closed_at: 3,
+        request_id: Some(id(7)),
+    };
+    add(all, "record.code", &code);
+    let request = pairing::Request {
+        id: id(7),
+        code_id: id(6),
+        device_id: id(3),
+        device_name: text("press"),
+        csr_der: Bytes::from_static(b"csr"),
+        csr_spki: key("n1"),
+        sas: text("123456"),
+        source: text("192.0.2.7"),
+        method: pairing::Method::Ticket as i32,
+        served_by: 1,
+        fetch_token_hash: Digest::of(b"token"),
+        status: pairing::RequestStatus::Completed as i32,
+        decided_by: text("operator/root"),
+        decided_at: 1,
+        reason: text("mine"),
+        certificate: Some(fingerprint("n1")),
+        created_at: 2,
+        expires_at: 3,
+    };
+    add(all, "record.pairing_request", &request);
+    add(
+        all,
+        "record.pairing_pending",
+        &pairing::Pending { pairing_id: id(7) },
+    );
+    let totals = pairing::Totals {
+        next_number: 1,
+        codes: 2,
+        requests: 3,
+        pending: 4,
+        failures: vec![attempt],
+    };
+    add(all, "record.pairing_totals", &totals);
+}
+
+fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
+    let node = nodes::Node {
+        device_id: id(3),
+        platform: text("linux/x86_64"),
+        agent_version: text("0.1.0"),
+        capabilities: vec![nodes::Capability {
+            name: text("echo"),
+            effect: nodes::Effect::Idempotent as i32,
+            timeout_ms: 1,
+            max_concurrency: 2,
+            local_mediation: true,
+            description: text("says it again"),
+        }],
+        labels: BTreeMap::from([(text("a"), text("1")), (text("b"), text("2"))]),
+        registered_at: 1,
+        generation: 2,
+        session: Some(nodes::Session {
+            epoch: 3,
+            replica_id: 1,
+            attached_at: 4,
+            transport: text("stream"),
+        }),
+        status: nodes::NodeStatus::Online as i32,
+        status_since: 5,
+        status_reason: text("attached"),
+        last_epoch: 3,
+    };
+    add(all, "record.node", &node);
+    add(
+        all,
+        "record.node_totals",
+        &nodes::Totals {
+            nodes: 1,
+            online: 2,
+            devices: 3,
+        },
+    );
+}
+
+fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {
+    let dispatch = dispatch::Dispatch {
+        id: id(8),
+        device_id: id(3),
+        capability: text("echo"),
+        effect: nodes::Effect::Idempotent as i32,
+        state: dispatch::State::SessionLost as i32,
+        epoch: 1,
+        replica_id: 2,
+        attempt: 3,
+        submitted_at: 4,
+        deadline_at: 5,
+        submitted_by: text("operator/root"),
+        ended_at: 6,
+        error: Some(dispatch::Failure {
+            code: text("exit_status"),
+            message: text("exit 1"),
+        }),
+        reason: text("revoked"),
+        payload_size: 7,
+        result_size: 8,
+    };
+    add(all, "record.dispatch", &dispatch);
+    let totals = dispatch::Totals {
+        open: 1,
+        open_bytes: 2,
+        finished: 3,
+        finished_bytes: 4,
+    };
+    add(all, "record.dispatch_totals", &totals);
+    add(all, "record.queue_length", &dispatch::QueueLength { open: 1 });
+    add(
+        all,
+        "record.blob",
+        &tables::Blob {
+            bytes: Bytes::from_static(b"bytes"),
+        },
+    );
+    add(all, "record.present", &tables::Present {});
+}
+
+fn bookkeeping_records(all: &mut BTreeMap<String, Vec<u8>>) {
+    let meta = Meta {
+        clock: 1,
+        index: 2,
+        term: 3,
+        state_hash: Digest::of(b"state"),
+        journal_rows: 4,
+        journal_first: Cursor { index: 5, ordinal: 6 },
+        journal_last: Cursor { index: 7, ordinal: 8 },
+        journal_head: Digest::of(b"head"),
+        requests_seen: 9,
+        journal_trimmed: Cursor {
+            index: 10,
+            ordinal: 11,
+        },
+        journal_trimmed_hash: Digest::of(b"trimmed"),
+    };
+    add(all, "record.meta", &meta);
+    let row = Row {
+        index: 1,
+        ordinal: 2,
+        at_ms: 3,
+        actor: text("operator/root"),
+        action: text("pairing.approved"),
+        subject: text("subject"),
+        request_id: id(9),
+        detail: BTreeMap::from([(text("a"), text("1")), (text("b"), text("2"))]),
+        prev_hash: Digest::of(b"prev"),
+        hash: Digest::of(b"hash"),
+    };
+    add(all, "record.journal_row", &row);
+    add(
+        all,
+        "record.requester",
+        &Requester {
+            remembered: 1,
+            floor: id(10),
+        },
+    );
+    let reject = Reject::new(Code::CodeUsed, [&"C7"]);
+    assert_eq!(reject.class(), Class::Conflict);
+    let refused = Seen {
+        command: text("pairing.prove"),
+        index: 1,
+        answer: Some(Answer::Reject(reject)),
+    };
+    add(all, "record.seen_refused", &refused);
+}
+
+#[allow(clippy::too_many_lines)] // one list
+fn replies(all: &mut BTreeMap<String, Vec<u8>>) {
+    let (id, fingerprint) = (id(11), fingerprint("n1"));
+    let method = pairing::Method::Ticket as i32;
+    let state = dispatch::State::Dispatched as i32;
+    let attempt = reply::AttemptCounted {
+        outcome: reply::AttemptOutcome::Granted as i32,
+        code_id: id,
+        code_number: 1,
+        method,
+        tries_left: 2,
+        attempt_id: id,
+    };
+    let submitted = reply::Submitted {
+        dispatch_id: id,
+        state,
+        epoch: 1,
+        replica_id: 2,
+        deadline_at: 3,
+    };
+    let list = [
+        ("done", Reply::done()),
+        (
+            "token_minted",
+            Reply::TokenMinted(reply::TokenMinted {
+                token_id: id,
+                expires_at: 1,
+            }),
+        ),
+        (
+            "replica_allocated",
+            Reply::ReplicaAllocated(reply::ReplicaAllocated { replica_id: 1 }),
+        ),
+        (
+            "code_minted",
+            Reply::CodeMinted(reply::CodeMinted {
+                code_id: id,
+                number: 1,
+                expires_at: 2,
+            }),
+        ),
+        ("attempt", Reply::Attempt(attempt)),
+        (
+            "proved",
+            Reply::Proved(reply::Proved {
+                pairing_id: id,
+                expires_at: 1,
+            }),
+        ),
+        (
+            "approved",
+            Reply::Approved(reply::Approved {
+                device_id: id,
+                fingerprint,
+            }),
+        ),
+        (
+            "revoked",
+            Reply::Revoked(reply::Revoked {
+                index: 1,
+                already: true,
+                cancelled: 2,
+            }),
+        ),
+        (
+            "registered",
+            Reply::Registered(reply::Registered {
+                generation: 1,
+                changed: true,
+            }),
+        ),
+        (
+            "attached",
+            Reply::Attached(reply::Attached {
+                epoch: 1,
+                assigned: 2,
+                rebound: 3,
+                lost: 4,
+            }),
+        ),
+        ("submitted", Reply::Submitted(submitted)),
+        ("counted", Reply::Counted(reply::Counted { count: 1 })),
+    ];
+    for (name, reply) in list {
+        let answer = Some(Answer::Reply(Accepted { reply: Some(reply) }));
+        add(
+            all,
+            &format!("reply.{name}"),
+            &Seen {
+                command: text("command"),
+                index: 1,
+                answer,
+            },
+        );
+    }
+}
