@@ -64,7 +64,7 @@ impl RocksEngine {
     /// of the log; `Io` and `Full` from the operating system.
     pub fn open(dir: &Path, options: Options) -> Result<RocksEngine> {
         let lock = format::prepare(dir)?;
-        wal::check(dir)?;
+        wal::check(dir, || oldest_needed_log(dir, &options))?;
         let db = DB::open_cf_descriptors(&options.database(), dir, options.families())
             .map_err(|error| classify(dir, "opening the database", &error))?;
         let sequence = db.latest_sequence_number();
@@ -283,6 +283,16 @@ impl Folder {
         options.set_iterate_upper_bound(to);
         Ok(Some(self.db.raw_iterator_cf_opt(self.handle(family)?, options)))
     }
+}
+
+/// The number of the first log file that a start replays, as the manifest has it. Opens the database for
+/// reading only, which changes nothing on disk and replays into memory: slow, and rarely asked.
+fn oldest_needed_log(dir: &Path, options: &Options) -> Result<u64> {
+    let during = "reading the manifest";
+    DB::open_cf_descriptors_read_only(&options.database(), dir, options.families(), false)
+        .and_then(|db| db.property_int_value(rocksdb::properties::MIN_LOG_NUMBER_TO_KEEP))
+        .map(|number| number.unwrap_or(0))
+        .map_err(|error| classify(dir, during, &error))
 }
 
 /// RocksDB's errors are text; only their kind and a few well-known phrases can be told apart.

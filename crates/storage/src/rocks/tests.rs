@@ -275,3 +275,33 @@ fn an_older_log_file_that_lost_its_end_or_is_gone_is_refused() {
         assert!(matches!(&error, EngineError::Corrupt { .. }), "{error}");
     }
 }
+
+#[test]
+fn a_log_file_that_is_needed_no_more_and_was_left_behind_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(dir.path(), small()).unwrap();
+    write_from_threads(&engine, 1, 300);
+    let left_behind = log_files(dir.path()).swap_remove(0);
+    let bytes = fs::read(&left_behind).unwrap();
+    for _ in 0..2 {
+        for family in Family::ALL {
+            engine
+                .folder
+                .db
+                .flush_cf(engine.folder.handle(family).unwrap())
+                .unwrap();
+        }
+        write_from_threads(&engine, 1, 301);
+    }
+    drop(engine);
+    assert!(!left_behind.exists());
+    fs::write(&left_behind, bytes).unwrap();
+    let alone = wal::check(dir.path(), || Ok(0));
+    assert!(
+        matches!(alone, Err(EngineError::Corrupt { .. })),
+        "it looks like a hole: {alone:?}"
+    );
+    let engine = RocksEngine::open(dir.path(), small()).unwrap();
+    let key = [0_u64.to_be_bytes(), 300_u64.to_be_bytes()].concat();
+    assert!(engine.get(Family::State, &key).unwrap().is_some());
+}

@@ -28,14 +28,30 @@ const HEADER: usize = 7;
 const BATCH_HEAD: usize = 12;
 
 /// Checks all log files of `dir`, oldest first. A folder without any is fine.
-pub(super) fn check(dir: &Path) -> Result<()> {
+///
+/// `oldest_needed` says which files still matter (those from that number on). It is asked only when records
+/// are missing between two files, which is damage, unless the older file is a left-over: RocksDB drops files
+/// that it needs no more from several threads, and a process that is killed meanwhile leaves any of them
+/// behind.
+pub(super) fn check(dir: &Path, oldest_needed: impl FnOnce() -> Result<u64>) -> Result<()> {
+    let mut oldest_needed = Some(oldest_needed);
     let io = |error: io::Error| EngineError::from_io(dir, "reading the write-ahead log", &error);
     let mut log = Log::default();
+    let mut previous = 0;
     for (number, path) in files(dir).map_err(io)? {
-        match log.file(&mut File::open(path).map_err(io)?) {
-            Ok(()) => {}
+        let read = |log: &mut Log| log.file(&mut File::open(&path)?);
+        let mut verdict = read(&mut log);
+        if matches!(verdict, Err(Bad::Missing(_)))
+            && let Some(ask) = oldest_needed.take()
+            && previous < ask()?
+        {
+            log = Log::default();
+            verdict = read(&mut log);
+        }
+        match verdict {
+            Ok(()) => previous = number,
             Err(Bad::Io(error)) => return Err(io(error)),
-            Err(Bad::Damaged(what)) => {
+            Err(Bad::Damaged(what) | Bad::Missing(what)) => {
                 let cause = format!("write-ahead log {number:06}.log: {what}");
                 return Err(EngineError::Corrupt {
                     folder: dir.to_owned(),
@@ -70,6 +86,8 @@ fn files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 enum Bad {
     Io(io::Error),
     Damaged(String),
+    /// Whole records are missing between the end of the file before and the beginning of this one.
+    Missing(String),
 }
 
 impl From<io::Error> for Bad {
@@ -135,6 +153,8 @@ fn fragment(bytes: &[u8]) -> Fragment<'_> {
 struct Log {
     /// The sequence number that the next record may begin with at most.
     next: Option<u64>,
+    /// Whether this file has shown a record.
+    begun: bool,
 }
 
 /// A record that is being put together from its fragments.
@@ -149,6 +169,7 @@ impl Log {
         let mut block = vec![0; BLOCK];
         let mut record = Record::default();
         let mut start = 0;
+        self.begun = false;
         loop {
             let filled = fill(file, &mut block)?;
             let rest = &block[..filled];
@@ -225,19 +246,20 @@ impl Log {
         };
         let first = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
         let end = first.saturating_add(u64::from(u32::from_le_bytes([c0, c1, c2, c3])));
-        match self.next {
-            Some(next) if first > next => {
-                let what = format!(
-                    "operations {next} to {} are missing before the record that ends",
-                    first - 1
-                );
-                damaged(place, &what)
-            }
-            next => {
-                self.next = Some(next.unwrap_or(0).max(end));
-                Ok(())
-            }
+        let begun = std::mem::replace(&mut self.begun, true);
+        if let Some(next) = self.next.filter(|next| first > *next) {
+            let what = format!(
+                "operations {next} to {} are missing before byte {place}",
+                first - 1
+            );
+            return Err(if begun {
+                Bad::Damaged(what)
+            } else {
+                Bad::Missing(what)
+            });
         }
+        self.next = Some(self.next.unwrap_or(0).max(end));
+        Ok(())
     }
 }
 

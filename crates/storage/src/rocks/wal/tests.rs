@@ -26,7 +26,7 @@ fn log(batches: u64, value_bytes: usize) -> Vec<u8> {
 fn verdict(bytes: &[u8]) -> Result<(), String> {
     match Log::default().file(&mut &bytes[..]) {
         Ok(()) => Ok(()),
-        Err(Bad::Damaged(what)) => Err(what),
+        Err(Bad::Damaged(what) | Bad::Missing(what)) => Err(what),
         Err(Bad::Io(error)) => panic!("{error}"),
     }
 }
