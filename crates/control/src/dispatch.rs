@@ -98,8 +98,9 @@ impl Control {
         check_size(invoke.payload.len())?;
         crate::json::check("payload", &invoke.payload)?;
         let device_id = self.resolve_device(&invoke.device).await?;
+        let dispatch_id = self.fresh_id();
         let submit = Submit {
-            dispatch_id: self.fresh_id(),
+            dispatch_id,
             device_id,
             capability: invoke.capability,
             payload: invoke.payload,
@@ -113,7 +114,8 @@ impl Control {
         // Submitted and committed: from here on only the view of it can be missing, when it was forgotten
         // long ago.
         let seen = view_of(&self.replica().view(), submitted.dispatch_id)?;
-        Ok((seen, written.info))
+        let duplicate = submitted.dispatch_id != dispatch_id;
+        Ok((seen, WriteInfo { duplicate, ..written.info }))
     }
 
     /// The device that a selector names. What is no full id is looked up in a linearizable view.
