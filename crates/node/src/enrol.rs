@@ -32,6 +32,8 @@ const CALL: Duration = Duration::from_secs(10);
 /// For finding a replica that lets the proof be made.
 const SEARCH: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often a proof is sent while its outcome is not known: longer than an election.
+const PROOF_TRIES: u32 = 8;
 const ASK_AGAIN: &str = "ask the operator for a new code: palyra pairing code";
 
 /// Why one try at one replica came to nothing.
@@ -224,16 +226,7 @@ async fn prove_pin(endpoint: &str, pin: &Pin, code: u32, me: &Me<'_>) -> std::re
         device_name: me.name.to_owned(),
         request_id: new_ulid(),
     };
-    let accepted = match answer(client.finish_pin(finish.clone())).await {
-        Ok(accepted) => accepted,
-        // The answer was lost, perhaps with the connection only: the same replica may still know the
-        // exchange.
-        Err(Try::Next(_)) => {
-            let (mut client, _) = dial(endpoint, &tls, &seen).await?;
-            answer(client.finish_pin(finish)).await?
-        }
-        Err(last) => return Err(last),
-    };
+    let accepted = insist(async || answer(client.clone().finish_pin(finish.clone())).await).await?;
     Ok(believe(
         &accepted,
         &transcript,
@@ -317,14 +310,7 @@ async fn prove_ticket(endpoint: &str, ticket: &Ticket, me: &Me<'_>) -> std::resu
         device_name: me.name.to_owned(),
         request_id: new_ulid(),
     };
-    let accepted = match answer(client.prove_ticket(prove.clone())).await {
-        Ok(accepted) => accepted,
-        Err(Try::Next(_)) => {
-            let (mut client, _) = dial(endpoint, &tls, &seen).await?;
-            answer(client.prove_ticket(prove)).await?
-        }
-        Err(last) => return Err(last),
-    };
+    let accepted = insist(async || answer(client.clone().prove_ticket(prove.clone())).await).await?;
     Ok(believe(&accepted, &transcript, &key[..], &ticket.cluster_id, me)?)
 }
 
@@ -375,6 +361,27 @@ fn believe(
             accepted.expires_at_ms
         },
     })
+}
+
+/// Sends a proof until its outcome is known. The same proof, sent again on the same connection, is answered
+/// and not applied again; on another connection it would be worth nothing, so when this one is gone the
+/// pairing begins anew.
+async fn insist<T>(send: impl AsyncFn() -> std::result::Result<T, Try>) -> std::result::Result<T, Try> {
+    let mut unknown = None;
+    for _ in 0..PROOF_TRIES {
+        match send().await {
+            Err(Try::Next(why)) => unknown = Some(why),
+            Err(Try::Final(error)) if unknown.is_some() => {
+                return Err(Try::Next(format!(
+                    "the outcome of the proof is not known: {}",
+                    error.message
+                )));
+            }
+            known => return known,
+        }
+        sleep(PAUSE).await;
+    }
+    Err(Try::Next(unknown.unwrap_or_default()))
 }
 
 async fn answer<T>(

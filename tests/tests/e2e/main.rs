@@ -1,0 +1,104 @@
+//! End to end: three real `palyrad` processes with real TLS and real disks, the real `palyra`, and nodes that
+//! behave and nodes that don't.
+#![allow(clippy::unwrap_used)]
+
+mod dispatch;
+mod faults;
+mod hostile;
+mod operations;
+mod pairing;
+
+use palyra_tests::runner::{self, Test};
+
+/// In this order: what breaks replicas comes last.
+const TESTS: &[Test] = &[
+    ("birth_gives_three_voters", |c| {
+        Box::pin(operations::birth_gives_three_voters(c))
+    }),
+    ("a_join_token_is_good_once", |c| {
+        Box::pin(operations::a_join_token_is_good_once(c))
+    }),
+    ("a_foreign_data_folder_is_refused", |c| {
+        Box::pin(async { operations::a_foreign_data_folder_is_refused(c) })
+    }),
+    ("an_unknown_key_in_a_config_is_named", |c| {
+        Box::pin(async { operations::an_unknown_key_in_a_config_is_named(c) })
+    }),
+    ("a_port_in_use_is_named", |c| {
+        Box::pin(async { operations::a_port_in_use_is_named(c) })
+    }),
+    ("a_pin_pairs_across_three_replicas", |c| {
+        Box::pin(pairing::a_pin_pairs_across_three_replicas(c))
+    }),
+    ("a_ticket_pairs", |c| Box::pin(pairing::a_ticket_pairs(c))),
+    ("a_pairing_goes_on_after_an_interruption", |c| {
+        Box::pin(pairing::a_pairing_goes_on_after_an_interruption(c))
+    }),
+    ("a_rejected_machine_hears_why", |c| {
+        Box::pin(pairing::a_rejected_machine_hears_why(c))
+    }),
+    ("wrong_pins_burn_the_code", |c| {
+        Box::pin(pairing::wrong_pins_burn_the_code(c))
+    }),
+    ("one_code_pairs_one_of_two_machines", |c| {
+        Box::pin(pairing::one_code_pairs_one_of_two_machines(c))
+    }),
+    ("expired_and_revoked_codes_are_refused", |c| {
+        Box::pin(pairing::expired_and_revoked_codes_are_refused(c))
+    }),
+    ("every_replica_reaches_the_node", |c| {
+        Box::pin(dispatch::every_replica_reaches_the_node(c))
+    }),
+    ("failures_say_what_failed", |c| {
+        Box::pin(dispatch::failures_say_what_failed(c))
+    }),
+    ("bad_requests_are_refused_and_leave_nothing", |c| {
+        Box::pin(dispatch::bad_requests_are_refused(c))
+    }),
+    ("the_person_at_the_machine_is_asked", |c| {
+        Box::pin(dispatch::the_person_at_the_machine_is_asked(c))
+    }),
+    ("a_cancelled_job_ends_on_the_node", |c| {
+        Box::pin(dispatch::a_cancelled_job_ends_on_the_node(c))
+    }),
+    ("a_once_job_is_not_run_again_by_a_new_agent", |c| {
+        Box::pin(dispatch::a_once_job_is_not_run_again(c))
+    }),
+    ("results_late_foreign_or_twice_change_nothing", |c| {
+        Box::pin(hostile::results_late_foreign_or_twice(c))
+    }),
+    ("messages_in_anothers_name_end_the_stream", |c| {
+        Box::pin(hostile::messages_in_anothers_name(c))
+    }),
+    ("certificates_are_good_for_their_role_only", |c| {
+        Box::pin(hostile::certificates_for_their_role_only(c))
+    }),
+    ("a_certificate_of_another_cluster_is_refused", |c| {
+        Box::pin(hostile::another_clusters_certificate(c))
+    }),
+    ("a_reader_that_stalls_holds_up_nobody", |c| {
+        Box::pin(hostile::a_reader_that_stalls_holds_up_nobody(c))
+    }),
+    ("pairing_messages_out_of_order_are_refused", |c| {
+        Box::pin(hostile::pairing_messages_out_of_order(c))
+    }),
+    ("a_nonce_is_worth_nothing_on_another_connection", |c| {
+        Box::pin(hostile::a_nonce_on_another_connection(c))
+    }),
+    ("a_node_survives_each_replica_in_turn", |c| {
+        Box::pin(faults::a_node_survives_each_replica_in_turn(c))
+    }),
+    ("work_goes_on_after_the_leader_is_killed", |c| {
+        Box::pin(faults::work_goes_on_after_the_leader_is_killed(c))
+    }),
+    ("a_revoked_device_is_out_everywhere", |c| {
+        Box::pin(faults::a_revoked_device_is_out_everywhere(c))
+    }),
+    ("the_journal_holds", |c| {
+        Box::pin(async { operations::the_journal_holds(c) })
+    }),
+];
+
+fn main() {
+    std::process::exit(runner::run(TESTS));
+}
