@@ -12,7 +12,7 @@ use palyra_platform as platform;
 use palyra_state::cluster::{
     self, Addresses, AdmitReplica, AllocateReplica, MintJoinToken, Replica as Record,
 };
-use palyra_state::{Code, Id, Read, Reject, Reply};
+use palyra_state::{Code, Id, Read, Reject, Reply, identity};
 use zeroize::Zeroizing;
 
 use crate::caller::{Caller, EnrolSource};
@@ -75,6 +75,8 @@ pub struct Joined {
     pub wrapped_kek: Vec<u8>,
     /// The members, itself included.
     pub peers: Vec<Record>,
+    /// HMAC over the transcript and the parts of this answer: only who knows the token's secret can make it.
+    pub proof: Vec<u8>,
 }
 
 struct Signed {
@@ -184,16 +186,65 @@ impl Control {
         let wrapped_kek = asked
             .wrap_kek(&secret, &self.keys().kek, &mut platform::fill_random)
             .map_err(|error| Error::Internal(error.to_string()))?;
-        self.admit(request_id, token_id, &join, wrapped_kek).await
+        let replica_id = self.admit(request_id, token_id, &join).await?;
+        let mut joined = self.joined(replica_id, wrapped_kek)?;
+        let id = replica_id.to_string();
+        let parts: [&[u8]; 7] = [
+            cluster_id.as_bytes(),
+            self.trust_domain().as_str().as_bytes(),
+            id.as_bytes(),
+            &joined.root_certificate,
+            &joined.authority_certificate,
+            &joined.replica_certificate,
+            &joined.wrapped_kek,
+        ];
+        joined.proof = asked.answer_proof(&secret, &parts).to_vec();
+        Ok(joined)
     }
 
-    async fn admit(
-        &self,
-        request_id: Id,
-        token_id: Id,
-        join: &Join,
-        wrapped_kek: Vec<u8>,
-    ) -> Result<Joined, Error> {
+    /// The id under which the replica is admitted, now or by an earlier try whose answer was lost: who proves the
+    /// token again with the same authority key is the same replica.
+    async fn admit(&self, request_id: Id, token_id: Id, join: &Join) -> Result<u64, Error> {
+        let earlier = self.begun(token_id, join)?;
+        if let Some(record) = earlier.as_ref().filter(|record| record.is_member()) {
+            return Ok(record.id);
+        }
+        let replica_id = match earlier {
+            Some(record) => record.id,
+            None => self.allocate(request_id, token_id, join).await?,
+        };
+        let signed = self.sign_replica(join, replica_id)?;
+        let admit = AdmitReplica {
+            replica_id,
+            authority_cert_der: signed.authority.der.clone().into(),
+            certificate: new_certificate(&signed.replica, 0)?,
+        };
+        let written = self.propose(self.fresh_id(), self.as_replica(), admit).await?;
+        self.applied(written.index).await?;
+        Ok(replica_id)
+    }
+
+    /// What an earlier try with this token came to, if it was this replica's.
+    fn begun(&self, token_id: Id, join: &Join) -> Result<Option<Record>, Error> {
+        let view = self.replica().view();
+        let Some(token) = cluster::join_token(&view, token_id).filter(|token| token.used_by != 0) else {
+            return Ok(None);
+        };
+        let Some(record) = cluster::replica(&view, token.used_by) else {
+            return Ok(None);
+        };
+        let key = keys::check_csr(&join.authority_csr)
+            .map(|key| key.spki_sha256)
+            .ok();
+        let recorded = palyra_pki::identity::spki_sha256(&record.authority_cert_der).ok();
+        let same = record.name == join.name && record.status() != cluster::ReplicaStatus::Removed;
+        if same && (record.authority_cert_der.is_empty() || key == recorded) {
+            return Ok(Some(record));
+        }
+        Err(Reject::new(Code::JoinTokenUsed, [&token_id, &token.used_by]).into())
+    }
+
+    async fn allocate(&self, request_id: Id, token_id: Id, join: &Join) -> Result<u64, Error> {
         let allocate = AllocateReplica {
             token_id,
             name: join.name.clone(),
@@ -204,26 +255,27 @@ impl Control {
             return Err(self.odd_reply("cluster.allocate_replica"));
         };
         self.applied(written.index).await?;
-        let replica_id = allocated.replica_id;
-        let signed = self.sign_replica(join, replica_id)?;
-        let admit = AdmitReplica {
-            replica_id,
-            authority_cert_der: signed.authority.der.clone().into(),
-            certificate: new_certificate(&signed.replica, 0)?,
-        };
-        let written = self.propose(self.fresh_id(), self.as_replica(), admit).await?;
-        self.applied(written.index).await?;
+        Ok(allocated.replica_id)
+    }
+
+    /// The answer to a replica that is admitted, with the certificates that the registry has.
+    fn joined(&self, replica_id: u64, wrapped_kek: Vec<u8>) -> Result<Joined, Error> {
         let view = self.replica().view();
+        let missing = || Error::Internal(format!("replica {replica_id} is not where it was written"));
+        let record = cluster::replica(&view, replica_id).ok_or_else(missing)?;
+        let certificate =
+            identity::certificate_by_fingerprint(&view, record.certificate).ok_or_else(missing)?;
         Ok(Joined {
             replica_id,
             root_certificate: cluster_of(&view)?.root_cert_der.to_vec(),
-            authority_certificate: signed.authority.der,
-            replica_certificate: signed.replica.der,
+            authority_certificate: record.authority_cert_der.to_vec(),
+            replica_certificate: certificate.der.to_vec(),
             wrapped_kek,
             peers: cluster::replicas(&view)
                 .into_iter()
                 .filter(Record::is_member)
                 .collect(),
+            proof: Vec::new(),
         })
     }
 

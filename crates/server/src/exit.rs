@@ -19,16 +19,12 @@ pub(crate) enum Code {
     Unsupported = 5,
     /// The data folder, the port or the disk is not as it must be.
     Precondition = 7,
-    /// The cluster has no quorum.
-    NoQuorum = 9,
     /// Somebody else has it already.
     Conflict = 11,
-    /// It is not known whether it was done.
-    Unknown = 13,
 }
 
 /// Why the process ends.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Failure {
     code: Code,
     message: String,

@@ -4,12 +4,14 @@
 //! whole (written aside, synced, renamed, folder synced); secrets are written with mode 0600 and a key file that
 //! others may read is refused; `palyrad.toml` is written last, so a folder with it is complete.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use palyra_pki::{Authority, Kek, KeyPair, Purpose, TrustBundle, TrustDomain, layout};
+use palyra_replica::transport::AddressBook;
 use zeroize::Zeroizing;
 
 use crate::config::Config;
@@ -75,8 +77,8 @@ pub(crate) struct NewFiles<'a> {
     pub(crate) authority_cert: &'a [u8],
     /// The cluster's root, DER.
     pub(crate) root_cert: &'a [u8],
-    /// Other replicas' enrol and peer addresses.
-    pub(crate) peers: &'a [u8],
+    /// Where the other replicas are, `host:port` by id.
+    pub(crate) peers: BTreeMap<u64, String>,
     /// The configuration's text.
     pub(crate) config: &'a str,
 }
@@ -92,7 +94,7 @@ impl NewFiles<'_> {
         replace(&dir.join(layout::AUTHORITY_CERT), authority.as_bytes(), 0o644)?;
         let root = layout::certificates_to_pem(&[self.root_cert]);
         replace(&dir.join(layout::ROOT_CERT), root.as_bytes(), 0o644)?;
-        replace(&dir.join(layout::PEERS), self.peers, 0o644)?;
+        AddressBook::cached(dir.join(layout::PEERS)).replace(self.peers.clone());
         replace(&dir.join(layout::CONFIG), self.config.as_bytes(), 0o644)
     }
 }

@@ -5,6 +5,7 @@
 //! was begun is written down first, so that a repeated call after a crash asks for the same and gets the same replica
 //! id; `palyrad.toml` is written last.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -175,7 +176,7 @@ struct Admitted {
     root: Vec<u8>,
     authority: Authority,
     kek: Kek,
-    peers: Vec<u8>,
+    peers: BTreeMap<u64, String>,
 }
 
 /// Why one endpoint gave nothing.
@@ -297,6 +298,20 @@ fn open(
         palyra_pki::identity::spki_sha256(&answer.root_certificate)? == token.root_pin,
         "the root in the answer is not the one that the token names"
     );
+    let id = answer.replica_id.to_string();
+    let parts: [&[u8]; 7] = [
+        answer.cluster_id.as_bytes(),
+        answer.trust_domain.as_bytes(),
+        id.as_bytes(),
+        &answer.root_certificate,
+        &answer.authority_certificate,
+        &answer.replica_certificate,
+        &answer.wrapped_kek,
+    ];
+    anyhow::ensure!(
+        proved.check_answer_proof(&token.secret, &parts, &answer.proof),
+        "the answer is not proved by the token: somebody else made it"
+    );
     let kek = proved.unwrap_kek(&token.secret, &answer.wrapped_kek)?;
     let root = answer.root_certificate.to_vec();
     let bundle = TrustBundle::new(&answer.cluster_id, TrustDomain::new(&answer.trust_domain)?, vec![root.clone()])?;
@@ -311,7 +326,7 @@ fn open(
     )?);
     let authority = std::sync::Arc::into_inner(authority)
         .ok_or_else(|| anyhow::anyhow!("the authority is still in use"))?;
-    let peers = wire::JoinResponse { peers: answer.peers, ..wire::JoinResponse::default() }.encode_to_vec();
+    let peers = answer.peers.into_iter().map(|peer| (peer.replica_id, peer.peer_addr)).collect();
     Ok(Admitted { replica_id: answer.replica_id, trust_domain: answer.trust_domain, root, authority, kek, peers })
 }
 
@@ -328,7 +343,7 @@ fn store(args: &JoinArgs, token: &JoinToken, admitted: &Admitted) -> Result<(), 
         authority_key_sealed: &sealed,
         authority_cert: admitted.authority.der(),
         root_cert: &admitted.root,
-        peers: &admitted.peers,
+        peers: admitted.peers.clone(),
         config: &config,
     };
     new.store(&args.data_dir)?;

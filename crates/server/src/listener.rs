@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use palyra_pki::PeerIdentity;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -54,11 +55,11 @@ pub(crate) struct Peer {
 /// TLS for one connection: the configuration and, on the enrol listener, the hash of the certificate in it.
 pub(crate) type Handshake = Arc<dyn Fn() -> (Arc<ServerConfig>, Option<[u8; 32]>) + Send + Sync>;
 
-/// What holds a registration; dropped with the connection.
-pub(crate) type Registration = Box<dyn Send + Sync>;
+/// Ends when the connection must be closed. Dropped after the socket, so that what it holds outlives it.
+pub(crate) type Closed = BoxFuture<'static, ()>;
 
 /// Decides about a connection whose certificate is good, and registers it. The error is logged.
-pub(crate) type Admit = Arc<dyn Fn(&Arc<Peer>) -> Result<Registration, String> + Send + Sync>;
+pub(crate) type Admit = Arc<dyn Fn(&Arc<Peer>) -> Result<Closed, String> + Send + Sync>;
 
 /// Bounds of a listener.
 #[derive(Clone, Copy, Debug)]
@@ -198,13 +199,9 @@ impl Pending {
             cancel: cancel.clone(),
         });
         match admit(&peer) {
-            Ok(registration) => Some(Connection {
-                tls,
-                cancelled: Box::pin(cancel.cancelled_owned()),
-                peer,
-                _registration: registration,
-                _slot: slot,
-            }),
+            Ok(closed) => {
+                Some(Connection { tls, cancelled: Box::pin(cancel.cancelled_owned()), peer, closed, _slot: slot })
+            }
             Err(reason) => {
                 let who = peer.identity.as_ref().map(|identity| identity.id.to_string()).unwrap_or_default();
                 tracing::info!(listener = name, %source, who, reason, "connection refused");
@@ -224,17 +221,23 @@ pub(crate) struct Connection {
     tls: TlsStream<TcpStream>,
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
     peer: Arc<Peer>,
-    _registration: Registration,
+    closed: Closed,
     _slot: Slot,
 }
 
 impl Connection {
     /// An error once the connection is cancelled; else the task is woken when that happens.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.cancelled.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "closed by the control plane")),
-            Poll::Pending => Ok(()),
+        let aborted = || Err(io::Error::new(io::ErrorKind::ConnectionAborted, "closed by the control plane"));
+        if self.cancelled.as_mut().poll(cx).is_ready() {
+            return aborted();
         }
+        if self.closed.as_mut().poll(cx).is_ready() {
+            // It is not polled again: from here on the token answers.
+            self.peer.cancel.cancel();
+            return aborted();
+        }
+        Ok(())
     }
 }
 

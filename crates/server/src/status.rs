@@ -94,14 +94,13 @@ mod tests {
     /// One error of each class with the gRPC code that it must have.
     fn one_of_each() -> Vec<(Error, Code, &'static str)> {
         let invalid = Error::Invalid { field: "device_id", cause: "it is no ULID".into(), next: "send one".into() };
-        let device_id = "01JD7ZB2C4D6E8F0G1H3J5K7M9".to_owned();
         vec![
             (Error::not_found("node", "x"), Code::NotFound, "not_found"),
             (Refusal::ShownOnce { what: "code C1".into() }.into(), Code::AlreadyExists, "conflict"),
             (Refusal::Signing { cause: "over".into() }.into(), Code::FailedPrecondition, "precondition"),
             (Refusal::UnknownNonce.into(), Code::FailedPrecondition, "expired"),
-            (Refusal::RevokedDevice { device_id }.into(), Code::PermissionDenied, "denied"),
-            (Refusal::UnknownCertificate { fingerprint: "ab".repeat(32) }.into(), Code::Unauthenticated, "denied"),
+            (Refusal::WrongJoinProof.into(), Code::PermissionDenied, "denied"),
+            (Refusal::NotYetValid { not_before_ms: 2, now_ms: 1 }.into(), Code::Unauthenticated, "denied"),
             (invalid, Code::InvalidArgument, "invalid"),
             (Error::Busy { what: "sessions" }, Code::ResourceExhausted, "exhausted"),
             (Error::Unavailable { leader_hint: Some(3) }, Code::Unavailable, "unavailable"),

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use palyra_pki::ca::HostNames;
 use palyra_pki::chain::{Usage, verify_chain};
-use palyra_pki::tls::{ALPN_H2, Clock, EnrolTls, SharedIdentity, SharedTrust, server_enrol, server_mutual};
+use palyra_pki::tls::{
+    ALPN_H2, Clock, EnrolTls, SharedIdentity, SharedTrust, client_verified, server_enrol, server_mutual,
+};
 use palyra_pki::{Authority, KeyPair, Role, SpiffeId, TrustBundle};
-use rustls::ServerConfig;
+use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
 
 /// How long the replica's certificate lives: 30 days.
@@ -26,8 +28,7 @@ pub(crate) struct Tls {
     clock: Clock,
     /// What this replica shows, as a server and as a client.
     pub(crate) identity: Arc<SharedIdentity>,
-    /// What it trusts.
-    pub(crate) trust: Arc<SharedTrust>,
+    trust: Arc<SharedTrust>,
     /// The listener for nodes and operators.
     pub(crate) node: Arc<ServerConfig>,
     /// The listener for replicas.
@@ -90,9 +91,11 @@ impl Tls {
         *self.not_after_ms.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The time that handshakes go by.
-    pub(crate) fn clock(&self) -> &Clock {
-        &self.clock
+    /// For a connection to another replica, which must be exactly that one.
+    pub(crate) fn client_of(&self, replica_id: u64) -> anyhow::Result<Arc<ClientConfig>> {
+        let expected = SpiffeId::replica(self.id.trust_domain().clone(), replica_id)?;
+        let (trust, identity) = (Arc::clone(&self.trust), Arc::clone(&self.identity));
+        Ok(client_verified(trust, Some(expected), Some(identity), &self.clock, &[ALPN_H2])?)
     }
 
     /// Puts a fresh certificate in place. On an error the old one stays.

@@ -126,8 +126,6 @@ pub(crate) struct LimitsSection {
     pub(crate) streams_per_connection: Count<8, 10_000>,
     /// Largest message on the node and enrolment listeners.
     pub(crate) message: Size<{ 640 << 10 }, { 64 << 20 }>,
-    /// Largest message between replicas.
-    pub(crate) peer_message: Size<{ 4 << 20 }, { 256 << 20 }>,
 }
 
 impl Default for LimitsSection {
@@ -138,7 +136,6 @@ impl Default for LimitsSection {
             handshakes: Count::of(256),
             streams_per_connection: Count::of(256),
             message: Size::bytes(1 << 20),
-            peer_message: Size::bytes(16 << 20),
         };
         DEFAULT
     }
@@ -176,7 +173,7 @@ impl Default for TimersSection {
             heartbeat_timeout: Span::ms(7_000),
             max_staleness: Span::ms(5_000),
             replica_lost_after: Span::ms(5_000),
-            shutdown: Span::ms(10_000),
+            shutdown: Span::ms(8_000),
         };
         DEFAULT
     }
@@ -299,6 +296,15 @@ impl Config {
             return Err(("listen.base_port", format!("{} leaves no room; 1024 to 65530 is allowed", self.listen.base_port)));
         }
         self.check_addresses()?;
+        let told = self.advertised_addresses();
+        let unreachable = |address: &&String| {
+            let host = split(address).map_or("", |(host, _)| host).trim_matches(['[', ']']);
+            host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+        };
+        if let Some(address) = [&told.node, &told.enrol, &told.peers].into_iter().find(unreachable) {
+            let next = "set it to a name or address of this machine that the others reach";
+            return Err(("advertise.host", format!("nobody can connect to {address}; {next}")));
+        }
         if self.timers.heartbeat_timeout.get() < 2 * self.timers.heartbeat.get() {
             return Err(("timers.heartbeat_timeout", "it must be at least twice timers.heartbeat".to_owned()));
         }

@@ -83,6 +83,7 @@ fn what_makes_no_sense_together_is_refused() {
         ("base_port = 7450", "base_port = 65531", "listen.base_port"),
         ("[advertise]", "node = \"127.0.0.1:7452\"\n[advertise]", "listen.base_port"),
         ("[advertise]", "node = \"nowhere\"\n[advertise]", "listen.node"),
+        ("r2.example", "0.0.0.0", "advertise.host"),
     ] {
         let error = parse(&fresh().replacen(from, to, 1)).unwrap_err();
         assert!(error.contains(&format!(" {key}: ")), "{key}: {error}");

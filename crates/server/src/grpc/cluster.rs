@@ -66,7 +66,7 @@ impl ClusterService for Gateway {
         request: Request<wire::TriggerSnapshotRequest>,
     ) -> Result<Response<wire::TriggerSnapshotResponse>, Status> {
         self.operator(&request, Role::Admin)?;
-        let index = self.control.trigger_snapshot().await.map_err(|error| self.fail(error))?;
+        let index = self.control.trigger_snapshot().await;
         Ok(Response::new(wire::TriggerSnapshotResponse { index }))
     }
 }

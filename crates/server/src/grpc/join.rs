@@ -35,7 +35,7 @@ impl JoinService for Gateway {
             replica_certificate: joined.replica_certificate.into(),
             wrapped_kek: joined.wrapped_kek.into(),
             peers: joined.peers.into_iter().map(peer_address).collect(),
-            proof: bytes::Bytes::new(),
+            proof: joined.proof.into(),
         }))
     }
 }

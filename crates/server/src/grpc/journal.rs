@@ -63,7 +63,7 @@ impl JournalService for Gateway {
             },
             Err(broken) => wire::VerifyResponse {
                 intact: false,
-                broken_at: Some(convert::cursor(broken.at)),
+                broken_at: Some(convert::cursor(broken.cursor)),
                 problem: broken.to_string(),
                 read,
                 ..wire::VerifyResponse::default()

@@ -36,7 +36,7 @@ impl Gateway {
         // Before the first message is waited for: a stranger may not even hold a stream open.
         self.control.admit_node(&peer).map_err(|error| self.fail(error))?;
         let entered = connection(&request)?.guard.get().copied();
-        let guard = entered.ok_or_else(|| self.fail(Refusal::SessionEnded { code: "disconnected" }.into()))?;
+        let guard = entered.ok_or_else(|| self.fail(Error::Busy { what: "connections that it has not entered" }))?;
         let mut inbound = request.into_inner();
         let attach = self.first_message(&mut inbound, guard).await?;
         let session = self.control.attach(&peer, attach).await.map_err(|error| self.fail(error))?;

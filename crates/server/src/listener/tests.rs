@@ -53,7 +53,7 @@ async fn fixture(limits: Limits) -> Fixture {
     let seen = Arc::clone(&peers);
     let admit: Admit = Arc::new(move |peer| {
         seen.lock().unwrap().push(Arc::clone(peer));
-        Ok(Box::new(()))
+        Ok(Box::pin(std::future::pending()))
     });
     let config = Arc::clone(&tls.node);
     let listener = Listener::new("test", socket, limits, Arc::new(move || (Arc::clone(&config), None)), admit);

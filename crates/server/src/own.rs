@@ -1,0 +1,93 @@
+//! What a replica keeps right about itself and its peers: its addresses in the state, theirs in the address book, and
+//! that it is still a member.
+//!
+//! Invariants: the book follows the state, and what it was before the state had any members stays in it until then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use palyra_replica::Replica;
+use palyra_replica::transport::AddressBook;
+use palyra_state::cluster::{self, Addresses, ReplicaStatus, UpdateReplicaAddresses};
+use palyra_state::{Actor, Envelope, Id};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+
+/// Pause between two looks at the state, each after something was applied.
+const LOOK: Duration = Duration::from_millis(100);
+/// Pause after an announcement that did not get through.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Announces this replica's addresses when they changed, keeps the cache, and fails once the replica is removed.
+pub(crate) fn look_after(
+    config: &Config,
+    replica: Replica,
+    book: Arc<AddressBook>,
+    stop: CancellationToken,
+) -> impl Future<Output = anyhow::Result<()>> + Send + use<> {
+    let told = config.advertised_addresses();
+    let wanted = Addresses {
+        peer: told.peers,
+        node: told.node,
+        enrol: told.enrol,
+        http: String::new(),
+        metrics: told.metrics,
+    };
+    async move {
+        let mut applied = replica.applied();
+        while !stop.is_cancelled() {
+            applied.borrow_and_update();
+            let settled = look(&replica, &book, &wanted).await?;
+            let changed = async {
+                if !settled {
+                    tokio::time::sleep(RETRY).await;
+                    return Ok(());
+                }
+                tokio::time::sleep(LOOK).await;
+                applied.changed().await
+            };
+            match stop.run_until_cancelled(changed).await {
+                Some(Ok(())) => {}
+                // The replica is gone, or everything stops.
+                Some(Err(_)) | None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One look; whether nothing is left to announce.
+async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> anyhow::Result<bool> {
+    let members: Vec<cluster::Replica> = cluster::replicas(&replica.view());
+    // An empty state says nothing: a fresh replica has the addresses that it was given when it joined.
+    let Some(me) = members.iter().find(|member| member.id == replica.id()) else { return Ok(true) };
+    if me.status() == ReplicaStatus::Removed {
+        anyhow::bail!(
+            "replica {} was removed from the cluster; keep its folder aside, and join again with an empty one",
+            me.id
+        );
+    }
+    let reachable = members.iter().filter(|member| member.is_member() && !member.addresses.peer.is_empty());
+    book.replace(reachable.map(|member| (member.id, member.addresses.peer.clone())).collect());
+    if !me.is_member() || me.addresses == *wanted {
+        return Ok(true);
+    }
+    let id = Id::from_bytes(palyra_platform::new_ulid_bytes());
+    let command = UpdateReplicaAddresses { replica_id: me.id, addresses: wanted.clone() };
+    let envelope = Envelope::new(id, Actor::Replica { id: me.id }, command);
+    match replica.propose(envelope).await.map(|committed| committed.reply) {
+        Ok(Ok(_)) => {
+            tracing::info!(?wanted, "announced this replica's addresses");
+            Ok(true)
+        }
+        Ok(Err(reject)) => {
+            tracing::warn!(%reject, "this replica's addresses were refused");
+            Ok(true)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "this replica's addresses are not announced yet");
+            Ok(false)
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The three TLS listeners of a replica: who gets in where, and what is served there.
+//!
+//! Invariants: a connection of a node or operator is entered in `control`'s registry before anything is served on it;
+//! one whose certificate the registry refuses is told why on each call and closed soon; a replica that was removed from
+//! the cluster is no peer.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use palyra_control::Control;
+use palyra_replica::transport::{AddressBook, GrpcTransport, PeerReplica, TlsFor, peer_server};
+use palyra_replica::{PeerTransport, Replica};
+use palyra_state::cluster::{self, ReplicaStatus};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Request, Status};
+
+use crate::config::{Addresses, Config, resolve};
+use crate::exit::{Code, Failure};
+use crate::grpc::Gateway;
+use crate::listener::{Admit, Closed, Limits, Listener, Peer};
+use crate::serve::{self, Http2};
+use crate::tls::Tls;
+
+/// How long a connection may stay whose certificate the registry refuses: time to ask and to be told why.
+const REFUSED_STAY: Duration = Duration::from_secs(5);
+/// Bytes that may be under way on one stream of a node or operator.
+const WINDOW: u32 = 1 << 20;
+/// Bytes that may be under way on one stream between replicas.
+const PEER_WINDOW: u32 = 8 << 20;
+/// Strangers have few streams.
+const ENROL_STREAMS: u32 = 8;
+
+/// The sockets of a replica, bound.
+pub(crate) struct Sockets {
+    /// Nodes and operators.
+    pub(crate) node: TcpListener,
+    /// Enrolment.
+    pub(crate) enrol: TcpListener,
+    /// Other replicas.
+    pub(crate) peers: TcpListener,
+    /// Metrics and health.
+    pub(crate) metrics: TcpListener,
+}
+
+impl Sockets {
+    /// Binds all of them, or says which can't be had.
+    pub(crate) async fn bind(addresses: &Addresses) -> Result<Sockets, Failure> {
+        Ok(Sockets {
+            node: bind("node", &addresses.node).await?,
+            enrol: bind("enrol", &addresses.enrol).await?,
+            peers: bind("peers", &addresses.peers).await?,
+            metrics: bind("metrics", &addresses.metrics).await?,
+        })
+    }
+}
+
+async fn bind(name: &str, address: &str) -> Result<TcpListener, Failure> {
+    let bound = match resolve(address) {
+        Ok(resolved) => TcpListener::bind(resolved).await,
+        Err(error) => Err(error),
+    };
+    bound.map_err(|error| {
+        let port = address.rsplit_once(':').map_or(address, |(_, port)| port);
+        let next = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                format!("`ss -ltnp 'sport = :{port}'` shows who has it; stop that, or set listen.base_port or listen.{name}")
+            }
+            std::io::ErrorKind::AddrNotAvailable => format!("set listen.host or listen.{name} to an address of this machine"),
+            _ => format!("see listen.{name} and listen.host in the configuration"),
+        };
+        Failure::new(Code::Precondition, format!("{address} (listen.{name}) can't be listened on: {error}; {next}"))
+    })
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        connections: config.limits.connections.len(),
+        per_source: config.limits.connections_per_source.len(),
+        handshakes: config.limits.handshakes.len(),
+        handshake: config.timers.handshake.get(),
+    }
+}
+
+fn http2(config: &Config, streams: u32, window: u32) -> Http2 {
+    Http2 {
+        streams,
+        window,
+        keepalive: config.timers.keepalive.get(),
+        keepalive_timeout: config.timers.keepalive_timeout.get(),
+    }
+}
+
+fn streams(config: &Config) -> u32 {
+    u32::try_from(config.limits.streams_per_connection.get()).unwrap_or(u32::MAX)
+}
+
+/// The listener for nodes and operators.
+pub(crate) fn serve_node(
+    config: &Config,
+    tls: &Arc<Tls>,
+    socket: TcpListener,
+    control: &Control,
+    stop: &CancellationToken,
+) -> Result<impl Future<Output = anyhow::Result<()>> + use<>, Failure> {
+    let gateway = Gateway::new(control.clone());
+    let routes = gateway.node_routes(config.limits.message.get())?;
+    let server = Arc::clone(&tls.node);
+    let handshake = Arc::new(move || (Arc::clone(&server), None));
+    let admit = admit_caller(control.clone());
+    let listener = Listener::new("node", socket, limits(config), handshake, admit);
+    let http2 = http2(config, streams(config), WINDOW);
+    let stop = stop.clone();
+    Ok(async move { Ok(serve::serve(listener.start(stop.clone()), routes, http2, stop).await?) })
+}
+
+fn admit_caller(control: Control) -> Admit {
+    Arc::new(move |peer: &Arc<Peer>| {
+        let identity = peer.identity.as_ref().ok_or("no certificate")?;
+        let closed: Closed = match control.accept(identity, &peer.source.to_string()) {
+            Ok(guard) => {
+                // Set once: a connection is admitted once.
+                let _ = peer.guard.set(guard.id());
+                Box::pin(async move {
+                    guard.closed().await;
+                })
+            }
+            Err(error) => {
+                tracing::info!(who = %identity.id, source = %peer.source, %error, "connection will be refused");
+                Box::pin(tokio::time::sleep(REFUSED_STAY))
+            }
+        };
+        Ok(closed)
+    })
+}
+
+/// The enrolment listener.
+pub(crate) fn serve_enrol(
+    config: &Config,
+    tls: &Arc<Tls>,
+    socket: TcpListener,
+    control: &Control,
+    stop: &CancellationToken,
+) -> impl Future<Output = anyhow::Result<()>> + use<> {
+    let routes = Gateway::new(control.clone()).enrol_routes();
+    let server = Arc::clone(tls);
+    let handshake = Arc::new(move || {
+        let enrol = server.enrol();
+        (enrol.config, Some(enrol.end_point))
+    });
+    let admit: Admit = Arc::new(|_: &Arc<Peer>| Ok(Box::pin(std::future::pending()) as Closed));
+    let listener = Listener::new("enrol", socket, limits(config), handshake, admit);
+    let http2 = http2(config, ENROL_STREAMS, u32::from(u16::MAX));
+    let stop = stop.clone();
+    async move { Ok(serve::serve(listener.start(stop.clone()), routes, http2, stop).await?) }
+}
+
+fn admit_replica(replica: Replica) -> Admit {
+    Arc::new(move |peer: &Arc<Peer>| {
+        let identity = peer.identity.as_ref().ok_or("no certificate")?;
+        let id: u64 = identity.id.id().parse().map_err(|_| "the certificate names no replica")?;
+        // What this replica has not heard of yet may be new: Raft itself asks for cluster, sender and addressee.
+        match cluster::replica(&replica.view(), id).map(|record| record.status()) {
+            Some(ReplicaStatus::Removed) => Err(format!("replica {id} was removed from the cluster")),
+            _ => Ok(Box::pin(std::future::pending())),
+        }
+    })
+}
+
+/// The listener for other replicas.
+pub(crate) fn serve_peers(
+    config: &Config,
+    tls: &Arc<Tls>,
+    socket: TcpListener,
+    replica: &Replica,
+    stop: &CancellationToken,
+) -> impl Future<Output = anyhow::Result<()>> + use<> {
+    let service = InterceptedService::new(peer_server(replica.peer_service()), name_replica);
+    let server = Arc::clone(&tls.peers);
+    let handshake = Arc::new(move || (Arc::clone(&server), None));
+    let listener = Listener::new("peers", socket, limits(config), handshake, admit_replica(replica.clone()));
+    let http2 = http2(config, streams(config), PEER_WINDOW);
+    let stop = stop.clone();
+    async move { Ok(serve::serve(listener.start(stop.clone()), Routes::new(service), http2, stop).await?) }
+}
+
+/// Says which replica a request comes from, by the certificate of its connection.
+fn name_replica(mut request: Request<()>) -> Result<Request<()>, Status> {
+    let peer = request.extensions().get::<Arc<Peer>>().and_then(|peer| peer.identity.as_ref());
+    let id = peer.and_then(|identity| identity.id.id().parse().ok());
+    let id = id.ok_or_else(|| Status::unauthenticated("only replicas of the cluster speak on this port"))?;
+    request.extensions_mut().insert(PeerReplica(id));
+    Ok(request)
+}
+
+/// The connections to other replicas: each must show the certificate of exactly that replica.
+pub(crate) fn transport(tls: &Arc<Tls>, book: &Arc<AddressBook>) -> Arc<dyn PeerTransport> {
+    let tls = Arc::clone(tls);
+    let tls_for: TlsFor = Arc::new(move |id| tls.client_of(id).map_err(|error| format!("{error:#}")));
+    GrpcTransport::new(Arc::clone(book), tls_for)
+}

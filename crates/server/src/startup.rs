@@ -1,0 +1,298 @@
+//! From a configuration to a serving replica, and back to a clean end.
+//!
+//! The order is what matters here. Up: lock, keys, ports, disk, Raft, peers, genesis, control plane, callers. Down: the
+//! leadership, the sessions, the callers, Raft. Invariants: nothing is written before the folder is known to be this
+//! replica's; a port that is taken is found before the disk is opened; nobody is served before Raft is up.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use palyra_control::{Control, ControlConfig, Keys, Limits as ControlLimits, Timings};
+use palyra_pki::{Authority, KeyPair, TrustDomain, layout};
+use palyra_replica::transport::AddressBook;
+use palyra_replica::{OpenError, Replica, ReplicaConfig};
+use palyra_state::Id;
+use palyra_storage::{Engine, EngineError, Options, RocksEngine};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::exit::{Code, Failure};
+use crate::files::{self, FolderLock, ReplicaFiles};
+use crate::own;
+use crate::ports::{self, Sockets};
+use crate::tls::Tls;
+use crate::health;
+
+/// How long a leader may take to hand over when it is told to stop.
+const HAND_OVER: Duration = Duration::from_secs(2);
+/// How long connections may take to end once everything that used them is over.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// `palyrad check-config`.
+pub(crate) fn check(path: &Path) -> Result<(), Failure> {
+    let config = Config::load(path)?;
+    let files = ReplicaFiles::load(&config)?;
+    tls_of(&config, &files)?;
+    replica_config(&config)?;
+    let (listens, told) = (config.listen_addresses(), config.advertised_addresses());
+    println!("{}: replica {} ({}) of cluster {}", path.display(), config.replica.id, config.replica.name, config.replica.cluster_id);
+    for (name, listen, advertised) in [
+        ("node", &listens.node, &told.node),
+        ("enrol", &listens.enrol, &told.enrol),
+        ("peers", &listens.peers, &told.peers),
+        ("metrics", &listens.metrics, &told.metrics),
+    ] {
+        println!("  {name:<8} listens on {listen}, others are told {advertised}");
+    }
+    Ok(())
+}
+
+/// `palyrad run`: serves until it is told to stop.
+pub(crate) async fn run(config: Config) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let mut running = tokio::select! {
+        started = start(&config) => started?,
+        name = signals.next() => {
+            tracing::info!(signal = name, "told to stop before it served");
+            return Ok(());
+        }
+    };
+    println!("{}", running.ready_line(&config));
+    let ended = running.wait(&mut signals).await;
+    tokio::select! {
+        () = running.stop() => {}
+        () = tokio::time::sleep(config.timers.shutdown.get()) => {
+            tracing::warn!("the stop took longer than timers.shutdown; what is left ends with the process");
+        }
+        name = signals.next() => tracing::warn!(signal = name, "told to stop again: ending at once"),
+    }
+    ended
+}
+
+/// A replica that serves.
+struct Running {
+    control: Control,
+    replica: Replica,
+    /// Ends what callers use.
+    stop: CancellationToken,
+    /// Ends what other replicas and health checks use, last.
+    stop_peers: CancellationToken,
+    tasks: TaskTracker,
+    /// The first thing that went wrong for good.
+    failed: watch::Receiver<Option<Failure>>,
+    _lock: FolderLock,
+}
+
+async fn start(config: &Config) -> Result<Running, Failure> {
+    let dir = &config.replica.data_dir;
+    let lock = FolderLock::take(dir)?;
+    let files = ReplicaFiles::load(config)?;
+    let tls = Arc::new(tls_of(config, &files)?);
+    let Sockets { node, enrol, peers, metrics } = Sockets::bind(&config.listen_addresses()).await?;
+    let engine = open_engine(dir).await?;
+    let book = AddressBook::cached(dir.join(layout::PEERS));
+    let transport = ports::transport(&tls, &book);
+    let opened = Replica::open(replica_config(config)?, engine, transport).await;
+    let replica = opened.map_err(|error| open_failure(&error))?;
+    let keys = Keys { authority: copy(&files.authority)?, kek: files.kek };
+    let control = Control::start(control_config(config)?, replica.clone(), keys);
+
+    let (stop, stop_peers) = (CancellationToken::new(), CancellationToken::new());
+    let (fail, failed) = watch::channel(None);
+    let serving = Serving { tasks: TaskTracker::new(), fail };
+    serving.run("the listener for replicas", ports::serve_peers(config, &tls, peers, &replica, &stop_peers));
+    replica.start();
+    birth(dir, &replica).await?;
+
+    serving.run("the listener for nodes and operators", ports::serve_node(config, &tls, node, &control, &stop)?);
+    serving.run("the enrolment listener", ports::serve_enrol(config, &tls, enrol, &control, &stop));
+    let source = health::source(control.clone(), replica.clone());
+    let http = crate::http::serve(metrics, source, stop_peers.clone());
+    serving.run("the metrics listener", async move { Ok(http.await?) });
+    let looking = own::look_after(config, replica.clone(), book, stop.clone());
+    serving.run("this replica", looking);
+    let renewing = stop.clone();
+    tokio::spawn(async move { renewing.run_until_cancelled(tls.keep_fresh()).await });
+    Ok(Running { control, replica, stop, stop_peers, tasks: serving.tasks, failed, _lock: lock })
+}
+
+/// Tasks without which the replica can't go on.
+struct Serving {
+    tasks: TaskTracker,
+    fail: watch::Sender<Option<Failure>>,
+}
+
+impl Serving {
+    /// Runs a task; when it fails, the process ends with its error.
+    fn run(&self, what: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        let fail = self.fail.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = task.await {
+                let failure = Failure::new(Code::Internal, format!("{what} ended: {error:#}"));
+                fail.send_if_modified(|first| {
+                    let is_first = first.is_none();
+                    first.get_or_insert(failure);
+                    is_first
+                });
+            }
+        });
+    }
+}
+
+impl Running {
+    fn ready_line(&self, config: &Config) -> String {
+        let listens = config.listen_addresses();
+        format!(
+            "palyrad ready replica={} node={} enrol={} peers={} metrics={}",
+            self.replica.id(),
+            listens.node,
+            listens.enrol,
+            listens.peers,
+            listens.metrics
+        )
+    }
+
+    /// Serves until it is told to stop, or can't go on.
+    async fn wait(&mut self, signals: &mut Signals) -> Result<(), Failure> {
+        tokio::select! {
+            name = signals.next() => {
+                tracing::info!(signal = name, "stopping");
+                Ok(())
+            }
+            failed = self.failed.wait_for(Option::is_some) => {
+                let failure = failed.ok().and_then(|failure| failure.clone());
+                Err(failure.unwrap_or_else(|| Failure::new(Code::Internal, "a listener ended")))
+            }
+        }
+    }
+
+    /// Leaves in good order: others take over before anything is closed here.
+    async fn stop(self) {
+        if self.replica.leads() {
+            match tokio::time::timeout(HAND_OVER, self.replica.transfer_leader(None)).await {
+                Ok(Ok(())) => tracing::info!("handed the leadership over"),
+                Ok(Err(error)) => tracing::info!(%error, "the leadership was not handed over"),
+                Err(_) => tracing::info!("nobody took the leadership over in time"),
+            }
+        }
+        self.control.shutdown().await;
+        self.stop.cancel();
+        self.replica.shutdown().await;
+        self.stop_peers.cancel();
+        self.tasks.close();
+        // Connections that are still open end with the process.
+        let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
+    }
+}
+
+/// What the process is told from outside.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::new(Code::Internal, format!("no signals: {error}")));
+        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+fn tls_of(config: &Config, files: &ReplicaFiles) -> Result<Tls, Failure> {
+    let authority = Arc::new(copy(&files.authority)?);
+    Tls::new(authority, files.trust.clone(), config.replica.id, config.host_names()).map_err(|error| {
+        let path = config.replica.data_dir.join(layout::AUTHORITY_CERT);
+        let next = "is the machine's clock right? is it the certificate of this replica and this cluster?";
+        Failure::new(Code::Auth, format!("{} can't be used: {error:#}; {next}", path.display()))
+    })
+}
+
+/// The issuing key has two users, TLS and the control plane, and is no value to be copied by accident.
+fn copy(authority: &Authority) -> Result<Authority, Failure> {
+    let key = KeyPair::from_pkcs8(authority.key().to_pkcs8()).map_err(anyhow::Error::from)?;
+    Ok(Authority::new(authority.der().to_vec(), key).map_err(anyhow::Error::from)?)
+}
+
+async fn open_engine(dir: &Path) -> Result<Arc<dyn Engine>, Failure> {
+    let path = dir.join(layout::DB);
+    files::make_private_dir(&path)?;
+    // It replays its log, which may take seconds.
+    let opened = tokio::task::spawn_blocking(move || RocksEngine::open(&path, Options::default())).await;
+    match opened.map_err(anyhow::Error::from)? {
+        Ok(engine) => Ok(Arc::new(engine)),
+        Err(error @ EngineError::Future { .. }) => Err(Failure::new(Code::Unsupported, error)),
+        Err(error) => Err(Failure::new(Code::Precondition, error)),
+    }
+}
+
+fn open_failure(error: &OpenError) -> Failure {
+    let code = match error {
+        OpenError::FromTheFuture { .. } => Code::Unsupported,
+        OpenError::Config(_) => Code::Usage,
+        OpenError::NotOurs { .. } | OpenError::Damaged(_) | OpenError::Storage(_) => Code::Precondition,
+    };
+    Failure::new(code, error)
+}
+
+fn cluster_id(config: &Config) -> Result<Id, Failure> {
+    let text = &config.replica.cluster_id;
+    Id::parse(text).ok_or_else(|| Failure::new(Code::Usage, format!("replica.cluster_id: {text:?} is no ULID")))
+}
+
+fn replica_config(config: &Config) -> Result<ReplicaConfig, Failure> {
+    let mut replica = ReplicaConfig::new(config.replica.id, cluster_id(config)?);
+    replica.timing.heartbeat = config.raft.heartbeat.get();
+    replica.timing.election_min = config.raft.election_min.get();
+    replica.timing.election_max = config.raft.election_max.get();
+    replica.compaction.snapshot_every = config.raft.snapshot_entries.get();
+    Ok(replica)
+}
+
+fn control_config(config: &Config) -> Result<ControlConfig, Failure> {
+    let timings = Timings {
+        heartbeat_interval: config.timers.heartbeat.get(),
+        heartbeat_timeout: config.timers.heartbeat_timeout.get(),
+        max_staleness: config.timers.max_staleness.get(),
+        replica_lost_after: config.timers.replica_lost_after.get(),
+        ..Timings::default()
+    };
+    timings.check().map_err(|error| Failure::new(Code::Usage, error))?;
+    let domain = TrustDomain::new(&config.replica.trust_domain).map_err(anyhow::Error::from)?;
+    Ok(ControlConfig {
+        replica_id: config.replica.id,
+        cluster_id: cluster_id(config)?,
+        trust_domain: domain,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        timings,
+        limits: ControlLimits::default(),
+    })
+}
+
+/// Founds the cluster when the folder still holds its first entry.
+async fn birth(dir: &Path, replica: &Replica) -> Result<(), Failure> {
+    let path = dir.join(layout::GENESIS);
+    if !path.exists() {
+        return Ok(());
+    }
+    let bytes = files::read(&path)?;
+    let genesis = palyra_state::decode(&bytes).map_err(|error| {
+        Failure::new(Code::Precondition, format!("{}: {error}; run `palyra cluster init` again", path.display()))
+    })?;
+    palyra_control::found(replica, genesis).await.map_err(|error| {
+        let next = "if the cluster exists elsewhere, remove the file; else run `palyra cluster init` in an empty folder";
+        Failure::new(Code::Precondition, format!("{}: the cluster was not founded: {error}; {next}", path.display()))
+    })?;
+    tracing::info!("the cluster is founded");
+    Ok(files::remove(&path)?)
+}
