@@ -1,8 +1,8 @@
 //! A client of one cluster, on behalf of one operator.
 //!
 //! What never lives here: the calls themselves, one file for all of them (see `services`).
-//! Invariants: see [`crate::pool`]; a mutation without a request id gets one before its first try, and an error of a
-//! mutation names it.
+//! Invariants: see [`crate::pool`]; a mutation without a request id gets one before its first try, and an
+//! error of a mutation names it.
 
 use std::future::Future;
 use std::time::Duration;

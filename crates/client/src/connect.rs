@@ -1,8 +1,9 @@
 //! One TLS connection to one replica, as a gRPC channel.
 //!
 //! What never lives here: choosing among replicas, retries, deadlines of calls (see [`crate::pool`]).
-//! Invariants: who the server is comes from its certificate's URI name and chain, never from DNS; a channel is one
-//! connection and never reconnects behind its owner's back, so a failed call always means that this connection ended.
+//! Invariants: who the server is comes from its certificate's URI name and chain, never from DNS; a channel
+//! is one connection and never reconnects behind its owner's back, so a failed call always means that this
+//! connection ended.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,7 +78,8 @@ pub fn wall_clock() -> Clock {
     Clock::new(crate::ids::wall_ms)
 }
 
-/// TLS towards a replica of a known cluster, presenting `identity`. With `expected`, only that replica will do.
+/// TLS towards a replica of a known cluster, presenting `identity`. With `expected`, only that replica will
+/// do.
 ///
 /// # Errors
 /// When the identity can't be used.

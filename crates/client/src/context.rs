@@ -1,8 +1,10 @@
 //! Contexts: under which name an operator reaches which cluster, with which credential.
 //!
-//! What never lives here: the environment (callers pass what they read from it, see [`home`]) and command line flags.
-//! Invariants: the file and the credentials are readable by their owner only; a change is read, made and written under
-//! a lock, and put in place by a rename, so that a crash or a second command never loses a context.
+//! What never lives here: the environment (callers pass what they read from it, see [`home`]) and command
+//! line flags.
+//! Invariants: the file and the credentials are readable by their owner only; a change is read, made and
+//! written under a lock, and put in place by a rename, so that a crash or a second command never loses a
+//! context.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -32,7 +34,8 @@ pub struct Context {
     pub endpoints: Vec<String>,
     /// The credential's file; relative to the folder of contexts unless absolute.
     pub credential: PathBuf,
-    /// When the endpoints were last compared with the cluster's own list, in milliseconds since the Unix epoch.
+    /// When the endpoints were last compared with the cluster's own list, in milliseconds since the Unix
+    /// epoch.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub learned_at_ms: u64,
 }
@@ -141,7 +144,8 @@ impl Contexts {
             (None, true) => Error::local(
                 Class::Invalid,
                 "no cluster is known here: there is no context",
-                "make a cluster: palyra cluster init --data-dir DIR --name r1\n        or take a credential: palyra context add NAME --credential FILE",
+                "make a cluster: palyra cluster init --data-dir DIR --name r1\n        \
+                 or take a credential: palyra context add NAME --credential FILE",
             ),
             (None, false) => Error::local(
                 Class::Invalid,
@@ -151,8 +155,8 @@ impl Contexts {
         })
     }
 
-    /// Adds a context with its credential, which is written next to the contexts, and makes it current when it is the
-    /// first or `make_current`.
+    /// Adds a context with its credential, which is written next to the contexts, and makes it current when
+    /// it is the first or `make_current`.
     ///
     /// # Errors
     /// [`Class::Conflict`] when the name is taken and not `replace`; when files can't be written.
@@ -256,7 +260,8 @@ impl Context {
 /// Reads a credential's file.
 ///
 /// # Errors
-/// [`Class::Denied`] when it can't be read, when others than its owner may read it, or when it is no credential.
+/// [`Class::Denied`] when it can't be read, when others than its owner may read it, or when it is no
+/// credential.
 pub fn read_credential(path: &Path) -> Result<Credential, Error> {
     let refuse = |cause: String, next: String| {
         Error::local(

@@ -1,8 +1,8 @@
 //! What can go wrong for a caller of the control plane, as one typed value.
 //!
 //! What never lives here: printing, and process exit (the command line does both).
-//! Invariants: a class is taken from the server's typed detail or from the gRPC code, never guessed from the words of
-//! a message; a mutation that may have been applied is never reported as refused.
+//! Invariants: a class is taken from the server's typed detail or from the gRPC code, never guessed from the
+//! words of a message; a mutation that may have been applied is never reported as refused.
 
 use std::fmt;
 
@@ -84,8 +84,8 @@ impl Class {
         }
     }
 
-    /// From the text form. `unauthenticated` is a kind of denial to a caller; a class that this binary doesn't know
-    /// counts as internal.
+    /// From the text form. `unauthenticated` is a kind of denial to a caller; a class that this binary
+    /// doesn't know counts as internal.
     #[must_use]
     pub fn parse(text: &str) -> Class {
         const ALL: [Class; 13] = [

@@ -1,8 +1,8 @@
 //! The journal as a feed that survives the replica it is read from.
 //!
 //! What never lives here: checking the hash chain (the server does), and printing.
-//! Invariants: a row is delivered once and in order, over all replicas: the cursor of the last one is where the next
-//! stream begins; rows that were trimmed meanwhile are told as a gap, never passed over in silence.
+//! Invariants: a row is delivered once and in order, over all replicas: the cursor of the last one is where
+//! the next stream begins; rows that were trimmed meanwhile are told as a gap, never passed over in silence.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -58,8 +58,8 @@ fn before(first: &Cursor, second: &Cursor) -> bool {
 }
 
 impl Client {
-    /// The journal from where `request` says. With `follow` it goes on until `patience` passes without any replica
-    /// being reachable; without `patience`, for ever.
+    /// The journal from where `request` says. With `follow` it goes on until `patience` passes without any
+    /// replica being reachable; without `patience`, for ever.
     #[must_use]
     pub fn follow(&self, request: TailRequest, patience: Option<Duration>) -> Follow {
         let request = TailRequest {

@@ -1,7 +1,7 @@
 //! Time, randomness and request ids of this process.
 //!
-//! What never lives here: anything about the network. The client runs in short-lived commands and in the node agent;
-//! neither is simulated, so both read the operating system directly.
+//! What never lives here: anything about the network. The client runs in short-lived commands and in the node
+//! agent; neither is simulated, so both read the operating system directly.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,9 +1,10 @@
-//! Client of the control plane: several replicas behind one handle, failover, retries that never apply twice, and a
-//! journal feed that survives the loss of the replica it is read from.
+//! Client of the control plane: several replicas behind one handle, failover, retries that never apply twice,
+//! and a journal feed that survives the loss of the replica it is read from.
 //!
-//! What never lives here: printing, and decisions of the control plane. The command line and the node agent use it.
-//! Invariants: a mutation keeps its request id over all tries; a refusal is never retried; an outcome that is not
-//! known is reported as such.
+//! What never lives here: printing, and decisions of the control plane. The command line and the node agent
+//! use it.
+//! Invariants: a mutation keeps its request id over all tries; a refusal is never retried; an outcome that is
+//! not known is reported as such.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod client;

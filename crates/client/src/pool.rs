@@ -1,9 +1,10 @@
 //! The replicas that a client knows, which of them to ask next, and the calls it makes to them.
 //!
-//! What never lives here: what the calls mean (see `ops`), and how a connection is made (see [`crate::connect`]).
-//! Invariants: the replica that answered last is asked first, the others in random order, so that a lost replica's
-//! load spreads; a mutation goes out again only with the request id of its first try; a refusal ends the call; every
-//! call ends at its deadline, and says then what is known about its outcome.
+//! What never lives here: what the calls mean (see `ops`), and how a connection is made (see
+//! [`crate::connect`]).
+//! Invariants: the replica that answered last is asked first, the others in random order, so that a lost
+//! replica's load spreads; a mutation goes out again only with the request id of its first try; a refusal
+//! ends the call; every call ends at its deadline, and says then what is known about its outcome.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -173,7 +174,8 @@ impl Pool {
     /// Connects to one replica, the best first. `avoid` is tried last.
     ///
     /// # Errors
-    /// [`Class::Unreachable`] or [`Class::Denied`] when none lets itself be reached, with what each try came to.
+    /// [`Class::Unreachable`] or [`Class::Denied`] when none lets itself be reached, with what each try came
+    /// to.
     pub async fn reach(&self, avoid: Option<&str>) -> Result<Reached, Error> {
         let mut attempts = Vec::new();
         let mut refusal = None;
@@ -205,8 +207,8 @@ impl Pool {
     /// Makes a call, on other replicas when one fails, until it is answered or `limits` end.
     ///
     /// # Errors
-    /// The refusal; or what is known when time ran out: [`Class::Unknown`] when a mutation may have been applied,
-    /// [`Class::Unreachable`] when no replica was reached, [`Class::Unavailable`] otherwise.
+    /// The refusal; or what is known when time ran out: [`Class::Unknown`] when a mutation may have been
+    /// applied, [`Class::Unreachable`] when no replica was reached, [`Class::Unavailable`] otherwise.
     pub async fn call<T, F, Fut>(&self, repeat: Repeat, limits: Limits, send: F) -> Result<T, Error>
     where
         F: Fn(Channel) -> Fut,

@@ -1,7 +1,7 @@
 //! Every call that an operator can make, typed.
 //!
-//! What never lives here: retries and limits, which all calls share (see [`crate::pool`]); each call's errors are
-//! those of [`crate::Pool::call`]. Reads carry the client's [`Client::read_options`].
+//! What never lives here: retries and limits, which all calls share (see [`crate::pool`]); each call's errors
+//! are those of [`crate::Pool::call`]. Reads carry the client's [`Client::read_options`].
 //! Invariant: a wait at a server is cut to what is left of it when another replica is asked.
 
 use std::time::Duration;
@@ -41,7 +41,8 @@ use crate::client::{Client, Mutation};
 use crate::error::Error;
 use crate::pool::Repeat;
 
-/// The largest answer that is taken: a full page of nodes, or payload and result of a dispatch, with room to spare.
+/// The largest answer that is taken: a full page of nodes, or payload and result of a dispatch, with room to
+/// spare.
 pub const MAX_ANSWER: usize = 32 * 1024 * 1024;
 /// The longest that one call waits at a server, in milliseconds; longer waits are several calls.
 pub const MAX_WAIT_MS: u32 = 300_000;
@@ -91,11 +92,8 @@ impl Client {
             read: Some(self.read_options()),
             ..request
         };
-        self.read(|channel| {
-            let request = request;
-            async move { pairing(channel).list_codes(request).await }
-        })
-        .await
+        self.read(|channel| async move { pairing(channel).list_codes(request).await })
+            .await
     }
 
     /// One page of the pairing requests.
@@ -207,11 +205,8 @@ impl Client {
         let request = VerifyRequest {
             read: request.read.or(Some(self.read_options())),
         };
-        self.read(|channel| {
-            let request = request;
-            async move { journal(channel).verify(request).await }
-        })
-        .await
+        self.read(|channel| async move { journal(channel).verify(request).await })
+            .await
     }
 
     /// All operators.
@@ -222,11 +217,8 @@ impl Client {
         let request = ListOperatorsRequest {
             read: request.read.or(Some(self.read_options())),
         };
-        self.read(|channel| {
-            let request = request;
-            async move { access(channel).list_operators(request).await }
-        })
-        .await
+        self.read(|channel| async move { access(channel).list_operators(request).await })
+            .await
     }
 
     /// Makes a token that lets one replica join.
@@ -318,8 +310,8 @@ impl Client {
         .await
     }
 
-    /// Hands leadership to replica `to`, or with 0 to the best caught-up voter. Not repeated when its outcome is
-    /// unknown: ask for [`Client::status`].
+    /// Hands leadership to replica `to`, or with 0 to the best caught-up voter. Not repeated when its outcome
+    /// is unknown: ask for [`Client::status`].
     pub async fn transfer_leader(&self, to: u64) -> Result<TransferLeaderResponse, Error> {
         self.once(|channel| async move {
             cluster(channel)
@@ -351,7 +343,8 @@ impl Client {
         .await
     }
 
-    /// Submits a dispatch, and with `wait_ms` waits that long at most until it ended, at whichever replica answers.
+    /// Submits a dispatch, and with `wait_ms` waits that long at most until it ended, at whichever replica
+    /// answers.
     pub async fn invoke(&self, request: InvokeRequest) -> Result<InvokeResponse, Error> {
         let asked = request.wait_ms.min(MAX_WAIT_MS);
         let wait = Duration::from_millis(asked.into());

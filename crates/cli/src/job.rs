@@ -1,0 +1,148 @@
+//! `palyra job`: what was asked of nodes, and what came of it.
+
+mod view;
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use palyra_client::{Client, MAX_WAIT_MS};
+use palyra_proto::dispatch::v1::{CancelRequest, DispatchInfo, GetRequest, ListRequest};
+use tokio::time::Instant;
+
+use crate::failure::Result;
+use crate::output::time::millis;
+use crate::output::{Out, Source};
+use crate::pages::Limit;
+use crate::session::Global;
+use crate::watch::watch;
+
+pub(crate) use view::JobView;
+
+/// What can be done about jobs.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Lists jobs
+    #[command(after_help = "Example:\n  palyra job ls --state queued\n  \
+                      palyra job ls --node 01J9ZKWM3V3BQ0YH5B7RF4X2CN -w")]
+    Ls(List),
+    /// Shows a job with its input and result
+    #[command(after_help = "Example:\n  palyra job get 01J9ZM --wait")]
+    Get {
+        /// Job id, or the beginning of one
+        id: String,
+        /// Wait until it ended (--timeout, 30s without it)
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Cancels a job that has not ended
+    #[command(after_help = "Example:\n  palyra job cancel 01J9ZM --reason \"wrong node\"")]
+    Cancel {
+        /// Job id, or the beginning of one
+        id: String,
+        /// Why; kept in the journal and told to the node
+        #[arg(long, default_value = "", hide_default_value = true)]
+        reason: String,
+    },
+}
+
+/// What is listed.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only jobs of this node
+    #[arg(long, value_name = "NODE", default_value = "", hide_default_value = true)]
+    node: String,
+    /// Only jobs in this state: queued, dispatched, awaiting_local_mediation, succeeded, failed, timed_out,
+    /// rejected, cancelled, session_lost
+    #[arg(long, value_name = "STATE", default_value = "", hide_default_value = true)]
+    state: String,
+    /// Print what changes, until interrupted
+    #[arg(short, long)]
+    watch: bool,
+    #[command(flatten)]
+    limit: Limit,
+}
+
+/// Does what was asked about jobs.
+pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
+    let session = global.open()?;
+    let (client, out) = (&session.client, global.out());
+    match verb {
+        Verb::Ls(list) if list.watch => {
+            watch(client, out, async |client| jobs(&client, &list).await).await?;
+        }
+        Verb::Ls(list) => {
+            let (items, source) = jobs(client, &list).await?;
+            out.list(&items, source)?;
+        }
+        Verb::Get { id, wait } => get(global, client, out, id, wait).await?,
+        Verb::Cancel { id, reason } => {
+            let request = CancelRequest {
+                request_id: global.request_id(),
+                id,
+                reason,
+            };
+            let answer = client.cancel_dispatch(request).await?;
+            let view = JobView::from(answer.dispatch.unwrap_or_default());
+            out.one(&view, answer.write.into(), &view.facts())?;
+        }
+    }
+    session.close().await;
+    Ok(())
+}
+
+async fn jobs(client: &Client, list: &List) -> Result<(Vec<JobView>, Source)> {
+    list.limit
+        .all(async |page| {
+            let request = ListRequest {
+                device_id: list.node.clone(),
+                state: list.state.clone(),
+                page: Some(page),
+                read: None,
+            };
+            let answer = client.list_dispatches(request).await?;
+            Ok((
+                answer.dispatches.into_iter().map(JobView::from).collect(),
+                answer.page,
+                answer.read.into(),
+            ))
+        })
+        .await
+}
+
+async fn get(global: &Global, client: &Client, out: Out, id: String, wait: bool) -> Result {
+    let answer = client.get_dispatch(GetRequest { id, read: None }).await?;
+    let mut dispatch = answer.dispatch.unwrap_or_default();
+    let mut source: Source = answer.read.into();
+    if wait && !is_over(&dispatch.state) {
+        let until = Instant::now() + global.timeout.unwrap_or(Duration::from_secs(30));
+        (dispatch, source) = wait_for_end(client, dispatch, source, until).await?;
+    }
+    let view = JobView::from(dispatch);
+    out.one(&view, source, &view.facts())?;
+    if wait { view.verdict() } else { Ok(()) }
+}
+
+/// Waits until a dispatch ended or the time is up; answers what it is then.
+pub(crate) async fn wait_for_end(
+    client: &Client,
+    mut dispatch: DispatchInfo,
+    mut source: Source,
+    until: Instant,
+) -> Result<(DispatchInfo, Source)> {
+    while !is_over(&dispatch.state) {
+        let left = millis(until.saturating_duration_since(Instant::now()));
+        if left == 0 {
+            break;
+        }
+        let wait_ms = u32::try_from(left.min(MAX_WAIT_MS.into())).unwrap_or(MAX_WAIT_MS);
+        let answer = client.wait_dispatch(&dispatch.id, wait_ms).await?;
+        dispatch = answer.dispatch.unwrap_or(dispatch);
+        source = answer.read.into();
+    }
+    Ok((dispatch, source))
+}
+
+/// Whether a dispatch in this state changes no more.
+pub(crate) fn is_over(state: &str) -> bool {
+    !matches!(state, "queued" | "dispatched" | "awaiting_local_mediation")
+}

@@ -1,0 +1,234 @@
+//! A dispatch as it is printed, and what its end means for the exit code.
+
+use palyra_client::wall_ms;
+use palyra_proto::dispatch::v1::DispatchInfo;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::failure::{Failure, Result, UNKNOWN};
+use crate::output::Record;
+use crate::output::table::{Column, column, wide};
+use crate::output::time::{Moment, span};
+
+/// A dispatch.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct JobView {
+    pub(crate) id: String,
+    pub(crate) device_id: String,
+    capability: String,
+    pub(crate) state: String,
+    effect: String,
+    attempt: u32,
+    epoch: u64,
+    replica_id: u64,
+    submitted_at: Moment,
+    submitted_by: String,
+    deadline_at: Moment,
+    ended_at: Moment,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) result: Option<Value>,
+    error_code: String,
+    error_message: String,
+}
+
+/// JSON as it is; text when it is none; nothing when it is empty.
+fn embedded(bytes: &[u8]) -> Option<Value> {
+    if bytes.is_empty() {
+        return None;
+    }
+    Some(
+        serde_json::from_slice(bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).into_owned())),
+    )
+}
+
+impl From<DispatchInfo> for JobView {
+    fn from(info: DispatchInfo) -> JobView {
+        JobView {
+            id: info.id,
+            device_id: info.device_id,
+            capability: info.capability,
+            state: info.state,
+            effect: info.effect,
+            attempt: info.attempt,
+            epoch: info.epoch,
+            replica_id: info.replica_id,
+            submitted_at: Moment(info.submitted_at_ms),
+            submitted_by: info.submitted_by,
+            deadline_at: Moment(info.deadline_at_ms),
+            ended_at: Moment(info.ended_at_ms),
+            input: embedded(&info.payload),
+            result: embedded(&info.result),
+            error_code: info.error_code,
+            error_message: info.error_message,
+        }
+    }
+}
+
+impl JobView {
+    /// How long it took, or has taken until now.
+    fn took(&self, now_ms: u64) -> String {
+        let end = if self.ended_at.0 == 0 {
+            now_ms
+        } else {
+            self.ended_at.0
+        };
+        span(end.saturating_sub(self.submitted_at.0))
+    }
+
+    /// One line: what became of it.
+    pub(crate) fn summary(&self) -> String {
+        let took = self.took(wall_ms());
+        format!(
+            "{} {} after {took} on {} (job {})",
+            self.capability, self.state, self.device_id, self.id
+        )
+    }
+
+    /// All of it, for people.
+    pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
+        let now = wall_ms();
+        let pretty = |value: &Option<Value>| {
+            value
+                .as_ref()
+                .and_then(|value| serde_json::to_string_pretty(value).ok())
+                .unwrap_or_default()
+        };
+        let error = match (self.error_code.is_empty(), self.error_message.is_empty()) {
+            (true, true) => String::new(),
+            _ => format!("{} {}", self.error_code, self.error_message)
+                .trim()
+                .to_owned(),
+        };
+        let bound = if self.replica_id == 0 {
+            String::new()
+        } else {
+            format!(
+                "session {} at replica {}, attempt {}",
+                self.epoch, self.replica_id, self.attempt
+            )
+        };
+        vec![
+            ("job", self.id.clone()),
+            ("node", self.device_id.clone()),
+            ("capability", format!("{} ({})", self.capability, self.effect)),
+            ("state", self.state.clone()),
+            ("bound to", bound),
+            (
+                "submitted",
+                format!("{} by {}", self.submitted_at.told(now), self.submitted_by),
+            ),
+            (
+                "deadline",
+                if self.ended_at.0 == 0 {
+                    self.deadline_at.told(now)
+                } else {
+                    String::new()
+                },
+            ),
+            ("took", self.took(now)),
+            ("error", error),
+            ("input", pretty(&self.input)),
+            ("result", pretty(&self.result)),
+        ]
+    }
+
+    /// What the exit code says of its end. Whether the program of a dispatch that timed out or lost its
+    /// session has run is not known.
+    ///
+    /// Errors: for every state but `succeeded`.
+    pub(crate) fn verdict(&self) -> Result {
+        match self.state.as_str() {
+            "succeeded" => Ok(()),
+            "rejected" => Err(Failure::Silent(6)),
+            "cancelled" => Err(Failure::Silent(7)),
+            "failed" => Err(Failure::Silent(1)),
+            _ => Err(Failure::Silent(UNKNOWN)),
+        }
+    }
+}
+
+impl Record for JobView {
+    const COLUMNS: &'static [Column] = &[
+        column("JOB"),
+        column("NODE"),
+        column("CAPABILITY"),
+        column("STATE"),
+        column("SUBMITTED"),
+        column("TOOK"),
+        wide("BY"),
+        wide("EFFECT"),
+        wide("ATTEMPT"),
+        wide("REPLICA"),
+        wide("ERROR"),
+    ];
+
+    fn key(&self) -> String {
+        self.id.clone()
+    }
+
+    fn cells(&self, now_ms: u64) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            self.device_id.clone(),
+            self.capability.clone(),
+            self.state.clone(),
+            self.submitted_at.told(now_ms),
+            self.took(now_ms),
+            self.submitted_by.clone(),
+            self.effect.clone(),
+            self.attempt.to_string(),
+            if self.replica_id == 0 {
+                String::new()
+            } else {
+                format!("r{}", self.replica_id)
+            },
+            format!("{} {}", self.error_code, self.error_message)
+                .trim()
+                .to_owned(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(state: &str, result: &'static [u8]) -> JobView {
+        JobView::from(DispatchInfo {
+            state: state.to_owned(),
+            result: result.into(),
+            ..DispatchInfo::default()
+        })
+    }
+
+    #[test]
+    fn results_are_json_in_json() {
+        let value = serde_json::to_value(job("succeeded", b"{\"matches\": 3}")).unwrap();
+        assert_eq!(value["result"]["matches"], 3);
+        assert_eq!(value.get("input"), None);
+        let value = serde_json::to_value(job("failed", b"not json")).unwrap();
+        assert_eq!(value["result"], "not json");
+    }
+
+    #[test]
+    fn only_success_is_exit_code_zero() {
+        let code = |state: &str| {
+            job(state, b"")
+                .verdict()
+                .map_or_else(|failure| failure.exit_code(), |()| 0)
+        };
+        let states = [
+            "succeeded",
+            "failed",
+            "rejected",
+            "cancelled",
+            "timed_out",
+            "session_lost",
+            "queued",
+        ];
+        assert_eq!(states.map(code), [0, 1, 6, 7, 13, 13, 13]);
+    }
+}

@@ -1,0 +1,186 @@
+//! `palyra node invoke`: one capability of one node, its input, and its result.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use palyra_client::{Client, MAX_WAIT_MS};
+use palyra_proto::dispatch::v1::InvokeRequest;
+use tokio::time::Instant;
+
+use crate::failure::{Failure, Result, UNKNOWN};
+use crate::job::{JobView, is_over, wait_for_end};
+use crate::output::time::millis;
+use crate::output::{Out, Source, note};
+use crate::session::Global;
+
+/// The deadline of a dispatch when none is given.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How much longer than the deadline the command waits: what passes it is ended by the cluster, and that is
+/// told too.
+const GRACE: Duration = Duration::from_secs(5);
+/// The largest input that is read; the cluster's own limit is smaller and says so itself.
+const INPUT_MAX: u64 = 16 * 1024 * 1024;
+
+/// What is run, with what.
+#[derive(Debug, Args)]
+pub(crate) struct Invoke {
+    /// Device id, name, or the beginning of an id
+    node: String,
+    /// The capability, see `palyra node describe`
+    capability: String,
+    /// Its input, JSON; without it `{}`
+    #[arg(long, value_name = "JSON", conflicts_with = "input_file")]
+    input: Option<String>,
+    /// A file with its input; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    input_file: Option<PathBuf>,
+    /// Wait for the result; this is the default
+    #[arg(long, overrides_with = "no_wait")]
+    wait: bool,
+    /// Answer once the job is accepted
+    #[arg(long)]
+    no_wait: bool,
+}
+
+fn input(invoke: &Invoke) -> Result<Vec<u8>> {
+    let (text, origin) = match (&invoke.input, &invoke.input_file) {
+        (Some(text), _) => (text.clone().into_bytes(), "--input".to_owned()),
+        (None, Some(path)) if path == Path::new("-") => {
+            (read_limited(std::io::stdin(), path)?, "standard input".to_owned())
+        }
+        (None, Some(path)) => {
+            let file = std::fs::File::open(path).map_err(|error| Failure::file("open", path, &error))?;
+            (read_limited(file, path)?, path.display().to_string())
+        }
+        (None, None) => (b"{}".to_vec(), String::new()),
+    };
+    match serde_json::from_slice::<serde::de::IgnoredAny>(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => {
+            let next = "inputs are JSON; quote them for the shell: --input '{\"key\":\"value\"}'";
+            Err(Failure::usage(format!("{origin} holds no JSON: {error}"), next))
+        }
+    }
+}
+
+fn read_limited(source: impl Read, path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = source.take(INPUT_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Failure::file("read", path, &error))?;
+    if bytes.len() as u64 > INPUT_MAX {
+        return Err(Failure::usage(
+            format!("{} is larger than {INPUT_MAX} bytes", path.display()),
+            "send less",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Submits, waits, prints.
+pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Result {
+    let payload = input(&invoke)?;
+    let timeout = global.timeout.unwrap_or(TIMEOUT);
+    let until = Instant::now() + timeout + GRACE;
+    let wait = !invoke.no_wait;
+    let first_wait = millis(timeout + GRACE).min(MAX_WAIT_MS.into());
+    let request = InvokeRequest {
+        request_id: global.request_id(),
+        device_id: invoke.node,
+        capability: invoke.capability,
+        payload: payload.into(),
+        timeout_ms: millis(timeout),
+        wait_ms: if wait {
+            u32::try_from(first_wait).unwrap_or(MAX_WAIT_MS)
+        } else {
+            0
+        },
+    };
+    let again = |id: &str| format!("the same command with --request-id {id}, or: palyra job ls");
+    // The deadline of the job is not that of the call: accepting it may take a moment longer.
+    let client = client
+        .clone()
+        .with_timeout(timeout.max(palyra_client::DEFAULT_TIMEOUT));
+    let answer = client
+        .invoke(request)
+        .await
+        .map_err(|error| Failure::from(error).look_again(again))?;
+    let mut source = Source::from(answer.write);
+    let mut dispatch = answer.dispatch.unwrap_or_default();
+    if wait && !is_over(&dispatch.state) {
+        let duplicate = source.duplicate;
+        (dispatch, source) = wait_for_end(&client, dispatch, source, until).await?;
+        source.duplicate = duplicate;
+    }
+    let view = JobView::from(dispatch);
+    print(global.out(), &view, source, wait)?;
+    if wait { view.verdict() } else { Ok(()) }
+}
+
+fn print(out: Out, view: &JobView, source: Source, wait: bool) -> Result {
+    if !out.format.is_table() {
+        return out.one(view, source, &[]);
+    }
+    if !wait {
+        let next = format!("palyra job get {} --wait", view.id);
+        return out.one(
+            view,
+            source,
+            &[
+                ("job", view.id.clone()),
+                ("state", view.state.clone()),
+                ("next", next),
+            ],
+        );
+    }
+    note(&view.summary());
+    if let Some(result) = &view.result {
+        let text = serde_json::to_string_pretty(result).unwrap_or_else(|_| result.to_string());
+        out.write(&(text + "\n"))?;
+    }
+    for (label, value) in view.facts() {
+        if label == "error" && !value.is_empty() {
+            note(&format!("  {value}"));
+        }
+    }
+    if !is_over(&view.state)
+        || view
+            .verdict()
+            .is_err_and(|failure| failure.exit_code() == UNKNOWN)
+    {
+        note(&format!("  look again: palyra job get {} --wait", view.id));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invoke(input: Option<&str>, file: Option<&Path>) -> Invoke {
+        Invoke {
+            node: String::new(),
+            capability: String::new(),
+            input: input.map(str::to_owned),
+            input_file: file.map(Path::to_owned),
+            wait: false,
+            no_wait: false,
+        }
+    }
+
+    #[test]
+    fn inputs_are_json_before_they_are_sent() {
+        assert_eq!(input(&invoke(None, None)).unwrap(), b"{}");
+        assert_eq!(input(&invoke(Some("[1]"), None)).unwrap(), b"[1]");
+        for bad in ["", "{", "{} {}", "nope"] {
+            assert_eq!(
+                input(&invoke(Some(bad), None)).unwrap_err().exit_code(),
+                2,
+                "{bad:?}"
+            );
+        }
+        let missing = input(&invoke(None, Some(Path::new("/does/not/exist")))).unwrap_err();
+        assert_eq!(missing.exit_code(), 8);
+    }
+}

@@ -1,0 +1,205 @@
+//! Codes and pairing requests as they are printed.
+
+use palyra_client::wall_ms;
+use palyra_proto::pairing::v1::{CodeInfo, RequestInfo};
+use serde::Serialize;
+
+use crate::output::Record;
+use crate::output::table::{Column, column, wide};
+use crate::output::time::Moment;
+
+/// A pairing code or ticket.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct CodeView {
+    code_id: String,
+    pub(crate) number: u32,
+    method: String,
+    status: String,
+    device_name: String,
+    attempts: u32,
+    issued_by: String,
+    created_at: Moment,
+    pub(crate) expires_at: Moment,
+}
+
+impl From<CodeInfo> for CodeView {
+    fn from(info: CodeInfo) -> CodeView {
+        CodeView {
+            code_id: info.id,
+            number: info.number,
+            method: info.method,
+            status: info.status,
+            device_name: info.device_name,
+            attempts: info.attempts,
+            issued_by: info.issued_by,
+            created_at: Moment(info.created_at_ms),
+            expires_at: Moment(info.expires_at_ms),
+        }
+    }
+}
+
+impl Record for CodeView {
+    const COLUMNS: &'static [Column] = &[
+        column("CODE"),
+        column("METHOD"),
+        column("STATUS"),
+        column("FOR"),
+        column("ATTEMPTS"),
+        column("EXPIRES"),
+        column("ISSUED BY"),
+        wide("CREATED"),
+        wide("ID"),
+    ];
+
+    fn key(&self) -> String {
+        self.code_id.clone()
+    }
+
+    fn cells(&self, now_ms: u64) -> Vec<String> {
+        vec![
+            format!("C{}", self.number),
+            self.method.clone(),
+            self.status.clone(),
+            self.device_name.clone(),
+            self.attempts.to_string(),
+            self.expires_at.told(now_ms),
+            self.issued_by.clone(),
+            self.created_at.told(now_ms),
+            self.code_id.clone(),
+        ]
+    }
+}
+
+/// A fresh code with its digits.
+#[derive(Serialize)]
+pub(crate) struct MintedPin {
+    pub(crate) pin: String,
+    #[serde(flatten)]
+    pub(crate) code: CodeView,
+}
+
+/// A fresh ticket with its text.
+#[derive(Serialize)]
+pub(crate) struct MintedTicket {
+    pub(crate) ticket: String,
+    #[serde(flatten)]
+    pub(crate) code: CodeView,
+}
+
+/// A machine that asks to be let in, or asked once.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct RequestView {
+    pub(crate) id: String,
+    pub(crate) device_id: String,
+    pub(crate) device_name: String,
+    pub(crate) status: String,
+    pub(crate) sas: String,
+    key_fingerprint: String,
+    source: String,
+    method: String,
+    code_id: String,
+    proved_at_replica: u64,
+    created_at: Moment,
+    expires_at: Moment,
+    decided_by: String,
+    decided_at: Moment,
+    reason: String,
+    pub(crate) certificate_fingerprint: String,
+}
+
+impl From<RequestInfo> for RequestView {
+    fn from(info: RequestInfo) -> RequestView {
+        RequestView {
+            id: info.id,
+            device_id: info.device_id,
+            device_name: info.device_name,
+            status: info.status,
+            sas: info.sas,
+            key_fingerprint: info.key_fingerprint,
+            source: info.source,
+            method: info.method,
+            code_id: info.code_id,
+            proved_at_replica: info.served_by,
+            created_at: Moment(info.created_at_ms),
+            expires_at: Moment(info.expires_at_ms),
+            decided_by: info.decided_by,
+            decided_at: Moment(info.decided_at_ms),
+            reason: info.reason,
+            certificate_fingerprint: info.certificate_fingerprint,
+        }
+    }
+}
+
+impl RequestView {
+    /// The check digits as both screens show them.
+    pub(crate) fn digits(&self) -> String {
+        match self.sas.split_at_checked(3) {
+            Some((first, second)) if !second.is_empty() => format!("{first} {second}"),
+            _ => self.sas.clone(),
+        }
+    }
+
+    /// All of it, for people.
+    pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
+        let now = wall_ms();
+        let decided = if self.decided_by.is_empty() {
+            String::new()
+        } else {
+            format!("{} by {}", self.decided_at.told(now), self.decided_by)
+        };
+        vec![
+            ("request", self.id.clone()),
+            ("status", self.status.clone()),
+            ("device", self.device_id.clone()),
+            ("name", self.device_name.clone()),
+            ("check digits", self.digits()),
+            ("key", self.key_fingerprint.clone()),
+            ("source", self.source.clone()),
+            (
+                "method",
+                format!("{}, proved at replica {}", self.method, self.proved_at_replica),
+            ),
+            ("asked", self.created_at.told(now)),
+            ("expires", self.expires_at.told(now)),
+            ("decided", decided),
+            ("reason", self.reason.clone()),
+            ("certificate", self.certificate_fingerprint.clone()),
+        ]
+    }
+}
+
+impl Record for RequestView {
+    const COLUMNS: &'static [Column] = &[
+        column("REQUEST"),
+        column("NAME"),
+        column("STATUS"),
+        column("CHECK"),
+        column("SOURCE"),
+        column("ASKED"),
+        wide("DEVICE"),
+        wide("METHOD"),
+        wide("KEY"),
+        wide("DECIDED BY"),
+        wide("REASON"),
+    ];
+
+    fn key(&self) -> String {
+        self.id.clone()
+    }
+
+    fn cells(&self, now_ms: u64) -> Vec<String> {
+        vec![
+            self.id.clone(),
+            self.device_name.clone(),
+            self.status.clone(),
+            self.digits(),
+            self.source.clone(),
+            self.created_at.told(now_ms),
+            self.device_id.clone(),
+            self.method.clone(),
+            self.key_fingerprint.chars().take(16).collect(),
+            self.decided_by.clone(),
+            self.reason.clone(),
+        ]
+    }
+}
