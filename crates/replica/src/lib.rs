@@ -24,6 +24,7 @@ mod service;
 mod snapshot;
 mod status;
 pub mod testing;
+pub mod transport;
 mod types;
 mod view;
 

@@ -7,7 +7,9 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,6 +97,8 @@ fn unreachable(error: impl std::fmt::Display) -> RpcError {
 struct Flight {
     sent: Mutex<VecDeque<Sent>>,
     arrived: Notify,
+    /// openraft has no more requests for this stream.
+    complete: AtomicBool,
 }
 
 struct Sent {
@@ -197,7 +201,14 @@ impl Replies {
     }
 
     async fn next(mut self) -> Option<(Result<AppendResult, RpcError>, Option<Replies>)> {
-        let taken = self.next_body().await?.and_then(|body| self.links.take_append_reply(self.to, body, &self.flight));
+        let Some(body) = self.next_body().await else {
+            // Only our side ends a stream. openraft would open the next one at once, again and again, if the
+            // other side's end looked like success.
+            let complete = self.flight.complete.load(Ordering::Acquire);
+            let cut = unreachable("the stream was ended by the other side");
+            return (!complete).then_some((Err(cut), None));
+        };
+        let taken = body.and_then(|body| self.links.take_append_reply(self.to, body, &self.flight));
         match taken {
             Ok(Ok(matched)) => Some((Ok(Ok(matched)), Some(self))),
             Ok(Err(rejected)) => Some((Ok(Err(rejected)), None)),
@@ -219,9 +230,19 @@ impl NetStreamAppend<TypeConfig> for Client {
         let flight = Arc::new(Flight::default());
         let idle = if lane == Lane::Heartbeat { option.hard_ttl() } else { REPLICATION_IDLE };
         Box::pin(async move {
+            // openraft pauses after failures by holding back a stream's first request. Connecting before asking for
+            // it would try a dead peer again at once, for ever.
+            let mut input = input;
+            let Some(first) = input.next().await else { return Ok(stream::empty().boxed() as BoxStream<'s, _>) };
+            let input = stream::iter([first]).chain(input);
             let requests = {
                 let (links, flight) = (links.clone(), flight.clone());
-                input.map(move |request| links.encode_append(to, &request, &flight)).boxed()
+                let complete = flight.clone();
+                let end = stream::poll_fn(move |_| {
+                    complete.complete.store(true, Ordering::Release);
+                    Poll::Ready(None)
+                });
+                input.map(move |request| links.encode_append(to, &request, &flight)).chain(end).boxed()
             };
             let bodies = match platform::timeout(SETUP, links.transport.append(to, lane, requests)).await {
                 Ok(Ok(bodies)) => bodies,
