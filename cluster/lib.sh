@@ -69,7 +69,7 @@ has_voters() { [ "$(voters)" = "$1" ]; }
 build() {
     . "$here/../.ci/toolchain.sh"
     say "building (the first time compiles RocksDB: about twenty minutes on two cores)"
-    (cd "$here/.." && cargo build --locked -p palyra-server -p palyra-cli --bins) || die "the build failed"
+    (cd "$here/.." && cargo build --locked --workspace --bins) || die "the build failed"
     mkdir -p "$run/bin"
     # A running program's file cannot be written, but it can be replaced.
     for program in palyrad palyra; do

@@ -48,7 +48,7 @@ fn envelope(actor: Actor, command: impl Into<Command>) -> Envelope {
 
 /// The first entry of a cluster.
 pub(crate) fn genesis(cluster_id: Id) -> Envelope {
-    let action = cluster::Action::Genesis(cluster::Genesis {
+    let genesis = cluster::Genesis {
         cluster_id,
         trust_domain: "sim.internal".into(),
         root_cert_der: Bytes::from_static(b"root"),
@@ -59,12 +59,8 @@ pub(crate) fn genesis(cluster_id: Id) -> Envelope {
         replica_certificate: certificate("replica/1"),
         operator_name: OPERATOR.into(),
         operator_certificate: certificate(&format!("operator/{OPERATOR}")),
-    });
-    envelope(Actor::System, cluster::Command { action: Some(action) })
-}
-
-fn pairing_step(actor: Actor, action: pairing::Action) -> Envelope {
-    envelope(actor, pairing::Command { action: Some(action) })
+    };
+    envelope(Actor::System, genesis)
 }
 
 /// The commands that pair a device, in order.
@@ -104,10 +100,10 @@ pub(crate) fn pair(device_id: Id) -> Vec<Envelope> {
     let approve =
         pairing::Approve { pairing_id, certificate: certificate(&subject), sas: String::new(), reason: String::new() };
     vec![
-        pairing_step(operator(), pairing::Action::MintCode(mint)),
-        pairing_step(replica.clone(), pairing::Action::BeginAttempt(begin)),
-        pairing_step(replica, pairing::Action::Prove(prove)),
-        pairing_step(operator(), pairing::Action::Approve(approve)),
+        envelope(operator(), mint),
+        envelope(replica.clone(), begin),
+        envelope(replica, prove),
+        envelope(operator(), approve),
     ]
 }
 
@@ -121,8 +117,7 @@ pub(crate) fn write(device_id: Id, value: u64) -> Envelope {
         labels: BTreeMap::from([("value".to_owned(), value.to_string())]),
     };
     let fingerprint = certificate(&format!("node/{device_id}")).fingerprint();
-    let action = nodes::Action::Register(register);
-    envelope(Actor::Node { device_id, fingerprint }, nodes::Command { action: Some(action) })
+    envelope(Actor::Node { device_id, fingerprint }, register)
 }
 
 /// What the register holds; 0 at first.

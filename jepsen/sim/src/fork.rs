@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// Wall seconds after which a seed counts as hung.
-const WATCHDOG: Duration = Duration::from_secs(60);
+const WATCHDOG: Duration = Duration::from_secs(20);
 
 /// How the process of a seed ended.
 #[derive(Clone, Debug, PartialEq, Eq)]

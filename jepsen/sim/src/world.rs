@@ -4,7 +4,6 @@
 //! Invariant: everything here is decided by the seed, in the order in which the one thread asks.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ struct Inner {
     crash_in: BTreeMap<u64, u64>,
     deaths: Vec<Death>,
     panics: Vec<String>,
-    trace: Option<String>,
+    trace: bool,
     digest: u64,
     /// Virtual milliseconds that an io point may take at most.
     io_delay_ms: u64,
@@ -49,7 +48,7 @@ impl World {
     /// A world that begins now, on a paused runtime.
     pub(crate) fn new(trace: bool) -> Self {
         let inner = Inner {
-            trace: trace.then(String::new),
+            trace,
             io_delay_ms: chance::between(1, 8),
             digest: 0xcbf2_9ce4_8422_2325,
             ..Inner::default()
@@ -67,26 +66,21 @@ impl World {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Notes what happened: into the digest that two runs of one seed must share, and into the trace when wanted.
+    /// Notes what happened: into the digest that two runs of one seed must share, and to standard output when a trace is wanted.
     pub(crate) fn note(&self, event: &str) {
         let at = self.elapsed_ms();
         let mut inner = self.inner();
         for byte in event.bytes().chain(at.to_le_bytes()) {
             inner.digest = (inner.digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
-        if let Some(trace) = &mut inner.trace {
-            let _ = writeln!(trace, "{at:>8} ms  {event}");
+        if inner.trace {
+            println!("{at:>8} ms  {event}");
         }
     }
 
     /// Digest of all notes so far.
     pub(crate) fn digest(&self) -> u64 {
         self.inner().digest
-    }
-
-    /// The trace, when one was asked for.
-    pub(crate) fn take_trace(&self) -> String {
-        self.inner().trace.take().unwrap_or_default()
     }
 
     /// Moves a replica's wall clock by this much from now on.
