@@ -206,7 +206,7 @@ fn bound(from: &[u8]) -> std::ops::Bound<&[u8]> {
 mod tests {
     use super::*;
     use palyra_state::MemRead;
-    use palyra_storage::{Batch, MemEngine};
+    use palyra_storage::{Batch, Disk, MemEngine};
 
     fn keys(r: &dyn Read, reverse: bool, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
         let mut seen = Vec::new();
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn an_overlay_reads_like_the_state_after_its_writes() {
-        let engine = MemEngine::new();
+        let engine = MemEngine::open(&Disk::new("overlay")).unwrap();
         let mut batch = Batch::new();
         let mut model = MemRead::new();
         for key in [b"a", b"c", b"e", b"g", b"x", b"z"] {

@@ -2,7 +2,7 @@
 //!
 //! The hooks are those of a simulation, kept per thread: each test runs on a thread of its own. Tasks carry the id of
 //! their replica, so killing one aborts exactly its tasks.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
