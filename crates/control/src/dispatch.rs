@@ -115,7 +115,13 @@ impl Control {
         // long ago.
         let seen = view_of(&self.replica().view(), submitted.dispatch_id)?;
         let duplicate = submitted.dispatch_id != dispatch_id;
-        Ok((seen, WriteInfo { duplicate, ..written.info }))
+        Ok((
+            seen,
+            WriteInfo {
+                duplicate,
+                ..written.info
+            },
+        ))
     }
 
     /// The device that a selector names. What is no full id is looked up in a linearizable view.

@@ -96,6 +96,7 @@ async fn what_was_queued_before_the_session_is_delivered_once() {
         seen.push(assignment.dispatch_id);
     }
     seen.sort();
+    ids.sort();
     assert_eq!(seen, ids);
     // Whatever else the attach caused has been carried out by the time the next dispatch arrives.
     let (last, _) = cluster

@@ -24,7 +24,7 @@ use palyra_state::cluster::{Addresses, Genesis};
 use palyra_state::identity::NewCertificate;
 use palyra_state::nodes::{Capability, Effect};
 use palyra_state::{Actor, Envelope, Fingerprint, Id};
-use palyra_storage::MemEngine;
+use palyra_storage::{Disk, MemEngine};
 
 /// A bound on every wait, far beyond what any of them takes.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -85,7 +85,10 @@ impl Cluster {
     }
 
     pub(crate) async fn found_with(timings: Timings, limits: Limits) -> Cluster {
-        let cluster_id = fresh_id();
+        // Not by time: clusters that are founded at the same moment must not share a trust domain.
+        let mut random = [0; 16];
+        rng(&mut random);
+        let cluster_id = Id::from_bytes(random);
         let domain = TrustDomain::for_cluster(&cluster_id.to_string()).unwrap();
         let now = platform::wall_ms();
         let kek = Kek::generate(&mut rng);
@@ -130,7 +133,7 @@ impl Cluster {
             operator_certificate: recorded(&admin, 1),
         };
         let bus = Bus::new();
-        let engine = Arc::new(MemEngine::new());
+        let engine = Arc::new(MemEngine::open(&Disk::new("r1")).unwrap());
         let config = ReplicaConfig::new(1, cluster_id);
         let replica = Replica::open(config, engine, bus.transport(1)).await.unwrap();
         let control = Control::start(
