@@ -32,8 +32,8 @@ pub(crate) enum Verb {
     #[command(
         after_help = "Example:\n  palyra node invoke web-1 echo --input '{\"hello\":1}'\n  \
                             palyra node invoke web-1 logs.summary --input-file query.json --timeout 2m\n\n\
-                            Exit codes: 0 succeeded, 1 failed, 6 rejected, 7 cancelled, 13 timed out, session \
-                            lost or still running"
+                            Exit codes: 0 succeeded, 1 failed, 6 rejected, 7 cancelled, 13 timed out, \
+                            session lost or still running"
     )]
     Invoke(invoke::Invoke),
     /// On this machine: becomes a node, with a PIN or a ticket

@@ -52,19 +52,26 @@ pub(crate) trait Record: Serialize {
     fn cells(&self, now_ms: u64) -> Vec<String>;
 }
 
-/// Where and when an answer was true.
+/// Where and when an answer was true. What was answered on this machine alone has neither index nor replica.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub(crate) struct Source {
     /// The log index that the answer reflects, or of the accepted entry.
+    #[serde(skip_serializing_if = "is_zero")]
     pub(crate) index: u64,
     /// Time since the replica last had contact with a quorum.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) age_ms: Option<u64>,
     /// The replica that answered.
+    #[serde(skip_serializing_if = "is_zero")]
     pub(crate) served_by: u64,
     /// The request id was known: this is the answer of the first time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) duplicate: Option<bool>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 impl From<Option<ReadInfo>> for Source {

@@ -16,7 +16,9 @@ use crate::output::{Format, Out, Record, Source, interactive, note, table};
 use crate::pages::Limit;
 use crate::session::{Global, Session, required_reason};
 use crate::watch::watch;
-use view::{CodeView, MintedPin, MintedTicket, RequestView};
+use view::{CodeView, MintedPin, MintedTicket, RequestView, digits_of};
+
+pub(crate) use view::grouped;
 
 /// The state of a request that an operator has to decide.
 const PENDING: &str = "pending_approval";
@@ -192,16 +194,13 @@ async fn code(global: &Global, session: &Session, mint: Mint) -> Result {
         return Err(lost_secret("code", view.number));
     }
     let minted = MintedPin {
-        pin: answer.pin,
+        // However the server groups them: digits are what is typed and what scripts pass on.
+        pin: digits_of(&answer.pin),
         code: view,
-    };
-    let shown = match minted.pin.split_at_checked(4) {
-        Some((first, second)) => format!("{first} {second}"),
-        None => minted.pin.clone(),
     };
     let enrol = enrol_endpoints(&session.client).await;
     let facts = [
-        ("PIN", shown),
+        ("PIN", grouped(&minted.pin)),
         ("code", format!("C{}", minted.code.number)),
         ("good", minted.code.expires_at.told(palyra_client::wall_ms())),
         (
@@ -364,7 +363,7 @@ async fn show(client: &Client, out: Out, id: String) -> Result {
 }
 
 async fn approve(global: &Global, client: &Client, approval: Approve) -> Result {
-    let sas: String = approval.sas.chars().filter(char::is_ascii_digit).collect();
+    let sas = digits_of(&approval.sas);
     if sas.is_empty() && !approval.sas.is_empty() {
         return Err(Failure::usage(
             format!("{:?} are no check digits", approval.sas),

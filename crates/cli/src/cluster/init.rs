@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use palyra_client::context::{Adding, Contexts, check_name};
 use palyra_client::{Class, fill_random, new_ulid, wall_ms};
-use palyra_pki::ca::{HostNames, IssuedCert};
+use palyra_pki::ca::{CaError, HostNames, IssuedCert};
 use palyra_pki::layout::{self, NewConfig};
 use palyra_pki::{
     Authority, Credential, Kek, KeyPair, Purpose, Role, Root, SpiffeId, TrustBundle, TrustDomain,
@@ -300,7 +300,11 @@ fn issue(
     let csr = key.make_csr().map_err(|error| defect(&error))?;
     authority
         .issue_from_csr(&csr, id, validity_ms, names, now_ms, &mut fill_random)
-        .map_err(|error| defect(&error))
+        .map_err(|error| match error {
+            // The hosts come from the command line.
+            CaError::Names(what) => invalid(&what),
+            other => defect(&other),
+        })
 }
 
 fn recorded(issued: &IssuedCert) -> Result<NewCertificate> {
@@ -431,8 +435,8 @@ fn report(global: &Global, init: &Init, newborn: &Newborn, data_dir: &Path, cont
     ]);
     let next = format!(
         "\nnext: palyrad run --config {}\nthen: palyra cluster status\n      \
-         palyra cluster join-token --name r2 # for each further replica; three survive a loss\n      \
-         palyra pairing code                        # to let the first machine in\n",
+         palyra cluster join-token --name r2   # for each further replica; three survive a loss\n      \
+         palyra pairing code                   # to let the first machine in\n",
         born.config.display()
     );
     global.out().plain(&born, &(text + &next))

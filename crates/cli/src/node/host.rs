@@ -20,6 +20,7 @@ use super::parse_label;
 use crate::failure::{Failure, Result};
 use crate::output::time::{Moment, parse_duration, span};
 use crate::output::{Out, note, table};
+use crate::pairing::grouped;
 use crate::session::Global;
 
 /// How long a pairing waits for the operator when nothing is asked for.
@@ -205,13 +206,10 @@ impl PairUi for Teller {
                 key_fingerprint,
                 expires_at_ms,
             } => {
-                let digits = match sas.split_at_checked(3) {
-                    Some((first, second)) => format!("{first} {second}"),
-                    None => sas.clone(),
-                };
+                let sas: String = sas.chars().filter(char::is_ascii_digit).collect();
                 let left = span(expires_at_ms.saturating_sub(palyra_client::wall_ms()));
                 note(&table::facts(&[
-                    ("check digits:", digits),
+                    ("check digits:", grouped(&sas)),
                     ("device:", device_id),
                     ("key:", key_fingerprint),
                     (

@@ -32,7 +32,8 @@ pub(crate) struct Style {
     pub(crate) color: bool,
 }
 
-/// Draws rows under their titles; each line ends with a line feed. No rows: only titles.
+/// Draws rows under their titles; each line ends with a line feed. No rows: only titles. Without titles the
+/// columns are as wide as with them, so that rows that come later line up with the first.
 pub(crate) fn draw(columns: &[Column], rows: &[Vec<String>], style: Style, titles: bool) -> String {
     let shown: Vec<usize> = (0..columns.len())
         .filter(|&at| style.wide || !columns[at].wide)
@@ -169,7 +170,7 @@ mod tests {
             "ID       STATUS\na        online\nlong-id  -\n"
         );
         let drawn = draw(COLUMNS, &rows, Style { wide: true, ..PLAIN }, false);
-        assert_eq!(drawn, "a        x  online\nlong-id  y  -\n");
+        assert_eq!(drawn, "a        x     online\nlong-id  y     -\n");
     }
 
     #[test]

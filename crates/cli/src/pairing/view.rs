@@ -8,6 +8,19 @@ use crate::output::Record;
 use crate::output::table::{Column, column, wide};
 use crate::output::time::Moment;
 
+/// The digits alone, however they come grouped: what is typed, and what scripts pass on.
+pub(crate) fn digits_of(text: &str) -> String {
+    text.chars().filter(char::is_ascii_digit).collect()
+}
+
+/// Digits in two groups, as people read them out.
+pub(crate) fn grouped(digits: &str) -> String {
+    match digits.split_at_checked(digits.len() / 2) {
+        Some((first, second)) if !first.is_empty() => format!("{first} {second}"),
+        _ => digits.to_owned(),
+    }
+}
+
 /// A pairing code or ticket.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct CodeView {
@@ -114,7 +127,7 @@ impl From<RequestInfo> for RequestView {
             device_id: info.device_id,
             device_name: info.device_name,
             status: info.status,
-            sas: info.sas,
+            sas: digits_of(&info.sas),
             key_fingerprint: info.key_fingerprint,
             source: info.source,
             method: info.method,
@@ -133,10 +146,7 @@ impl From<RequestInfo> for RequestView {
 impl RequestView {
     /// The check digits as both screens show them.
     pub(crate) fn digits(&self) -> String {
-        match self.sas.split_at_checked(3) {
-            Some((first, second)) if !second.is_empty() => format!("{first} {second}"),
-            _ => self.sas.clone(),
-        }
+        grouped(&self.sas)
     }
 
     /// All of it, for people.
@@ -201,5 +211,23 @@ impl Record for RequestView {
             self.decided_by.clone(),
             self.reason.clone(),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped_for_people_only() {
+        assert_eq!(digits_of("097 546"), "097546");
+        assert_eq!(grouped("097546"), "097 546");
+        assert_eq!(grouped("12345678"), "1234 5678");
+        assert_eq!(grouped(""), "");
+        let view = RequestView::from(RequestInfo {
+            sas: "097 546".to_owned(),
+            ..RequestInfo::default()
+        });
+        assert_eq!((view.sas.as_str(), view.digits().as_str()), ("097546", "097 546"));
     }
 }
