@@ -110,7 +110,7 @@ impl Told {
         if self.trail.served_by != 0 {
             reference.push(format!("replica {}", self.trail.served_by));
         }
-        if self.code.starts_with('E') && !self.code.starts_with("E90") {
+        if self.code.starts_with('E') {
             reference.push(format!("docs/errors/{}.md", self.code));
         }
         if !reference.is_empty() {

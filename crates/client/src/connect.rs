@@ -19,6 +19,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::watched::{LastWord, Watched};
+
 /// How connections are made and watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectOptions {
@@ -148,11 +150,12 @@ pub async fn connect(
         .http2_keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(true);
+    let last_word = LastWord::default();
+    let stream = Watched::new(stream, last_word.clone());
     let slot = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
     let once = tower::service_fn(move |_| {
         let taken = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let ended = || std::io::Error::new(std::io::ErrorKind::NotConnected, "the connection ended");
-        std::future::ready(taken.ok_or_else(ended))
+        std::future::ready(taken.ok_or_else(|| last_word.error()))
     });
     endpoint
         .connect_with_connector(once)
@@ -213,7 +216,8 @@ fn handshake_error(address: &str, error: &std::io::Error) -> ConnectError {
     }
 }
 
-fn plain_io(error: &std::io::Error) -> String {
+/// What a failed read or write means, for a human.
+pub(crate) fn plain_io(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         std::io::ErrorKind::ConnectionReset => "the connection was reset".to_owned(),

@@ -304,9 +304,12 @@ fn plain(status: &Status) -> String {
 
 /// The innermost words of a chain of errors: the outer ones only say "transport error".
 fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut words = error.to_string();
-    let mut current = error.source();
+    let mut current = Some(error);
+    let mut words = String::new();
     while let Some(inner) = current {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+            return crate::connect::plain_io(io);
+        }
         words = inner.to_string();
         current = inner.source();
     }
@@ -415,6 +418,18 @@ mod tests {
         };
         assert!(refused, "{cause}");
         assert!(cause.contains("another cluster"), "{cause}");
+    }
+
+    #[test]
+    fn a_killed_server_is_told_in_plain_words() {
+        let io = std::io::Error::new(
+            std::io::ErrorKind::UnexpectedEof,
+            "peer closed: https://docs.rs/rustls",
+        );
+        let Failure::Lost { cause, .. } = classify(&Status::from_error(Box::new(io))) else {
+            panic!("answered")
+        };
+        assert_eq!(cause, "the connection ended early");
     }
 
     #[test]

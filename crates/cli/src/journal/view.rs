@@ -68,7 +68,7 @@ impl RowView {
             format!("{:<10}", self.cursor.to_string()),
             self.at.clock(),
             format!("{:<20}", self.actor),
-            format!("{:<24}", self.action),
+            format!("{:<28}", self.action),
             format!("{:<26}", self.subject),
             self.told_detail(),
             self.hash.chars().take(16).collect(),
