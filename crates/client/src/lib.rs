@@ -15,6 +15,7 @@ mod follow;
 pub mod ids;
 pub mod pool;
 mod services;
+mod watched;
 
 pub use client::{ATTEMPT_TIMEOUT, Client, DEFAULT_TIMEOUT, Mutation};
 pub use connect::{ConnectError, ConnectErrorKind, ConnectOptions, connect};

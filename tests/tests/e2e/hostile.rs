@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use palyra_client::{ConnectOptions, connect};
+use palyra_pki::KeyPair;
 use palyra_pki::tls::SeenServer;
 use palyra_proto::dispatch::v1::GetRequest;
 use palyra_proto::node::v1 as wire;
@@ -306,7 +307,11 @@ pub(crate) async fn a_nonce_on_another_connection(cluster: &mut Cluster) {
     let ticket = pairing::ProveTicketRequest {
         ticket_id: palyra_client::new_ulid(),
         device_id: palyra_client::new_ulid(),
-        csr: vec![0; 100].into(),
+        csr: KeyPair::generate(&mut palyra_client::fill_random)
+            .unwrap()
+            .make_csr()
+            .unwrap()
+            .into(),
         node_nonce: vec![0; 32].into(),
         server_nonce: nonce,
         proof: vec![0; 32].into(),

@@ -169,7 +169,7 @@ pub(crate) fn a_port_in_use_is_named(cluster: &mut Cluster) {
         .unwrap();
     assert!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
     let refused = cluster.palyrad(&["run", "--config", &format!("{folder}/palyrad.toml")]);
-    assert_eq!(refused.code, 11, "{}", refused.err);
+    assert_eq!(refused.code, 7, "{}", refused.err);
     assert!(refused.err.contains(&port.to_string()), "{}", refused.err);
 }
 
