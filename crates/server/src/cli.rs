@@ -40,7 +40,12 @@ struct ConfigFile {
 #[derive(Debug, Args)]
 pub(crate) struct JoinArgs {
     /// The token itself. Others on this machine may see it while the command runs: prefer --token-file.
-    #[arg(long, value_name = "TOKEN", conflicts_with = "token_file", required_unless_present = "token_file")]
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        conflicts_with = "token_file",
+        required_unless_present = "token_file"
+    )]
     pub(crate) token: Option<String>,
     /// A file that holds the token; `-` reads it from standard input.
     #[arg(long, value_name = "FILE")]

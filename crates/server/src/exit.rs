@@ -33,7 +33,10 @@ pub(crate) struct Failure {
 impl Failure {
     /// Ends with `code`; the message names the thing, the cause and the next step.
     pub(crate) fn new(code: Code, message: impl fmt::Display) -> Failure {
-        Failure { code, message: message.to_string() }
+        Failure {
+            code,
+            message: message.to_string(),
+        }
     }
 
     /// For the process.

@@ -52,18 +52,30 @@ impl ReplicaFiles {
         let context = layout::authority_context(&config.replica.cluster_id, config.replica.id);
         let key = kek.open(Purpose::ReplicaKey, &context, &sealed).map_err(|error| {
             FilesError(format!(
-                "{} does not open with {}: {error}; put back the key file that belongs to this folder",
+                "{} does not open with {}: {error}; put back the key file that belongs to this folder, and replica.id \
+                 and replica.cluster_id as they were",
                 key_path.display(),
                 kek_path.display()
             ))
         })?;
         let key = KeyPair::from_pkcs8(&key).map_err(|error| unusable(&key_path, &error))?;
         let certificate_path = dir.join(layout::AUTHORITY_CERT);
-        let certificate = certificates(&certificate_path)?.into_iter().next().ok_or_else(|| {
-            FilesError(format!("{} holds no certificate; restore it from a backup", certificate_path.display()))
-        })?;
-        let authority = Authority::new(certificate, key).map_err(|error| unusable(&certificate_path, &error))?;
-        Ok(ReplicaFiles { kek, authority, trust })
+        let certificate = certificates(&certificate_path)?
+            .into_iter()
+            .next()
+            .ok_or_else(|| {
+                FilesError(format!(
+                    "{} holds no certificate; restore it from a backup",
+                    certificate_path.display()
+                ))
+            })?;
+        let authority =
+            Authority::new(certificate, key).map_err(|error| unusable(&certificate_path, &error))?;
+        Ok(ReplicaFiles {
+            kek,
+            authority,
+            trust,
+        })
     }
 }
 
@@ -101,7 +113,9 @@ impl NewFiles<'_> {
 
 /// The lock of a data folder; held while the process lives, released by the kernel when it ends in whatever way.
 #[derive(Debug)]
-pub(crate) struct FolderLock(#[allow(dead_code, reason = "holding the open file is what locks")] nix::fcntl::Flock<File>);
+pub(crate) struct FolderLock(
+    #[allow(dead_code, reason = "holding the open file is what locks")] nix::fcntl::Flock<File>,
+);
 
 impl FolderLock {
     /// Takes the lock, or says which process has it.
@@ -148,7 +162,12 @@ pub(crate) fn make_private_dir(path: &Path) -> Result<(), FilesError> {
 pub(crate) fn replace(path: &Path, contents: &[u8], mode: u32) -> Result<(), FilesError> {
     let write = || -> io::Result<()> {
         let aside = PathBuf::from(format!("{}.new", path.display()));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&aside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(mode)
+            .open(&aside)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(contents)?;
         file.sync_all()?;
@@ -178,14 +197,20 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FilesError> {
         .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
         .map_err(|error| failed("read", path, &error))?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(FilesError(format!("{} is larger than {MAX_FILE} bytes; it is not what it should be", path.display())));
+        return Err(FilesError(format!(
+            "{} is larger than {MAX_FILE} bytes; it is not what it should be",
+            path.display()
+        )));
     }
     Ok(bytes)
 }
 
 /// Reads a text file that nobody but its owner may read.
 pub(crate) fn secret_text(path: &Path) -> Result<Zeroizing<String>, FilesError> {
-    let mode = fs::metadata(path).map_err(|error| failed("read", path, &error))?.permissions().mode();
+    let mode = fs::metadata(path)
+        .map_err(|error| failed("read", path, &error))?
+        .permissions()
+        .mode();
     if mode & 0o077 != 0 {
         return Err(FilesError(format!(
             "{} can be read by others (mode {:03o}); run `chmod 600 {}`",
@@ -201,13 +226,17 @@ pub(crate) fn secret_text(path: &Path) -> Result<Zeroizing<String>, FilesError> 
 
 fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, FilesError> {
     let bytes = read(path)?;
-    let parsed = std::str::from_utf8(&bytes).ok().and_then(layout::certificates_from_pem);
+    let parsed = std::str::from_utf8(&bytes)
+        .ok()
+        .and_then(layout::certificates_from_pem);
     parsed.ok_or_else(|| FilesError(format!("{} is no PEM; restore it from a backup", path.display())))
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> FilesError {
     let next = match error.kind() {
-        io::ErrorKind::NotFound => "; is this the folder of a replica? `palyra cluster init` or `palyrad join` make one",
+        io::ErrorKind::NotFound => {
+            "; is this the folder of a replica? `palyra cluster init` or `palyrad join` make one"
+        }
         io::ErrorKind::PermissionDenied => "; run palyrad as the owner of the folder",
         io::ErrorKind::StorageFull => "; free some space on the disk",
         _ => "",
@@ -216,7 +245,10 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> FilesError {
 }
 
 fn unusable(path: &Path, error: &dyn std::error::Error) -> FilesError {
-    FilesError(format!("{} is unusable: {error}; restore it from a backup", path.display()))
+    FilesError(format!(
+        "{} is unusable: {error}; restore it from a backup",
+        path.display()
+    ))
 }
 
 #[cfg(test)]
@@ -241,7 +273,11 @@ mod tests {
         replace(&path, b"two", 0o600).unwrap();
         assert_eq!(secret_text(&path).unwrap().as_str(), "two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left aside");
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "nothing is left aside"
+        );
         remove(&path).unwrap();
         remove(&path).unwrap();
     }
@@ -252,6 +288,9 @@ mod tests {
         let path = dir.path().join("kek.key");
         replace(&path, b"x", 0o640).unwrap();
         let error = secret_text(&path).unwrap_err().to_string();
-        assert!(error.contains("chmod 600") && error.contains("kek.key"), "{error}");
+        assert!(
+            error.contains("chmod 600") && error.contains("kek.key"),
+            "{error}"
+        );
     }
 }

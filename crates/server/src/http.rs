@@ -37,7 +37,11 @@ pub(crate) enum Kind {
 pub(crate) type Source = Arc<dyn Fn() -> Sample + Send + Sync>;
 
 /// Serves until `stop` is cancelled.
-pub(crate) async fn serve(socket: TcpListener, source: Source, stop: CancellationToken) -> std::io::Result<()> {
+pub(crate) async fn serve(
+    socket: TcpListener,
+    source: Source,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
     let ready = Arc::clone(&source);
     let app = Router::new()
         .route("/health/live", get(async || "live\n"))
@@ -45,10 +49,15 @@ pub(crate) async fn serve(socket: TcpListener, source: Source, stop: Cancellatio
         .route(
             "/metrics",
             get(async move || {
-                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], render(&source(), &process()))
+                (
+                    [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+                    render(&source(), &process()),
+                )
             }),
         );
-    axum::serve(socket, app).with_graceful_shutdown(async move { stop.cancelled().await }).await
+    axum::serve(socket, app)
+        .with_graceful_shutdown(async move { stop.cancelled().await })
+        .await
 }
 
 fn answer_ready(sample: &Sample) -> impl IntoResponse + use<> {
@@ -70,9 +79,22 @@ fn process() -> Process {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // Fields are counted behind the command's closing bracket, which may hold spaces: 12 and 13 are the CPU ticks,
     // 22 the resident pages.
-    let fields: Vec<&str> = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect()).unwrap_or_default();
-    let field = |at: usize| fields.get(at).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-    let setting = |name| nix::unistd::sysconf(name).ok().flatten().and_then(|value| u64::try_from(value).ok());
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().collect())
+        .unwrap_or_default();
+    let field = |at: usize| {
+        fields
+            .get(at)
+            .and_then(|text| text.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let setting = |name| {
+        nix::unistd::sysconf(name)
+            .ok()
+            .flatten()
+            .and_then(|value| u64::try_from(value).ok())
+    };
     let page = setting(nix::unistd::SysconfVar::PAGE_SIZE).unwrap_or(4096);
     let ticks = setting(nix::unistd::SysconfVar::CLK_TCK).unwrap_or(100).max(1);
     Process {
@@ -90,18 +112,45 @@ fn render(sample: &Sample, process: &Process) -> String {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
     };
     let ready = u8::from(sample.not_ready.is_none());
-    figure("palyra_ready", Kind::Gauge, "Whether the replica may serve nodes.", &ready);
+    figure(
+        "palyra_ready",
+        Kind::Gauge,
+        "Whether the replica may serve nodes.",
+        &ready,
+    );
     for (name, kind, help, value) in &sample.figures {
         figure(&format!("palyra_{name}"), *kind, help, value);
     }
     let bytes = process.resident_bytes;
-    figure("process_resident_memory_bytes", Kind::Gauge, "Resident memory.", &bytes);
+    figure(
+        "process_resident_memory_bytes",
+        Kind::Gauge,
+        "Resident memory.",
+        &bytes,
+    );
     let seconds = format!("{}.{:03}", process.cpu_ms / 1000, process.cpu_ms % 1000);
-    figure("process_cpu_seconds_total", Kind::Counter, "CPU time, user and system.", &seconds);
-    figure("process_open_fds", Kind::Gauge, "Open file descriptors.", &process.open_files);
-    let _ = writeln!(out, "# HELP palyra_role The replica's role in its Raft group.\n# TYPE palyra_role gauge");
+    figure(
+        "process_cpu_seconds_total",
+        Kind::Counter,
+        "CPU time, user and system.",
+        &seconds,
+    );
+    figure(
+        "process_open_fds",
+        Kind::Gauge,
+        "Open file descriptors.",
+        &process.open_files,
+    );
+    let _ = writeln!(
+        out,
+        "# HELP palyra_role The replica's role in its Raft group.\n# TYPE palyra_role gauge"
+    );
     for role in ["leader", "follower", "candidate", "learner"] {
-        let _ = writeln!(out, "palyra_role{{role=\"{role}\"}} {}", u8::from(role == sample.role));
+        let _ = writeln!(
+            out,
+            "palyra_role{{role=\"{role}\"}} {}",
+            u8::from(role == sample.role)
+        );
     }
     out
 }
@@ -115,9 +164,19 @@ mod tests {
         let sample = Sample {
             not_ready: None,
             role: "leader",
-            figures: vec![("term", Kind::Gauge, "Raft term.", 3), ("syncs_total", Kind::Counter, "Syncs.", 12)],
+            figures: vec![
+                ("term", Kind::Gauge, "Raft term.", 3),
+                ("syncs_total", Kind::Counter, "Syncs.", 12),
+            ],
         };
-        let text = render(&sample, &Process { resident_bytes: 4096, cpu_ms: 1_234, open_files: 9 });
+        let text = render(
+            &sample,
+            &Process {
+                resident_bytes: 4096,
+                cpu_ms: 1_234,
+                open_files: 9,
+            },
+        );
         for line in [
             "palyra_ready 1",
             "# TYPE palyra_term gauge",
@@ -135,6 +194,9 @@ mod tests {
     #[test]
     fn this_process_has_memory_and_files() {
         let process = process();
-        assert!(process.resident_bytes > 1 << 20 && process.open_files > 2, "{process:?}");
+        assert!(
+            process.resident_bytes > 1 << 20 && process.open_files > 2,
+            "{process:?}"
+        );
     }
 }

@@ -55,7 +55,22 @@ pub(crate) async fn join(args: JoinArgs) -> Result<(), Failure> {
     }
     let addresses = addresses(&args)?;
     let pending = begin(&args, &token)?;
-    let admitted = ask_all(&args, &token, &pending, &addresses).await?;
+    let admitted = match ask_all(&args, &token, &pending, &addresses).await {
+        Ok(admitted) => admitted,
+        Err(Trouble::Next(cause)) => {
+            let next = "see that one of its replicas is up and reachable, then repeat";
+            let message = format!(
+                "cluster {} did not admit this replica ({cause}); {next}",
+                token.cluster_id
+            );
+            return Err(Failure::new(Code::Unreachable, message));
+        }
+        Err(Trouble::Final(failure)) => {
+            // The keys were made for this token, which is good for nothing any more.
+            files::remove(&args.data_dir.join(PENDING))?;
+            return Err(failure);
+        }
+    };
     let replica_id = admitted.replica_id;
     store(&args, &token, &admitted)?;
     let config = args.data_dir.join(layout::CONFIG);
@@ -72,9 +87,18 @@ fn token_text(args: &JoinArgs) -> Result<zeroize::Zeroizing<String>, Failure> {
     let text = match (&args.token, &args.token_file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) if path.as_os_str() == "-" => std::io::read_to_string(std::io::stdin().lock())
-            .map_err(|error| Failure::new(Code::Usage, format!("the token can't be read from standard input: {error}")))?,
-        (None, Some(path)) => std::fs::read_to_string(path)
-            .map_err(|error| Failure::new(Code::Usage, format!("the token can't be read from {}: {error}", path.display())))?,
+            .map_err(|error| {
+                Failure::new(
+                    Code::Usage,
+                    format!("the token can't be read from standard input: {error}"),
+                )
+            })?,
+        (None, Some(path)) => std::fs::read_to_string(path).map_err(|error| {
+            Failure::new(
+                Code::Usage,
+                format!("the token can't be read from {}: {error}", path.display()),
+            )
+        })?,
         (None, None) => String::new(),
     };
     Ok(zeroize::Zeroizing::new(text))
@@ -90,7 +114,10 @@ fn already_joined(args: &JoinArgs, token: &JoinToken) -> Result<Option<String>, 
         if found.cluster_id == token.cluster_id && found.name == args.name {
             files::remove(&dir.join(PENDING))?;
             let run = format!("palyrad run --config {}", config.display());
-            return Ok(Some(format!("{} has joined already, as replica {}; start it with: {run}", args.name, found.id)));
+            return Ok(Some(format!(
+                "{} has joined already, as replica {}; start it with: {run}",
+                args.name, found.id
+            )));
         }
         let problem = format!(
             "{} is the folder of replica {} ({}) of cluster {}; choose another --data-dir",
@@ -104,7 +131,9 @@ fn already_joined(args: &JoinArgs, token: &JoinToken) -> Result<Option<String>, 
     if dir.join(PENDING).exists() {
         return Ok(None);
     }
-    let stranger = std::fs::read_dir(dir).ok().and_then(|mut entries| entries.next()?.ok());
+    let stranger = std::fs::read_dir(dir)
+        .ok()
+        .and_then(|mut entries| entries.next()?.ok());
     match stranger {
         Some(entry) => {
             let problem = format!(
@@ -142,7 +171,10 @@ fn begin(args: &JoinArgs, token: &JoinToken) -> Result<Pending, Failure> {
     if path.exists() {
         let text = files::secret_text(&path)?;
         let pending: Pending = serde_json::from_str(&text).map_err(|error| {
-            Failure::new(Code::Precondition, format!("{} is damaged: {error}; remove the folder", path.display()))
+            Failure::new(
+                Code::Precondition,
+                format!("{} is damaged: {error}; remove the folder", path.display()),
+            )
         })?;
         if pending.token_id != token.id || pending.name != args.name {
             let problem = format!(
@@ -192,7 +224,7 @@ async fn ask_all(
     token: &JoinToken,
     pending: &Pending,
     addresses: &Addresses,
-) -> Result<Admitted, Failure> {
+) -> Result<Admitted, Trouble> {
     let mut tried = Vec::new();
     for round in 0..ROUNDS {
         if round > 0 {
@@ -202,17 +234,12 @@ async fn ask_all(
         for endpoint in &token.endpoints {
             match ask(endpoint, args, token, pending, addresses).await {
                 Ok(admitted) => return Ok(admitted),
-                Err(Trouble::Final(failure)) => return Err(failure),
+                Err(last @ Trouble::Final(_)) => return Err(last),
                 Err(Trouble::Next(cause)) => tried.push(format!("{endpoint}: {cause}")),
             }
         }
     }
-    let problem = format!(
-        "no replica of cluster {} admitted this one ({}); see that one of them is up and reachable, then repeat",
-        token.cluster_id,
-        tried.join("; ")
-    );
-    Err(Failure::new(Code::Unreachable, problem))
+    Err(Trouble::Next(tried.join("; ")))
 }
 
 async fn ask(
@@ -223,15 +250,20 @@ async fn ask(
     addresses: &Addresses,
 ) -> Result<Admitted, Trouble> {
     let address = resolve(endpoint).map_err(|error| Trouble::Next(error.to_string()))?;
-    let Dialled { channel, end_point } =
-        dial::pinned(address, token.root_pin, &token.cluster_id).await.map_err(|error| Trouble::Next(error.to_string()))?;
+    let Dialled { channel, end_point } = dial::pinned(address, token.root_pin, &token.cluster_id)
+        .await
+        .map_err(|error| Trouble::Next(error.to_string()))?;
     let internal = |error: &dyn std::error::Error| Trouble::Final(Failure::new(Code::Internal, error));
     let authority_key = KeyPair::from_pem(&pending.authority_key).map_err(|error| internal(&error))?;
     let replica_key = KeyPair::from_pem(&pending.replica_key).map_err(|error| internal(&error))?;
     let authority_csr = authority_key.make_csr().map_err(|error| internal(&error))?;
     let replica_csr = replica_key.make_csr().map_err(|error| internal(&error))?;
-    let sent =
-        [addresses.peers.clone(), addresses.node.clone(), addresses.enrol.clone(), addresses.metrics.clone()];
+    let sent = [
+        addresses.peers.clone(),
+        addresses.node.clone(),
+        addresses.enrol.clone(),
+        addresses.metrics.clone(),
+    ];
     let proved = Proved {
         cluster_id: &token.cluster_id,
         token_id: &token.id,
@@ -261,7 +293,8 @@ async fn ask(
         Ok(Err(status)) => return Err(refusal(&status)),
         Err(_) => return Err(Trouble::Next(format!("no answer within {} s", ANSWER.as_secs()))),
     };
-    open(token, &proved, authority_key, answer).map_err(|error| Trouble::Final(Failure::new(Code::Auth, error)))
+    open(token, &proved, authority_key, answer)
+        .map_err(|error| Trouble::Final(Failure::new(Code::Auth, error)))
 }
 
 /// Whether another replica may say something else.
@@ -271,7 +304,9 @@ fn refusal(status: &Status) -> Trouble {
         .get_bin(TRAILER)
         .and_then(|value| value.to_bytes().ok())
         .and_then(|bytes| ErrorDetail::decode(bytes).ok());
-    let Some(detail) = detail else { return Trouble::Next(status.message().to_owned()) };
+    let Some(detail) = detail else {
+        return Trouble::Next(status.message().to_owned());
+    };
     let text = format!("{}: {}; {}", detail.code, detail.message, detail.next);
     if detail.retryable || detail.unknown {
         return Trouble::Next(text);
@@ -293,7 +328,11 @@ fn open(
     authority_key: KeyPair,
     answer: wire::JoinResponse,
 ) -> anyhow::Result<Admitted> {
-    anyhow::ensure!(answer.cluster_id == token.cluster_id, "the answer is of cluster {}", answer.cluster_id);
+    anyhow::ensure!(
+        answer.cluster_id == token.cluster_id,
+        "the answer is of cluster {}",
+        answer.cluster_id
+    );
     anyhow::ensure!(
         palyra_pki::identity::spki_sha256(&answer.root_certificate)? == token.root_pin,
         "the root in the answer is not the one that the token names"
@@ -314,7 +353,11 @@ fn open(
     );
     let kek = proved.unwrap_kek(&token.secret, &answer.wrapped_kek)?;
     let root = answer.root_certificate.to_vec();
-    let bundle = TrustBundle::new(&answer.cluster_id, TrustDomain::new(&answer.trust_domain)?, vec![root.clone()])?;
+    let bundle = TrustBundle::new(
+        &answer.cluster_id,
+        TrustDomain::new(&answer.trust_domain)?,
+        vec![root.clone()],
+    )?;
     let authority = Authority::new(answer.authority_certificate.to_vec(), authority_key)?;
     let authority = std::sync::Arc::new(authority);
     // The first certificate that it issues is checked against the root: what does not verify now never will.
@@ -326,8 +369,19 @@ fn open(
     )?);
     let authority = std::sync::Arc::into_inner(authority)
         .ok_or_else(|| anyhow::anyhow!("the authority is still in use"))?;
-    let peers = answer.peers.into_iter().map(|peer| (peer.replica_id, peer.peer_addr)).collect();
-    Ok(Admitted { replica_id: answer.replica_id, trust_domain: answer.trust_domain, root, authority, kek, peers })
+    let peers = answer
+        .peers
+        .into_iter()
+        .map(|peer| (peer.replica_id, peer.peer_addr))
+        .collect();
+    Ok(Admitted {
+        replica_id: answer.replica_id,
+        trust_domain: answer.trust_domain,
+        root,
+        authority,
+        kek,
+        peers,
+    })
 }
 
 fn store(args: &JoinArgs, token: &JoinToken, admitted: &Admitted) -> Result<(), Failure> {
@@ -335,9 +389,19 @@ fn store(args: &JoinArgs, token: &JoinToken, admitted: &Admitted) -> Result<(), 
     let secret = admitted.authority.key().to_pkcs8();
     let sealed = admitted
         .kek
-        .seal(Purpose::ReplicaKey, &context, secret, &mut palyra_platform::fill_random)
+        .seal(
+            Purpose::ReplicaKey,
+            &context,
+            secret,
+            &mut palyra_platform::fill_random,
+        )
         .map_err(anyhow::Error::from)?;
-    let config = config_text(args, &token.cluster_id, &admitted.trust_domain, admitted.replica_id);
+    let config = config_text(
+        args,
+        &token.cluster_id,
+        &admitted.trust_domain,
+        admitted.replica_id,
+    );
     let new = NewFiles {
         kek: &admitted.kek,
         authority_key_sealed: &sealed,

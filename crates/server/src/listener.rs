@@ -82,6 +82,16 @@ pub(crate) struct Listener {
     admit: Admit,
     limits: Limits,
     slots: Arc<Slots>,
+    stop: Stop,
+}
+
+/// How a listener ends.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stop {
+    /// No new connections; what is under way may end.
+    pub(crate) gently: CancellationToken,
+    /// Every connection fails at once.
+    pub(crate) now: CancellationToken,
 }
 
 /// Where [`Listener::start`] delivers connections.
@@ -95,14 +105,27 @@ impl Listener {
         limits: Limits,
         handshake: Handshake,
         admit: Admit,
+        stop: Stop,
     ) -> Listener {
-        let slots = Arc::new(Slots { limits, taken: Mutex::new(Taken::default()) });
-        Listener { name, socket, handshake, admit, limits, slots }
+        let slots = Arc::new(Slots {
+            limits,
+            taken: Mutex::new(Taken::default()),
+        });
+        Listener {
+            name,
+            socket,
+            handshake,
+            admit,
+            limits,
+            slots,
+            stop,
+        }
     }
 
-    /// Accepts until `stop` is cancelled.
-    pub(crate) fn start(self, stop: CancellationToken) -> Incoming {
+    /// Accepts until it is told to stop.
+    pub(crate) fn start(self) -> Incoming {
         let (deliver, incoming) = mpsc::channel(BACKLOG);
+        let stop = self.stop.gently.clone();
         tokio::spawn(async move { stop.run_until_cancelled(self.accept_all(deliver)).await });
         ReceiverStream::new(incoming)
     }
@@ -111,7 +134,9 @@ impl Listener {
         let handshakes = Arc::new(Semaphore::new(self.limits.handshakes));
         let refused = Throttle::default();
         loop {
-            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
+                return;
+            };
             let (tcp, source) = match self.socket.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -137,6 +162,7 @@ impl Listener {
                 limit: self.limits.handshake,
                 tls: (self.handshake)(),
                 admit: Arc::clone(&self.admit),
+                cancel: self.stop.now.child_token(),
             };
             let deliver = deliver.clone();
             tokio::spawn(async move {
@@ -160,13 +186,27 @@ struct Pending {
     limit: Duration,
     tls: (Arc<ServerConfig>, Option<[u8; 32]>),
     admit: Admit,
+    cancel: CancellationToken,
 }
 
 impl Pending {
     async fn finish(self) -> Option<Connection> {
-        let Pending { name, tcp, source, slot, limit, tls: (config, end_point), admit } = self;
-        let keepalive = socket2::TcpKeepalive::new().with_time(TCP_KEEPALIVE).with_interval(TCP_KEEPALIVE / 3);
-        if let Err(error) = tcp.set_nodelay(true).and_then(|()| socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive))
+        let Pending {
+            name,
+            tcp,
+            source,
+            slot,
+            limit,
+            tls: (config, end_point),
+            admit,
+            cancel,
+        } = self;
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(TCP_KEEPALIVE)
+            .with_interval(TCP_KEEPALIVE / 3);
+        if let Err(error) = tcp
+            .set_nodelay(true)
+            .and_then(|()| socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive))
         {
             tracing::debug!(listener = name, %source, %error, "socket options refused");
         }
@@ -181,7 +221,11 @@ impl Pending {
                 return None;
             }
         };
-        let shown = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let shown = tls
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first());
         let identity = match shown.map(|leaf| PeerIdentity::from_der(leaf)).transpose() {
             Ok(identity) => identity,
             Err(error) => {
@@ -189,7 +233,6 @@ impl Pending {
                 return None;
             }
         };
-        let cancel = CancellationToken::new();
         let peer = Arc::new(Peer {
             identity,
             source,
@@ -199,11 +242,19 @@ impl Pending {
             cancel: cancel.clone(),
         });
         match admit(&peer) {
-            Ok(closed) => {
-                Some(Connection { tls, cancelled: Box::pin(cancel.cancelled_owned()), peer, closed, _slot: slot })
-            }
+            Ok(closed) => Some(Connection {
+                tls,
+                cancelled: Box::pin(cancel.cancelled_owned()),
+                peer,
+                closed,
+                _slot: slot,
+            }),
             Err(reason) => {
-                let who = peer.identity.as_ref().map(|identity| identity.id.to_string()).unwrap_or_default();
+                let who = peer
+                    .identity
+                    .as_ref()
+                    .map(|identity| identity.id.to_string())
+                    .unwrap_or_default();
                 tracing::info!(listener = name, %source, who, reason, "connection refused");
                 None
             }
@@ -228,7 +279,12 @@ pub(crate) struct Connection {
 impl Connection {
     /// An error once the connection is cancelled; else the task is woken when that happens.
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let aborted = || Err(io::Error::new(io::ErrorKind::ConnectionAborted, "closed by the control plane"));
+        let aborted = || {
+            Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "closed by the control plane",
+            ))
+        };
         if self.cancelled.as_mut().poll(cx).is_ready() {
             return aborted();
         }
@@ -250,7 +306,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         self.check(cx)?;
         Pin::new(&mut self.tls).poll_read(cx, buf)
     }
@@ -314,7 +374,10 @@ impl Slots {
         }
         *mine += 1;
         taken.total += 1;
-        Ok(Slot { slots: Arc::clone(self), source })
+        Ok(Slot {
+            slots: Arc::clone(self),
+            source,
+        })
     }
 }
 

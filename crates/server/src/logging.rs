@@ -7,7 +7,11 @@ use crate::config::{LogFormat, LogSection};
 
 /// Starts logging. `PALYRA_LOG` overrides the configured level.
 pub(crate) fn start(section: &LogSection) {
-    let filter = std::env::var("PALYRA_LOG").unwrap_or_else(|_| section.level.clone());
+    let mut filter = std::env::var("PALYRA_LOG").unwrap_or_else(|_| section.level.clone());
+    if !filter.contains("openraft") {
+        // At `info` it tells of each heartbeat's worth of its inner life; who wants that asks for it.
+        filter.push_str(",openraft=warn");
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr)

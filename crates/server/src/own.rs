@@ -13,6 +13,7 @@ use palyra_state::{Actor, Envelope, Id};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::exit::{Code, Failure};
 
 /// Pause between two looks at the state, each after something was applied.
 const LOOK: Duration = Duration::from_millis(100);
@@ -25,7 +26,7 @@ pub(crate) fn look_after(
     replica: Replica,
     book: Arc<AddressBook>,
     stop: CancellationToken,
-) -> impl Future<Output = anyhow::Result<()>> + Send + use<> {
+) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
     let told = config.advertised_addresses();
     let wanted = Addresses {
         peer: told.peers,
@@ -58,23 +59,33 @@ pub(crate) fn look_after(
 }
 
 /// One look; whether nothing is left to announce.
-async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> anyhow::Result<bool> {
+async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Result<bool, Failure> {
     let members: Vec<cluster::Replica> = cluster::replicas(&replica.view());
     // An empty state says nothing: a fresh replica has the addresses that it was given when it joined.
-    let Some(me) = members.iter().find(|member| member.id == replica.id()) else { return Ok(true) };
+    let Some(me) = members.iter().find(|member| member.id == replica.id()) else {
+        return Ok(true);
+    };
     if me.status() == ReplicaStatus::Removed {
-        anyhow::bail!(
-            "replica {} was removed from the cluster; keep its folder aside, and join again with an empty one",
-            me.id
-        );
+        let next = "delete its folder, and join again with an empty one";
+        let message = format!("replica {} was removed from the cluster; {next}", me.id);
+        return Err(Failure::new(Code::Precondition, message));
     }
-    let reachable = members.iter().filter(|member| member.is_member() && !member.addresses.peer.is_empty());
-    book.replace(reachable.map(|member| (member.id, member.addresses.peer.clone())).collect());
+    let reachable = members
+        .iter()
+        .filter(|member| member.is_member() && !member.addresses.peer.is_empty());
+    book.replace(
+        reachable
+            .map(|member| (member.id, member.addresses.peer.clone()))
+            .collect(),
+    );
     if !me.is_member() || me.addresses == *wanted {
         return Ok(true);
     }
     let id = Id::from_bytes(palyra_platform::new_ulid_bytes());
-    let command = UpdateReplicaAddresses { replica_id: me.id, addresses: wanted.clone() };
+    let command = UpdateReplicaAddresses {
+        replica_id: me.id,
+        addresses: wanted.clone(),
+    };
     let envelope = Envelope::new(id, Actor::Replica { id: me.id }, command);
     match replica.propose(envelope).await.map(|committed| committed.reply) {
         Ok(Ok(_)) => {

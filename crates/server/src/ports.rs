@@ -13,7 +13,6 @@ use palyra_replica::transport::{AddressBook, GrpcTransport, PeerReplica, TlsFor,
 use palyra_replica::{PeerTransport, Replica};
 use palyra_state::cluster::{self, ReplicaStatus};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
@@ -21,7 +20,7 @@ use tonic::{Request, Status};
 use crate::config::{Addresses, Config, resolve};
 use crate::exit::{Code, Failure};
 use crate::grpc::Gateway;
-use crate::listener::{Admit, Closed, Limits, Listener, Peer};
+use crate::listener::{Admit, Closed, Limits, Listener, Peer, Stop};
 use crate::serve::{self, Http2};
 use crate::tls::Tls;
 
@@ -104,17 +103,17 @@ pub(crate) fn serve_node(
     tls: &Arc<Tls>,
     socket: TcpListener,
     control: &Control,
-    stop: &CancellationToken,
+    stop: &Stop,
 ) -> Result<impl Future<Output = anyhow::Result<()>> + use<>, Failure> {
     let gateway = Gateway::new(control.clone());
     let routes = gateway.node_routes(config.limits.message.get())?;
     let server = Arc::clone(&tls.node);
     let handshake = Arc::new(move || (Arc::clone(&server), None));
     let admit = admit_caller(control.clone());
-    let listener = Listener::new("node", socket, limits(config), handshake, admit);
+    let listener = Listener::new("node", socket, limits(config), handshake, admit, stop.clone());
     let http2 = http2(config, streams(config), WINDOW);
-    let stop = stop.clone();
-    Ok(async move { Ok(serve::serve(listener.start(stop.clone()), routes, http2, stop).await?) })
+    let stop = stop.gently.clone();
+    Ok(async move { Ok(serve::serve(listener.start(), routes, http2, stop).await?) })
 }
 
 fn admit_caller(control: Control) -> Admit {
@@ -143,7 +142,7 @@ pub(crate) fn serve_enrol(
     tls: &Arc<Tls>,
     socket: TcpListener,
     control: &Control,
-    stop: &CancellationToken,
+    stop: &Stop,
 ) -> impl Future<Output = anyhow::Result<()>> + use<> {
     let routes = Gateway::new(control.clone()).enrol_routes();
     let server = Arc::clone(tls);
@@ -152,16 +151,20 @@ pub(crate) fn serve_enrol(
         (enrol.config, Some(enrol.end_point))
     });
     let admit: Admit = Arc::new(|_: &Arc<Peer>| Ok(Box::pin(std::future::pending()) as Closed));
-    let listener = Listener::new("enrol", socket, limits(config), handshake, admit);
+    let listener = Listener::new("enrol", socket, limits(config), handshake, admit, stop.clone());
     let http2 = http2(config, ENROL_STREAMS, u32::from(u16::MAX));
-    let stop = stop.clone();
-    async move { Ok(serve::serve(listener.start(stop.clone()), routes, http2, stop).await?) }
+    let stop = stop.gently.clone();
+    async move { Ok(serve::serve(listener.start(), routes, http2, stop).await?) }
 }
 
 fn admit_replica(replica: Replica) -> Admit {
     Arc::new(move |peer: &Arc<Peer>| {
         let identity = peer.identity.as_ref().ok_or("no certificate")?;
-        let id: u64 = identity.id.id().parse().map_err(|_| "the certificate names no replica")?;
+        let id: u64 = identity
+            .id
+            .id()
+            .parse()
+            .map_err(|_| "the certificate names no replica")?;
         // What this replica has not heard of yet may be new: Raft itself asks for cluster, sender and addressee.
         match cluster::replica(&replica.view(), id).map(|record| record.status()) {
             Some(ReplicaStatus::Removed) => Err(format!("replica {id} was removed from the cluster")),
@@ -176,20 +179,24 @@ pub(crate) fn serve_peers(
     tls: &Arc<Tls>,
     socket: TcpListener,
     replica: &Replica,
-    stop: &CancellationToken,
+    stop: &Stop,
 ) -> impl Future<Output = anyhow::Result<()>> + use<> {
     let service = InterceptedService::new(peer_server(replica.peer_service()), name_replica);
     let server = Arc::clone(&tls.peers);
     let handshake = Arc::new(move || (Arc::clone(&server), None));
-    let listener = Listener::new("peers", socket, limits(config), handshake, admit_replica(replica.clone()));
+    let admit = admit_replica(replica.clone());
+    let listener = Listener::new("peers", socket, limits(config), handshake, admit, stop.clone());
     let http2 = http2(config, streams(config), PEER_WINDOW);
-    let stop = stop.clone();
-    async move { Ok(serve::serve(listener.start(stop.clone()), Routes::new(service), http2, stop).await?) }
+    let stop = stop.gently.clone();
+    async move { Ok(serve::serve(listener.start(), Routes::new(service), http2, stop).await?) }
 }
 
 /// Says which replica a request comes from, by the certificate of its connection.
 fn name_replica(mut request: Request<()>) -> Result<Request<()>, Status> {
-    let peer = request.extensions().get::<Arc<Peer>>().and_then(|peer| peer.identity.as_ref());
+    let peer = request
+        .extensions()
+        .get::<Arc<Peer>>()
+        .and_then(|peer| peer.identity.as_ref());
     let id = peer.and_then(|identity| identity.id.id().parse().ok());
     let id = id.ok_or_else(|| Status::unauthenticated("only replicas of the cluster speak on this port"))?;
     request.extensions_mut().insert(PeerReplica(id));

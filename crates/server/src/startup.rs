@@ -16,16 +16,16 @@ use palyra_state::Id;
 use palyra_storage::{Engine, EngineError, Options, RocksEngine};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::exit::{Code, Failure};
 use crate::files::{self, FolderLock, ReplicaFiles};
+use crate::health;
+use crate::listener::Stop;
 use crate::own;
 use crate::ports::{self, Sockets};
 use crate::tls::Tls;
-use crate::health;
 
 /// How long a leader may take to hand over when it is told to stop.
 const HAND_OVER: Duration = Duration::from_secs(2);
@@ -39,7 +39,13 @@ pub(crate) fn check(path: &Path) -> Result<(), Failure> {
     tls_of(&config, &files)?;
     replica_config(&config)?;
     let (listens, told) = (config.listen_addresses(), config.advertised_addresses());
-    println!("{}: replica {} ({}) of cluster {}", path.display(), config.replica.id, config.replica.name, config.replica.cluster_id);
+    println!(
+        "{}: replica {} ({}) of cluster {}",
+        path.display(),
+        config.replica.id,
+        config.replica.name,
+        config.replica.cluster_id
+    );
     for (name, listen, advertised) in [
         ("node", &listens.node, &told.node),
         ("enrol", &listens.enrol, &told.enrol),
@@ -78,9 +84,9 @@ struct Running {
     control: Control,
     replica: Replica,
     /// Ends what callers use.
-    stop: CancellationToken,
+    stop: Stop,
     /// Ends what other replicas and health checks use, last.
-    stop_peers: CancellationToken,
+    stop_peers: Stop,
     tasks: TaskTracker,
     /// The first thing that went wrong for good.
     failed: watch::Receiver<Option<Failure>>,
@@ -92,32 +98,64 @@ async fn start(config: &Config) -> Result<Running, Failure> {
     let lock = FolderLock::take(dir)?;
     let files = ReplicaFiles::load(config)?;
     let tls = Arc::new(tls_of(config, &files)?);
-    let Sockets { node, enrol, peers, metrics } = Sockets::bind(&config.listen_addresses()).await?;
+    let Sockets {
+        node,
+        enrol,
+        peers,
+        metrics,
+    } = Sockets::bind(&config.listen_addresses()).await?;
     let engine = open_engine(dir).await?;
     let book = AddressBook::cached(dir.join(layout::PEERS));
     let transport = ports::transport(&tls, &book);
     let opened = Replica::open(replica_config(config)?, engine, transport).await;
     let replica = opened.map_err(|error| open_failure(&error))?;
-    let keys = Keys { authority: copy(&files.authority)?, kek: files.kek };
+    let keys = Keys {
+        authority: copy(&files.authority)?,
+        kek: files.kek,
+    };
     let control = Control::start(control_config(config)?, replica.clone(), keys);
 
-    let (stop, stop_peers) = (CancellationToken::new(), CancellationToken::new());
+    let (stop, stop_peers) = (Stop::default(), Stop::default());
     let (fail, failed) = watch::channel(None);
-    let serving = Serving { tasks: TaskTracker::new(), fail };
-    serving.run("the listener for replicas", ports::serve_peers(config, &tls, peers, &replica, &stop_peers));
+    let serving = Serving {
+        tasks: TaskTracker::new(),
+        fail,
+    };
+    serving.run(
+        "the listener for replicas",
+        ports::serve_peers(config, &tls, peers, &replica, &stop_peers),
+    );
     replica.start();
     birth(dir, &replica).await?;
 
-    serving.run("the listener for nodes and operators", ports::serve_node(config, &tls, node, &control, &stop)?);
-    serving.run("the enrolment listener", ports::serve_enrol(config, &tls, enrol, &control, &stop));
+    serving.run(
+        "the listener for nodes and operators",
+        ports::serve_node(config, &tls, node, &control, &stop)?,
+    );
+    serving.run(
+        "the enrolment listener",
+        ports::serve_enrol(config, &tls, enrol, &control, &stop),
+    );
     let source = health::source(control.clone(), replica.clone());
-    let http = crate::http::serve(metrics, source, stop_peers.clone());
+    let http = crate::http::serve(metrics, source, stop_peers.gently.clone());
     serving.run("the metrics listener", async move { Ok(http.await?) });
-    let looking = own::look_after(config, replica.clone(), book, stop.clone());
-    serving.run("this replica", looking);
-    let renewing = stop.clone();
+    serving.look_after(own::look_after(
+        config,
+        replica.clone(),
+        book,
+        stop.gently.clone(),
+    ));
+    let renewing = stop.gently.clone();
     tokio::spawn(async move { renewing.run_until_cancelled(tls.keep_fresh()).await });
-    Ok(Running { control, replica, stop, stop_peers, tasks: serving.tasks, failed, _lock: lock })
+    Ok(Running {
+        control,
+        replica,
+        stop,
+        stop_peers,
+        tasks: serving.tasks,
+        failed,
+        _lock: lock,
+    })
 }
 
 /// Tasks without which the replica can't go on.
@@ -127,12 +165,17 @@ struct Serving {
 }
 
 impl Serving {
-    /// Runs a task; when it fails, the process ends with its error.
+    /// Runs a listener; when it fails, the process ends with its error.
     fn run(&self, what: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        let explain = move |error| Failure::new(Code::Internal, format!("{what} ended: {error:#}"));
+        self.look_after(async move { task.await.map_err(explain) });
+    }
+
+    /// Runs a task; when it fails, the process ends with its failure, unless another was first.
+    fn look_after(&self, task: impl Future<Output = Result<(), Failure>> + Send + 'static) {
         let fail = self.fail.clone();
         self.tasks.spawn(async move {
-            if let Err(error) = task.await {
-                let failure = Failure::new(Code::Internal, format!("{what} ended: {error:#}"));
+            if let Err(failure) = task.await {
                 fail.send_if_modified(|first| {
                     let is_first = first.is_none();
                     first.get_or_insert(failure);
@@ -180,12 +223,17 @@ impl Running {
             }
         }
         self.control.shutdown().await;
-        self.stop.cancel();
+        tracing::debug!("sessions have ended");
+        self.stop.gently.cancel();
         self.replica.shutdown().await;
-        self.stop_peers.cancel();
+        tracing::debug!("the replica has stopped");
+        self.stop_peers.gently.cancel();
+        self.stop.now.cancel();
+        self.stop_peers.now.cancel();
         self.tasks.close();
-        // Connections that are still open end with the process.
-        let _ = tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await;
+        if tokio::time::timeout(LAST_WORDS, self.tasks.wait()).await.is_err() {
+            tracing::debug!("some connections end with the process");
+        }
     }
 }
 
@@ -197,8 +245,12 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Signals, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::new(Code::Internal, format!("no signals: {error}")));
-        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        let listen =
+            |kind| signal(kind).map_err(|error| Failure::new(Code::Internal, format!("no signals: {error}")));
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     async fn next(&mut self) -> &'static str {
@@ -211,10 +263,19 @@ impl Signals {
 
 fn tls_of(config: &Config, files: &ReplicaFiles) -> Result<Tls, Failure> {
     let authority = Arc::new(copy(&files.authority)?);
-    Tls::new(authority, files.trust.clone(), config.replica.id, config.host_names()).map_err(|error| {
+    Tls::new(
+        authority,
+        files.trust.clone(),
+        config.replica.id,
+        config.host_names(),
+    )
+    .map_err(|error| {
         let path = config.replica.data_dir.join(layout::AUTHORITY_CERT);
         let next = "is the machine's clock right? is it the certificate of this replica and this cluster?";
-        Failure::new(Code::Auth, format!("{} can't be used: {error:#}; {next}", path.display()))
+        Failure::new(
+            Code::Auth,
+            format!("{} can't be used: {error:#}; {next}", path.display()),
+        )
     })
 }
 
@@ -247,7 +308,8 @@ fn open_failure(error: &OpenError) -> Failure {
 
 fn cluster_id(config: &Config) -> Result<Id, Failure> {
     let text = &config.replica.cluster_id;
-    Id::parse(text).ok_or_else(|| Failure::new(Code::Usage, format!("replica.cluster_id: {text:?} is no ULID")))
+    Id::parse(text)
+        .ok_or_else(|| Failure::new(Code::Usage, format!("replica.cluster_id: {text:?} is no ULID")))
 }
 
 fn replica_config(config: &Config) -> Result<ReplicaConfig, Failure> {
@@ -267,7 +329,9 @@ fn control_config(config: &Config) -> Result<ControlConfig, Failure> {
         replica_lost_after: config.timers.replica_lost_after.get(),
         ..Timings::default()
     };
-    timings.check().map_err(|error| Failure::new(Code::Usage, error))?;
+    timings
+        .check()
+        .map_err(|error| Failure::new(Code::Usage, error))?;
     let domain = TrustDomain::new(&config.replica.trust_domain).map_err(anyhow::Error::from)?;
     Ok(ControlConfig {
         replica_id: config.replica.id,
@@ -287,7 +351,10 @@ async fn birth(dir: &Path, replica: &Replica) -> Result<(), Failure> {
     }
     let bytes = files::read(&path)?;
     let genesis = palyra_state::decode(&bytes).map_err(|error| {
-        Failure::new(Code::Precondition, format!("{}: {error}; run `palyra cluster init` again", path.display()))
+        Failure::new(
+            Code::Precondition,
+            format!("{}: {error}; run `palyra cluster init` again", path.display()),
+        )
     })?;
     palyra_control::found(replica, genesis).await.map_err(|error| {
         let next = "if the cluster exists elsewhere, remove the file; else run `palyra cluster init` in an empty folder";

@@ -93,20 +93,61 @@ mod tests {
 
     /// One error of each class with the gRPC code that it must have.
     fn one_of_each() -> Vec<(Error, Code, &'static str)> {
-        let invalid = Error::Invalid { field: "device_id", cause: "it is no ULID".into(), next: "send one".into() };
+        let invalid = Error::Invalid {
+            field: "device_id",
+            cause: "it is no ULID".into(),
+            next: "send one".into(),
+        };
         vec![
             (Error::not_found("node", "x"), Code::NotFound, "not_found"),
-            (Refusal::ShownOnce { what: "code C1".into() }.into(), Code::AlreadyExists, "conflict"),
-            (Refusal::Signing { cause: "over".into() }.into(), Code::FailedPrecondition, "precondition"),
+            (
+                Refusal::ShownOnce {
+                    what: "code C1".into(),
+                }
+                .into(),
+                Code::AlreadyExists,
+                "conflict",
+            ),
+            (
+                Refusal::Signing { cause: "over".into() }.into(),
+                Code::FailedPrecondition,
+                "precondition",
+            ),
             (Refusal::UnknownNonce.into(), Code::FailedPrecondition, "expired"),
             (Refusal::WrongJoinProof.into(), Code::PermissionDenied, "denied"),
-            (Refusal::NotYetValid { not_before_ms: 2, now_ms: 1 }.into(), Code::Unauthenticated, "denied"),
+            (
+                Refusal::NotYetValid {
+                    not_before_ms: 2,
+                    now_ms: 1,
+                }
+                .into(),
+                Code::Unauthenticated,
+                "denied",
+            ),
             (invalid, Code::InvalidArgument, "invalid"),
-            (Error::Busy { what: "sessions" }, Code::ResourceExhausted, "exhausted"),
-            (Error::Unavailable { leader_hint: Some(3) }, Code::Unavailable, "unavailable"),
-            (Error::Unknown { request_id: "R".into() }, Code::Unknown, "unknown"),
+            (
+                Error::Busy { what: "sessions" },
+                Code::ResourceExhausted,
+                "exhausted",
+            ),
+            (
+                Error::Unavailable { leader_hint: Some(3) },
+                Code::Unavailable,
+                "unavailable",
+            ),
+            (
+                Error::Unknown {
+                    request_id: "R".into(),
+                },
+                Code::Unknown,
+                "unknown",
+            ),
             (Error::Stale { age_ms: 7000 }, Code::Unavailable, "stale"),
-            (Error::Internal("the secret source".into()), Code::Internal, "internal"),
+            (
+                Error::Internal("the secret source".into()),
+                Code::Internal,
+                "internal",
+            ),
         ]
     }
 
@@ -119,7 +160,11 @@ mod tests {
             assert_eq!(status.code(), expected, "{error:?}");
             assert_eq!((detail.class.as_str(), detail.served_by), (word, 2), "{error:?}");
             assert_eq!(detail.code, error.code());
-            assert!(status.message().starts_with(&format!("{}: ", detail.code)), "{}", status.message());
+            assert!(
+                status.message().starts_with(&format!("{}: ", detail.code)),
+                "{}",
+                status.message()
+            );
             assert!(!detail.message.is_empty() && !detail.next.is_empty(), "{error:?}");
             classes.push(error.class());
         }
@@ -132,10 +177,17 @@ mod tests {
     fn retries_and_unknown_outcomes_are_marked() {
         for (error, _, word) in one_of_each() {
             let detail = decoded(&status(&error, 1));
-            assert_eq!(detail.retryable, matches!(word, "unavailable" | "unknown" | "stale" | "exhausted"), "{word}");
+            assert_eq!(
+                detail.retryable,
+                matches!(word, "unavailable" | "unknown" | "stale" | "exhausted"),
+                "{word}"
+            );
             assert_eq!(detail.unknown, word == "unknown");
         }
-        assert_eq!(decoded(&status(&Error::Unavailable { leader_hint: Some(3) }, 1)).leader_id, 3);
+        assert_eq!(
+            decoded(&status(&Error::Unavailable { leader_hint: Some(3) }, 1)).leader_id,
+            3
+        );
     }
 
     #[test]

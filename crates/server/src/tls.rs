@@ -55,13 +55,32 @@ impl Tls {
         let clock = Clock::new(palyra_platform::wall_ms);
         let id = SpiffeId::replica(trust.trust_domain().clone(), replica_id)?;
         let fresh = issue(&authority, &id, &names)?;
-        let chain = [CertificateDer::from(fresh.leaf.clone()), CertificateDer::from(authority.der().to_vec())];
-        verify_chain(&chain, &trust, Usage::Server, &[Role::Replica], palyra_platform::wall_ms())?;
-        let root = trust.roots().first().map(|root| root.to_vec()).unwrap_or_default();
+        let chain = [
+            CertificateDer::from(fresh.leaf.clone()),
+            CertificateDer::from(authority.der().to_vec()),
+        ];
+        verify_chain(
+            &chain,
+            &trust,
+            Usage::Server,
+            &[Role::Replica],
+            palyra_platform::wall_ms(),
+        )?;
+        let root = trust
+            .roots()
+            .first()
+            .map(|root| root.to_vec())
+            .unwrap_or_default();
         let identity = SharedIdentity::new(vec![fresh.leaf.clone(), authority.der().to_vec()], &fresh.key)?;
         let trust = SharedTrust::new(trust);
         let mutual = |roles: &[Role]| {
-            server_mutual(Arc::clone(&identity), Arc::clone(&trust), roles, &clock, &[ALPN_H2])
+            server_mutual(
+                Arc::clone(&identity),
+                Arc::clone(&trust),
+                roles,
+                &clock,
+                &[ALPN_H2],
+            )
         };
         let node = mutual(&[Role::Node, Role::Worker, Role::Operator])?;
         let peers = mutual(&[Role::Replica])?;
@@ -95,14 +114,23 @@ impl Tls {
     pub(crate) fn client_of(&self, replica_id: u64) -> anyhow::Result<Arc<ClientConfig>> {
         let expected = SpiffeId::replica(self.id.trust_domain().clone(), replica_id)?;
         let (trust, identity) = (Arc::clone(&self.trust), Arc::clone(&self.identity));
-        Ok(client_verified(trust, Some(expected), Some(identity), &self.clock, &[ALPN_H2])?)
+        Ok(client_verified(
+            trust,
+            Some(expected),
+            Some(identity),
+            &self.clock,
+            &[ALPN_H2],
+        )?)
     }
 
     /// Puts a fresh certificate in place. On an error the old one stays.
     pub(crate) fn renew(&self) -> anyhow::Result<()> {
         let fresh = issue(&self.authority, &self.id, &self.names)?;
         let enrol = enrol_config(&self.authority, &self.root, &fresh, &self.clock)?;
-        self.identity.replace(vec![fresh.leaf.clone(), self.authority.der().to_vec()], &fresh.key)?;
+        self.identity.replace(
+            vec![fresh.leaf.clone(), self.authority.der().to_vec()],
+            &fresh.key,
+        )?;
         *self.enrol.write().unwrap_or_else(PoisonError::into_inner) = enrol;
         *self.not_after_ms.write().unwrap_or_else(PoisonError::into_inner) = fresh.not_after_ms;
         Ok(())
@@ -118,7 +146,10 @@ impl Tls {
                 continue;
             }
             match self.renew() {
-                Ok(()) => tracing::info!(not_after_ms = self.not_after_ms(), "renewed the replica's certificate"),
+                Ok(()) => tracing::info!(
+                    not_after_ms = self.not_after_ms(),
+                    "renewed the replica's certificate"
+                ),
                 Err(error) => {
                     tracing::error!(%error, "the replica's certificate could not be renewed; trying again in an hour");
                     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -133,10 +164,19 @@ fn issue(authority: &Authority, id: &SpiffeId, names: &HostNames) -> anyhow::Res
     let key = KeyPair::generate(rng)?;
     let now = palyra_platform::wall_ms();
     let issued = authority.issue_from_csr(&key.make_csr()?, id, VALIDITY_MS, names, now, rng)?;
-    Ok(Fresh { key, leaf: issued.der, not_after_ms: issued.not_after_ms })
+    Ok(Fresh {
+        key,
+        leaf: issued.der,
+        not_after_ms: issued.not_after_ms,
+    })
 }
 
-fn enrol_config(authority: &Authority, root: &[u8], fresh: &Fresh, clock: &Clock) -> anyhow::Result<EnrolTls> {
+fn enrol_config(
+    authority: &Authority,
+    root: &[u8],
+    fresh: &Fresh,
+    clock: &Clock,
+) -> anyhow::Result<EnrolTls> {
     let chain = vec![fresh.leaf.clone(), authority.der().to_vec(), root.to_vec()];
     Ok(server_enrol(chain, &fresh.key, clock, &[ALPN_H2])?)
 }

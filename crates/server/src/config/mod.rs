@@ -217,7 +217,10 @@ pub(crate) struct LogSection {
 
 impl Default for LogSection {
     fn default() -> LogSection {
-        LogSection { level: "info".to_owned(), format: LogFormat::Text }
+        LogSection {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
     }
 }
 
@@ -261,7 +264,10 @@ impl Config {
         };
         let size = std::fs::metadata(path).map_err(refuse)?.len();
         if size > MAX_FILE {
-            return Err(ConfigError(format!("{} has {size} bytes; a configuration has at most {MAX_FILE}", path.display())));
+            return Err(ConfigError(format!(
+                "{} has {size} bytes; a configuration has at most {MAX_FILE}",
+                path.display()
+            )));
         }
         let text = std::fs::read_to_string(path).map_err(refuse)?;
         Self::parse(&text, path)
@@ -275,8 +281,16 @@ impl Config {
             let line = explain::line_of(text, key).map_or_else(String::new, |line| format!(":{line}"));
             ConfigError(format!("{}{line}: {key}: {problem}", path.display()))
         })?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        config.replica.data_dir = folder.join(&config.replica.data_dir);
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let dir = &config.replica.data_dir;
+        config.replica.data_dir = if *dir == here() {
+            folder.to_owned()
+        } else {
+            folder.join(dir)
+        };
         Ok(config)
     }
 
@@ -286,36 +300,73 @@ impl Config {
             return Err(("replica.id", "0 is no replica id; the first is 1".to_owned()));
         }
         if !identity::is_name(&self.replica.name) {
-            return Err(("replica.name", format!("{:?} is no name; use a-z, 0-9, '.', '-', '_'", self.replica.name)));
+            return Err((
+                "replica.name",
+                format!("{:?} is no name; use a-z, 0-9, '.', '-', '_'", self.replica.name),
+            ));
         }
         if !identity::is_ulid(&self.replica.cluster_id) {
-            return Err(("replica.cluster_id", format!("{:?} is no ULID", self.replica.cluster_id)));
+            return Err((
+                "replica.cluster_id",
+                format!("{:?} is no ULID", self.replica.cluster_id),
+            ));
         }
-        TrustDomain::new(&self.replica.trust_domain).map_err(|error| ("replica.trust_domain", error.to_string()))?;
+        TrustDomain::new(&self.replica.trust_domain)
+            .map_err(|error| ("replica.trust_domain", error.to_string()))?;
         if u16::MAX - layout::METRICS_PORT < self.listen.base_port || self.listen.base_port < 1024 {
-            return Err(("listen.base_port", format!("{} leaves no room; 1024 to 65530 is allowed", self.listen.base_port)));
+            return Err((
+                "listen.base_port",
+                format!(
+                    "{} leaves no room; 1024 to 65530 is allowed",
+                    self.listen.base_port
+                ),
+            ));
         }
         self.check_addresses()?;
         let told = self.advertised_addresses();
         let unreachable = |address: &&String| {
-            let host = split(address).map_or("", |(host, _)| host).trim_matches(['[', ']']);
-            host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+            let host = split(address)
+                .map_or("", |(host, _)| host)
+                .trim_matches(['[', ']']);
+            host.parse::<std::net::IpAddr>()
+                .is_ok_and(|ip| ip.is_unspecified())
         };
-        if let Some(address) = [&told.node, &told.enrol, &told.peers].into_iter().find(unreachable) {
+        if let Some(address) = [&told.node, &told.enrol, &told.peers]
+            .into_iter()
+            .find(unreachable)
+        {
             let next = "set it to a name or address of this machine that the others reach";
-            return Err(("advertise.host", format!("nobody can connect to {address}; {next}")));
+            return Err((
+                "advertise.host",
+                format!("nobody can connect to {address}; {next}"),
+            ));
         }
         if self.timers.heartbeat_timeout.get() < 2 * self.timers.heartbeat.get() {
-            return Err(("timers.heartbeat_timeout", "it must be at least twice timers.heartbeat".to_owned()));
+            return Err((
+                "timers.heartbeat_timeout",
+                "it must be at least twice timers.heartbeat".to_owned(),
+            ));
         }
         if self.raft.election_min.get() < 3 * self.raft.heartbeat.get() {
-            return Err(("raft.election_min", "it must be at least three times raft.heartbeat".to_owned()));
+            return Err((
+                "raft.election_min",
+                "it must be at least three times raft.heartbeat".to_owned(),
+            ));
         }
         if self.raft.election_max.get() <= self.raft.election_min.get() {
-            return Err(("raft.election_max", "it must be more than raft.election_min".to_owned()));
+            return Err((
+                "raft.election_max",
+                "it must be more than raft.election_min".to_owned(),
+            ));
         }
         if !is_level(&self.log.level) {
-            return Err(("log.level", format!("{:?} is no level; write error, warn, info, debug or trace", self.log.level)));
+            return Err((
+                "log.level",
+                format!(
+                    "{:?} is no level; write error, warn, info, debug or trace",
+                    self.log.level
+                ),
+            ));
         }
         Ok(())
     }
@@ -351,7 +402,8 @@ impl Config {
     pub(crate) fn listen_addresses(&self) -> Addresses {
         let listen = &self.listen;
         let pick = |own: &Option<String>, host: &str, offset| {
-            own.clone().unwrap_or_else(|| layout::address(host, listen.base_port, offset))
+            own.clone()
+                .unwrap_or_else(|| layout::address(host, listen.base_port, offset))
         };
         Addresses {
             node: pick(&listen.node, &listen.host, layout::NODE_PORT),
@@ -374,22 +426,38 @@ impl Config {
             node: pick(&self.advertise.node, &listens.node),
             enrol: pick(&self.advertise.enrol, &listens.enrol),
             peers: pick(&self.advertise.peers, &listens.peers),
-            metrics: self.advertise.metrics.clone().unwrap_or_else(|| listens.metrics.clone()),
+            metrics: self
+                .advertise
+                .metrics
+                .clone()
+                .unwrap_or_else(|| listens.metrics.clone()),
         }
     }
 
     /// The names and addresses that the replica's certificate carries.
     pub(crate) fn host_names(&self) -> palyra_pki::ca::HostNames {
         let (listens, told) = (self.listen_addresses(), self.advertised_addresses());
-        let addresses = [&listens.node, &listens.enrol, &listens.peers, &told.node, &told.enrol, &told.peers];
-        palyra_pki::ca::HostNames::from_hosts(addresses.into_iter().filter_map(|address| Some(split(address)?.0)))
+        let addresses = [
+            &listens.node,
+            &listens.enrol,
+            &listens.peers,
+            &told.node,
+            &told.enrol,
+            &told.peers,
+        ];
+        palyra_pki::ca::HostNames::from_hosts(
+            addresses
+                .into_iter()
+                .filter_map(|address| Some(split(address)?.0)),
+        )
     }
 }
 
 /// A level, or several of `target=level` with commas between.
 fn is_level(text: &str) -> bool {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    text.split(',').all(|part| LEVELS.contains(&part.rsplit_once('=').map_or(part, |(_, level)| level).trim()))
+    text.split(',')
+        .all(|part| LEVELS.contains(&part.rsplit_once('=').map_or(part, |(_, level)| level).trim()))
 }
 
 /// Host and port of `host:port`; the port is not 0 and the host not empty.

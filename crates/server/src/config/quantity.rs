@@ -28,8 +28,13 @@ impl<const MIN: u64, const MAX: u64> Span<MIN, MAX> {
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Span<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let ms = parse_unit(&text, &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)])
-            .ok_or_else(|| D::Error::custom(format!("{text:?} is no duration; write \"250ms\", \"5s\", \"2m\" or \"1h\"")))?;
+        let ms = parse_unit(&text, &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)]).ok_or_else(
+            || {
+                D::Error::custom(format!(
+                    "{text:?} is no duration; write \"250ms\", \"5s\", \"2m\" or \"1h\""
+                ))
+            },
+        )?;
         if ms < MIN || ms > MAX {
             return Err(D::Error::custom(format!(
                 "{text:?} is out of bounds; from {} to {} is allowed",
@@ -61,8 +66,15 @@ impl<const MIN: u64, const MAX: u64> Size<MIN, MAX> {
 impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Size<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let bytes = parse_unit(&text, &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)])
-            .ok_or_else(|| D::Error::custom(format!("{text:?} is no size; write \"512KiB\", \"16MiB\" or \"1GiB\"")))?;
+        let bytes = parse_unit(
+            &text,
+            &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)],
+        )
+        .ok_or_else(|| {
+            D::Error::custom(format!(
+                "{text:?} is no size; write \"512KiB\", \"16MiB\" or \"1GiB\""
+            ))
+        })?;
         if bytes < MIN || bytes > MAX {
             return Err(D::Error::custom(format!(
                 "{text:?} is out of bounds; from {} to {} is allowed",
@@ -105,7 +117,11 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
                 write!(f, "a whole number from {MIN} to {MAX}")
             }
             fn visit_i64<E: Error>(self, value: i64) -> Result<u64, E> {
-                u64::try_from(value).map_err(|_| E::custom(format!("{value} is out of bounds; from {MIN} to {MAX} is allowed")))
+                u64::try_from(value).map_err(|_| {
+                    E::custom(format!(
+                        "{value} is out of bounds; from {MIN} to {MAX} is allowed"
+                    ))
+                })
             }
             fn visit_u64<E: Error>(self, value: u64) -> Result<u64, E> {
                 Ok(value)
@@ -113,7 +129,9 @@ impl<'de, const MIN: u64, const MAX: u64> Deserialize<'de> for Count<MIN, MAX> {
         }
         let count = deserializer.deserialize_u64(Number::<MIN, MAX>)?;
         if count < MIN || count > MAX {
-            return Err(D::Error::custom(format!("{count} is out of bounds; from {MIN} to {MAX} is allowed")));
+            return Err(D::Error::custom(format!(
+                "{count} is out of bounds; from {MIN} to {MAX} is allowed"
+            )));
         }
         Ok(Self(count))
     }
@@ -167,7 +185,10 @@ mod tests {
         assert_eq!(all.span.get(), Duration::from_secs(60));
         assert_eq!(all.size.get(), 65_536);
         assert_eq!((all.count.get(), all.count.len()), (3, 3));
-        assert_eq!(read("\"100ms\"", "\"1MiB\"", "10").unwrap().span.get(), Duration::from_millis(100));
+        assert_eq!(
+            read("\"100ms\"", "\"1MiB\"", "10").unwrap().span.get(),
+            Duration::from_millis(100)
+        );
     }
 
     #[test]

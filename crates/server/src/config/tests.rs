@@ -27,10 +27,16 @@ fn parse(text: &str) -> Result<Config, String> {
 fn what_init_writes_is_understood() {
     let config = parse(&fresh()).unwrap();
     assert_eq!((config.replica.id, config.replica.name.as_str()), (2, "r2"));
-    assert_eq!(config.replica.data_dir, Path::new("/d/."));
+    assert_eq!(config.replica.data_dir, Path::new("/d"));
     let listens = config.listen_addresses();
-    assert_eq!((listens.node.as_str(), listens.enrol.as_str()), ("127.0.0.1:7451", "127.0.0.1:7452"));
-    assert_eq!((listens.peers.as_str(), listens.metrics.as_str()), ("127.0.0.1:7454", "127.0.0.1:7455"));
+    assert_eq!(
+        (listens.node.as_str(), listens.enrol.as_str()),
+        ("127.0.0.1:7451", "127.0.0.1:7452")
+    );
+    assert_eq!(
+        (listens.peers.as_str(), listens.metrics.as_str()),
+        ("127.0.0.1:7454", "127.0.0.1:7455")
+    );
     assert_eq!(config.advertised_addresses().node, "r2.example:7451");
     assert_eq!(config.advertised_addresses().metrics, "127.0.0.1:7455");
     let names = config.host_names();
@@ -49,15 +55,24 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
         format!("/d/palyrad.toml:{line}: limits.conections: unknown key; did you mean `connections`?")
     );
     let error = parse(&format!("{}\n[limitz]\n", fresh())).unwrap_err();
-    assert!(error.contains("limitz: unknown key; did you mean `limits`?"), "{error}");
+    assert!(
+        error.contains("limitz: unknown key; did you mean `limits`?"),
+        "{error}"
+    );
     let error = parse(&fresh().replace("[log]", "[log]\nzzzzzz = 1")).unwrap_err();
-    assert!(error.contains("log.zzzzzz: unknown key; known here are level, format"), "{error}");
+    assert!(
+        error.contains("log.zzzzzz: unknown key; known here are level, format"),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_value_out_of_bounds_is_named_with_its_line() {
     let error = parse(&format!("{}\n[timers]\nhandshake = \"2h\"\n", fresh())).unwrap_err();
-    assert!(error.contains("timers.handshake: \"2h\" is out of bounds; from 100ms to 1m"), "{error}");
+    assert!(
+        error.contains("timers.handshake: \"2h\" is out of bounds; from 100ms to 1m"),
+        "{error}"
+    );
     let error = parse(&format!("{}\n[limits]\nmessage = \"1KiB\"\n", fresh())).unwrap_err();
     assert!(error.contains("limits.message"), "{error}");
     let error = parse(&fresh().replace("base_port = 7450", "base_port = 99999")).unwrap_err();
@@ -68,12 +83,21 @@ fn a_value_out_of_bounds_is_named_with_its_line() {
 fn what_makes_no_sense_together_is_refused() {
     for (addition, key) in [
         ("[raft]\nelection_min = \"200ms\"", "raft.election_min"),
-        ("[raft]\nelection_min = \"2s\"\nelection_max = \"2s\"", "raft.election_max"),
-        ("[timers]\nheartbeat = \"10s\"\nheartbeat_timeout = \"11s\"", "timers.heartbeat_timeout"),
+        (
+            "[raft]\nelection_min = \"2s\"\nelection_max = \"2s\"",
+            "raft.election_max",
+        ),
+        (
+            "[timers]\nheartbeat = \"10s\"\nheartbeat_timeout = \"11s\"",
+            "timers.heartbeat_timeout",
+        ),
     ] {
         let error = parse(&format!("{}\n{addition}\n", fresh())).unwrap_err();
         let line = fresh().lines().count() + 1 + addition.lines().count();
-        assert!(error.starts_with(&format!("/d/palyrad.toml:{line}: {key}: ")), "{error}");
+        assert!(
+            error.starts_with(&format!("/d/palyrad.toml:{line}: {key}: ")),
+            "{error}"
+        );
     }
     for (from, to, key) in [
         ("id = 2", "id = 0", "replica.id"),
@@ -81,7 +105,11 @@ fn what_makes_no_sense_together_is_refused() {
         ("01JD7Z8QK3M5N7P9R1S3T5V7X9", "nothing", "replica.cluster_id"),
         ("level = \"info\"", "level = \"loud!\"", "log.level"),
         ("base_port = 7450", "base_port = 65531", "listen.base_port"),
-        ("[advertise]", "node = \"127.0.0.1:7452\"\n[advertise]", "listen.base_port"),
+        (
+            "[advertise]",
+            "node = \"127.0.0.1:7452\"\n[advertise]",
+            "listen.base_port",
+        ),
         ("[advertise]", "node = \"nowhere\"\n[advertise]", "listen.node"),
         ("r2.example", "0.0.0.0", "advertise.host"),
     ] {
@@ -92,8 +120,13 @@ fn what_makes_no_sense_together_is_refused() {
 
 #[test]
 fn an_absent_file_says_how_to_make_one() {
-    let error = Config::load(Path::new("/nowhere/palyrad.toml")).unwrap_err().to_string();
-    assert!(error.contains("/nowhere/palyrad.toml") && error.contains("palyra cluster init"), "{error}");
+    let error = Config::load(Path::new("/nowhere/palyrad.toml"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("/nowhere/palyrad.toml") && error.contains("palyra cluster init"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -29,7 +29,11 @@ impl AccessService for Gateway {
     ) -> Result<Response<wire::ListOperatorsResponse>, Status> {
         self.operator(&request, Role::Viewer)?;
         let read = convert::read_options(request.into_inner().read);
-        let (operators, info) = self.control.list_operators(read).await.map_err(|error| self.fail(error))?;
+        let (operators, info) = self
+            .control
+            .list_operators(read)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::ListOperatorsResponse {
             operators: operators.into_iter().map(operator_info).collect(),
             read: convert::read_info(info),
@@ -44,7 +48,14 @@ impl AccessService for Gateway {
         let add = request.into_inner();
         let added = self
             .control
-            .add_operator(&caller, &add.request_id, &add.name, &add.role, &add.csr, add.ttl_ms)
+            .add_operator(
+                &caller,
+                &add.request_id,
+                &add.name,
+                &add.role,
+                &add.csr,
+                add.ttl_ms,
+            )
             .await
             .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::AddOperatorResponse {
@@ -65,7 +76,9 @@ impl AccessService for Gateway {
             .remove_operator(&caller, &remove.request_id, &remove.name, &remove.reason)
             .await
             .map_err(|error| self.fail(error))?;
-        Ok(Response::new(wire::RemoveOperatorResponse { write: convert::write_info(write) }))
+        Ok(Response::new(wire::RemoveOperatorResponse {
+            write: convert::write_info(write),
+        }))
     }
 }
 

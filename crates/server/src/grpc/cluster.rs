@@ -10,11 +10,20 @@ use super::{Gateway, convert, identity};
 
 #[tonic::async_trait]
 impl ClusterService for Gateway {
-    async fn status(&self, request: Request<wire::StatusRequest>) -> Result<Response<wire::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
         let peer = identity(&request)?;
         // Also without a quorum: this is what one looks at when there is none.
-        self.control.admit_operator_local(&peer).map_err(|error| self.fail(error))?;
-        let status = self.control.cluster_status().await.map_err(|error| self.fail(error))?;
+        self.control
+            .admit_operator_local(&peer)
+            .map_err(|error| self.fail(error))?;
+        let status = self
+            .control
+            .cluster_status()
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(self.status_response(status)))
     }
 
@@ -43,7 +52,11 @@ impl ClusterService for Gateway {
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
         self.operator(&request, Role::Admin)?;
         let to = request.into_inner().to;
-        let leader_id = self.control.transfer_leader(to).await.map_err(|error| self.fail(error))?;
+        let leader_id = self
+            .control
+            .transfer_leader(to)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::TransferLeaderResponse { leader_id }))
     }
 
@@ -58,7 +71,9 @@ impl ClusterService for Gateway {
             .remove_replica(&caller, &remove.request_id, remove.replica_id, remove.force)
             .await
             .map_err(|error| self.fail(error))?;
-        Ok(Response::new(wire::RemoveReplicaResponse { write: convert::write_info(write) }))
+        Ok(Response::new(wire::RemoveReplicaResponse {
+            write: convert::write_info(write),
+        }))
     }
 
     async fn trigger_snapshot(

@@ -3,22 +3,33 @@
 use palyra_control::{Endpoint, ReadInfo, ReadOptions, WriteInfo};
 use palyra_pki::TrustBundle;
 use palyra_proto::common::v1 as common;
+use palyra_proto::journal::v1 as journal;
 use palyra_proto::node::v1 as node;
 use palyra_proto::pairing::v1 as pairing;
 use palyra_state::Cursor;
-use palyra_proto::journal::v1 as journal;
 
 pub(super) fn read_options(read: Option<common::ReadOptions>) -> ReadOptions {
     let read = read.unwrap_or_default();
-    ReadOptions { local: read.consistency() == common::Consistency::Local, min_index: read.min_index }
+    ReadOptions {
+        local: read.consistency() == common::Consistency::Local,
+        min_index: read.min_index,
+    }
 }
 
 pub(super) fn read_info(read: ReadInfo) -> Option<common::ReadInfo> {
-    Some(common::ReadInfo { index: read.index, served_by: read.served_by, age_ms: read.age_ms })
+    Some(common::ReadInfo {
+        index: read.index,
+        served_by: read.served_by,
+        age_ms: read.age_ms,
+    })
 }
 
 pub(super) fn write_info(write: WriteInfo) -> Option<common::WriteInfo> {
-    Some(common::WriteInfo { index: write.index, served_by: write.served_by, duplicate: write.duplicate })
+    Some(common::WriteInfo {
+        index: write.index,
+        served_by: write.served_by,
+        duplicate: write.duplicate,
+    })
 }
 
 pub(super) fn page_info(next: String) -> Option<common::PageInfo> {
@@ -57,5 +68,8 @@ pub(super) fn chain(chain: Vec<Vec<u8>>) -> Vec<bytes::Bytes> {
 }
 
 pub(super) fn cursor(cursor: Cursor) -> journal::Cursor {
-    journal::Cursor { index: cursor.index, ordinal: cursor.ordinal }
+    journal::Cursor {
+        index: cursor.index,
+        ordinal: cursor.ordinal,
+    }
 }

@@ -10,12 +10,31 @@ use super::{Gateway, convert};
 
 #[tonic::async_trait]
 impl DispatchService for Gateway {
-    async fn invoke(&self, request: Request<wire::InvokeRequest>) -> Result<Response<wire::InvokeResponse>, Status> {
+    async fn invoke(
+        &self,
+        request: Request<wire::InvokeRequest>,
+    ) -> Result<Response<wire::InvokeResponse>, Status> {
         let caller = self.operator(&request, Role::Operator)?;
-        let wire::InvokeRequest { request_id, device_id, capability, payload, timeout_ms, wait_ms } =
-            request.into_inner();
-        let invoke = Invoke { request_id, device: device_id, capability, payload, timeout_ms };
-        let (mut seen, write) = self.control.invoke(&caller, invoke).await.map_err(|error| self.fail(error))?;
+        let wire::InvokeRequest {
+            request_id,
+            device_id,
+            capability,
+            payload,
+            timeout_ms,
+            wait_ms,
+        } = request.into_inner();
+        let invoke = Invoke {
+            request_id,
+            device: device_id,
+            capability,
+            payload,
+            timeout_ms,
+        };
+        let (mut seen, write) = self
+            .control
+            .invoke(&caller, invoke)
+            .await
+            .map_err(|error| self.fail(error))?;
         if wait_ms > 0 && !seen.record.state().is_terminal() {
             let id = seen.record.id.to_string();
             match self.control.wait_dispatch(&id, wait_ms.into()).await {
@@ -24,32 +43,62 @@ impl DispatchService for Gateway {
                 Err(error) => tracing::debug!(dispatch = id, %error, "the wait for a dispatch was cut short"),
             }
         }
-        Ok(Response::new(wire::InvokeResponse { dispatch: Some(info(seen)), write: convert::write_info(write) }))
+        Ok(Response::new(wire::InvokeResponse {
+            dispatch: Some(info(seen)),
+            write: convert::write_info(write),
+        }))
     }
 
-    async fn wait(&self, request: Request<wire::WaitRequest>) -> Result<Response<wire::WaitResponse>, Status> {
+    async fn wait(
+        &self,
+        request: Request<wire::WaitRequest>,
+    ) -> Result<Response<wire::WaitResponse>, Status> {
         self.operator(&request, Role::Viewer)?;
         let wait = request.into_inner();
-        let (seen, read) =
-            self.control.wait_dispatch(&wait.id, wait.wait_ms.into()).await.map_err(|error| self.fail(error))?;
-        Ok(Response::new(wire::WaitResponse { dispatch: Some(info(seen)), read: convert::read_info(read) }))
+        let (seen, read) = self
+            .control
+            .wait_dispatch(&wait.id, wait.wait_ms.into())
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::WaitResponse {
+            dispatch: Some(info(seen)),
+            read: convert::read_info(read),
+        }))
     }
 
     async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::GetResponse>, Status> {
         self.operator(&request, Role::Viewer)?;
         let get = request.into_inner();
         let read = convert::read_options(get.read);
-        let (seen, read) = self.control.get_dispatch(read, &get.id).await.map_err(|error| self.fail(error))?;
-        Ok(Response::new(wire::GetResponse { dispatch: Some(info(seen)), read: convert::read_info(read) }))
+        let (seen, read) = self
+            .control
+            .get_dispatch(read, &get.id)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::GetResponse {
+            dispatch: Some(info(seen)),
+            read: convert::read_info(read),
+        }))
     }
 
-    async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
+    async fn list(
+        &self,
+        request: Request<wire::ListRequest>,
+    ) -> Result<Response<wire::ListResponse>, Status> {
         self.operator(&request, Role::Viewer)?;
         let list = request.into_inner();
         let (read, page) = (convert::read_options(list.read), list.page.unwrap_or_default());
-        let filter =
-            DispatchFilter { device: list.device_id, state: list.state, after: page.after, limit: page.limit };
-        let page = self.control.list_dispatches(read, &filter).await.map_err(|error| self.fail(error))?;
+        let filter = DispatchFilter {
+            device: list.device_id,
+            state: list.state,
+            after: page.after,
+            limit: page.limit,
+        };
+        let page = self
+            .control
+            .list_dispatches(read, &filter)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::ListResponse {
             dispatches: page.items.into_iter().map(info).collect(),
             page: convert::page_info(page.next),
@@ -57,7 +106,10 @@ impl DispatchService for Gateway {
         }))
     }
 
-    async fn cancel(&self, request: Request<wire::CancelRequest>) -> Result<Response<wire::CancelResponse>, Status> {
+    async fn cancel(
+        &self,
+        request: Request<wire::CancelRequest>,
+    ) -> Result<Response<wire::CancelResponse>, Status> {
         let caller = self.operator(&request, Role::Operator)?;
         let cancel = request.into_inner();
         let (seen, write) = self
@@ -65,15 +117,26 @@ impl DispatchService for Gateway {
             .cancel_dispatch(&caller, &cancel.request_id, &cancel.id, &cancel.reason)
             .await
             .map_err(|error| self.fail(error))?;
-        Ok(Response::new(wire::CancelResponse { dispatch: Some(info(seen)), write: convert::write_info(write) }))
+        Ok(Response::new(wire::CancelResponse {
+            dispatch: Some(info(seen)),
+            write: convert::write_info(write),
+        }))
     }
 }
 
 fn info(seen: DispatchView) -> wire::DispatchInfo {
-    let DispatchView { record, payload, result } = seen;
+    let DispatchView {
+        record,
+        payload,
+        result,
+    } = seen;
     let failure = record.error.clone().unwrap_or_default();
     // Why it was cancelled stands where a failure would: there is only one place where people look.
-    let error_message = if failure.message.is_empty() { record.reason.clone() } else { failure.message };
+    let error_message = if failure.message.is_empty() {
+        record.reason.clone()
+    } else {
+        failure.message
+    };
     wire::DispatchInfo {
         id: record.id.to_string(),
         device_id: record.device_id.to_string(),

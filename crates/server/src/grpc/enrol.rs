@@ -9,7 +9,10 @@ use super::{Gateway, convert};
 
 #[tonic::async_trait]
 impl EnrolService for Gateway {
-    async fn hello(&self, request: Request<wire::HelloRequest>) -> Result<Response<wire::HelloResponse>, Status> {
+    async fn hello(
+        &self,
+        request: Request<wire::HelloRequest>,
+    ) -> Result<Response<wire::HelloResponse>, Status> {
         let source = self.enrol_source(&request)?;
         let hello = self.control.hello(&source).map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::HelloResponse {
@@ -32,7 +35,11 @@ impl EnrolService for Gateway {
             csr_sha256: begin.csr_sha256,
             node_nonce: begin.node_nonce,
         };
-        let begun = self.control.begin_pin(&source, begin).await.map_err(|error| self.fail(error))?;
+        let begun = self
+            .control
+            .begin_pin(&source, begin)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::BeginPinResponse {
             attempt_id: begun.attempt_id.to_string(),
             code_id: begun.code_id.to_string(),
@@ -58,7 +65,11 @@ impl EnrolService for Gateway {
             device_name: finish.device_name,
             request_id: finish.request_id,
         };
-        let accepted = self.control.finish_pin(&source, finish).await.map_err(|error| self.fail(error))?;
+        let accepted = self
+            .control
+            .finish_pin(&source, finish)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(self.proof_accepted(accepted)))
     }
 
@@ -78,11 +89,18 @@ impl EnrolService for Gateway {
             device_name: ticket.device_name,
             request_id: ticket.request_id,
         };
-        let accepted = self.control.prove_ticket(&source, ticket).await.map_err(|error| self.fail(error))?;
+        let accepted = self
+            .control
+            .prove_ticket(&source, ticket)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(self.proof_accepted(accepted)))
     }
 
-    async fn fetch(&self, request: Request<wire::FetchRequest>) -> Result<Response<wire::FetchResponse>, Status> {
+    async fn fetch(
+        &self,
+        request: Request<wire::FetchRequest>,
+    ) -> Result<Response<wire::FetchResponse>, Status> {
         self.enrol_source(&request)?;
         let fetch = request.into_inner();
         let fetched = self

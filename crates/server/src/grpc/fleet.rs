@@ -42,8 +42,15 @@ impl FleetService for Gateway {
         self.operator(&request, Role::Viewer)?;
         let get = request.into_inner();
         let read = convert::read_options(get.read);
-        let (node, read) = self.control.get_node(read, &get.device_id).await.map_err(|error| self.fail(error))?;
-        Ok(Response::new(wire::GetNodeResponse { node: Some(node_info(node)), read: convert::read_info(read) }))
+        let (node, read) = self
+            .control
+            .get_node(read, &get.device_id)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::GetNodeResponse {
+            node: Some(node_info(node)),
+            read: convert::read_info(read),
+        }))
     }
 
     async fn list_devices(
@@ -72,8 +79,11 @@ impl FleetService for Gateway {
         self.operator(&request, Role::Viewer)?;
         let get = request.into_inner();
         let read = convert::read_options(get.read);
-        let (device, read) =
-            self.control.get_device(read, &get.device_id).await.map_err(|error| self.fail(error))?;
+        let (device, read) = self
+            .control
+            .get_device(read, &get.device_id)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::GetDeviceResponse {
             device: Some(device_info(device)),
             read: convert::read_info(read),
@@ -88,7 +98,13 @@ impl FleetService for Gateway {
         let revoke = request.into_inner();
         let revoked = self
             .control
-            .revoke_device(&caller, &revoke.request_id, &revoke.device_id, &revoke.reason, revoke.wait_ms.into())
+            .revoke_device(
+                &caller,
+                &revoke.request_id,
+                &revoke.device_id,
+                &revoke.reason,
+                revoke.wait_ms.into(),
+            )
             .await
             .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::RevokeDeviceResponse {
@@ -111,7 +127,12 @@ fn capability_info(capability: Capability) -> wire::Capability {
 }
 
 fn node_info(node: NodeView) -> wire::NodeInfo {
-    let NodeView { record, name, open_dispatches, last_seen } = node;
+    let NodeView {
+        record,
+        name,
+        open_dispatches,
+        last_seen,
+    } = node;
     let status = record.status().as_str().to_owned();
     let session = record.session.clone();
     wire::NodeInfo {
@@ -159,7 +180,11 @@ fn certificate_info(certificate: Certificate) -> wire::CertificateInfo {
     };
     wire::CertificateInfo {
         fingerprint: certificate.fingerprint.to_string(),
-        serial: certificate.serial.iter().map(|byte| format!("{byte:02x}")).collect(),
+        serial: certificate
+            .serial
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
         status: status.to_owned(),
         not_before_ms: certificate.not_before,
         not_after_ms: certificate.not_after,

@@ -10,7 +10,10 @@ use super::Gateway;
 
 #[tonic::async_trait]
 impl JoinService for Gateway {
-    async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
+    async fn join(
+        &self,
+        request: Request<wire::JoinRequest>,
+    ) -> Result<Response<wire::JoinResponse>, Status> {
         let source = self.enrol_source(&request)?;
         let ask = request.into_inner();
         let join = Join {
@@ -25,7 +28,11 @@ impl JoinService for Gateway {
             metrics_addr: ask.metrics_addr,
             request_id: ask.request_id,
         };
-        let joined = self.control.join(&source, join).await.map_err(|error| self.fail(error))?;
+        let joined = self
+            .control
+            .join(&source, join)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::JoinResponse {
             cluster_id: self.control.cluster_id().to_string(),
             trust_domain: self.control.trust_domain().to_string(),

@@ -21,14 +21,21 @@ impl JournalService for Gateway {
         let peer = identity(&request)?;
         let ask = request.into_inner();
         let options = TailOptions {
-            after: ask.after.map(|after| Cursor { index: after.index, ordinal: after.ordinal }),
+            after: ask.after.map(|after| Cursor {
+                index: after.index,
+                ordinal: after.ordinal,
+            }),
             follow: ask.follow,
             last: ask.last,
             action_prefix: ask.action_prefix,
             subject: ask.subject,
             read: convert::read_options(ask.read),
         };
-        let tail = self.control.tail(options).await.map_err(|error| self.fail(error))?;
+        let tail = self
+            .control
+            .tail(options)
+            .await
+            .map_err(|error| self.fail(error))?;
         let gateway = self.clone();
         let parts = futures::stream::unfold(Some(tail), move |tail| {
             let (gateway, peer) = (gateway.clone(), peer.clone());
@@ -45,10 +52,17 @@ impl JournalService for Gateway {
         Ok(Response::new(Box::pin(parts)))
     }
 
-    async fn verify(&self, request: Request<wire::VerifyRequest>) -> Result<Response<wire::VerifyResponse>, Status> {
+    async fn verify(
+        &self,
+        request: Request<wire::VerifyRequest>,
+    ) -> Result<Response<wire::VerifyResponse>, Status> {
         self.operator(&request, Role::Viewer)?;
         let read = convert::read_options(request.into_inner().read);
-        let verified = self.control.verify_journal(read).await.map_err(|error| self.fail(error))?;
+        let verified = self
+            .control
+            .verify_journal(read)
+            .await
+            .map_err(|error| self.fail(error))?;
         let read = convert::read_info(verified.read);
         Ok(Response::new(match verified.outcome {
             Ok(summary) => wire::VerifyResponse {

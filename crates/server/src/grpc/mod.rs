@@ -17,9 +17,9 @@ mod session;
 
 use std::sync::Arc;
 
+use palyra_control::Control;
 use palyra_control::{Caller, EnrolSource};
 use palyra_control::{Error, Refusal};
-use palyra_control::Control;
 use palyra_pki::PeerIdentity;
 use palyra_proto::access::v1::access_service_server::AccessServiceServer;
 use palyra_proto::cluster::v1::cluster_service_server::ClusterServiceServer;
@@ -63,7 +63,9 @@ impl Gateway {
             .build_v1()?;
         macro_rules! sized {
             ($server:ident) => {
-                $server::new(self.clone()).max_decoding_message_size(message).max_encoding_message_size(ANSWER)
+                $server::new(self.clone())
+                    .max_decoding_message_size(message)
+                    .max_encoding_message_size(ANSWER)
             };
         }
         Ok(Routes::new(sized!(NodeServiceServer))
@@ -89,20 +91,33 @@ impl Gateway {
 
     fn operator<T>(&self, request: &Request<T>, needed: Role) -> Result<Caller, Status> {
         let peer = identity(request)?;
-        self.control.admit_operator(&peer, needed).map_err(|error| self.fail(error))
+        self.control
+            .admit_operator(&peer, needed)
+            .map_err(|error| self.fail(error))
     }
 
     fn node<T>(&self, request: &Request<T>, claimed: &str) -> Result<Caller, Status> {
         let peer = identity(request)?;
-        self.control.admit_node_as(&peer, claimed).map_err(|error| self.fail(error))
+        self.control
+            .admit_node_as(&peer, claimed)
+            .map_err(|error| self.fail(error))
     }
 
     fn enrol_source<T>(&self, request: &Request<T>) -> Result<EnrolSource, Status> {
         let peer = connection(request)?;
         let end_point = peer.end_point.ok_or_else(|| {
-            self.fail(Refusal::Protocol { cause: "enrolment has a listener of its own" }.into())
+            self.fail(
+                Refusal::Protocol {
+                    cause: "enrolment has a listener of its own",
+                }
+                .into(),
+            )
         })?;
-        Ok(EnrolSource { connection: peer.id, address: peer.source.ip().to_string(), end_point })
+        Ok(EnrolSource {
+            connection: peer.id,
+            address: peer.source.ip().to_string(),
+            end_point,
+        })
     }
 }
 
@@ -112,11 +127,15 @@ const ENROL: usize = 64 * 1024;
 /// The connection that a request came on.
 fn connection<T>(request: &Request<T>) -> Result<Arc<Peer>, Status> {
     let found = request.extensions().get::<Arc<Peer>>();
-    found.cloned().ok_or_else(|| Status::internal("E1015: the listener has not said whose connection this is"))
+    found
+        .cloned()
+        .ok_or_else(|| Status::internal("E1015: the listener has not said whose connection this is"))
 }
 
 /// Whose certificate a request came with.
 fn identity<T>(request: &Request<T>) -> Result<PeerIdentity, Status> {
     let peer = connection(request)?;
-    peer.identity.clone().ok_or_else(|| Status::unauthenticated("E1001: this call takes a certificate"))
+    peer.identity
+        .clone()
+        .ok_or_else(|| Status::unauthenticated("E1001: this call takes a certificate"))
 }

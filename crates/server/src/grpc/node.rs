@@ -3,12 +3,12 @@
 use std::pin::Pin;
 
 use futures::Stream;
+use palyra_control::AttachRequest;
 use palyra_control::Completion;
 use palyra_control::Error;
 use palyra_control::Registration;
-use palyra_control::{Outbound, ResultAnswer};
 use palyra_control::Transport;
-use palyra_control::AttachRequest;
+use palyra_control::{Outbound, ResultAnswer};
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::node_service_server::NodeService;
 use palyra_proto::node::v1::server_message::Body;
@@ -27,7 +27,8 @@ impl NodeService for Gateway {
     ) -> Result<Response<wire::RegisterResponse>, Status> {
         let caller = self.node(&request, &request.get_ref().device_id)?;
         let register = request.into_inner();
-        let capabilities: Result<Vec<Capability>, Error> = register.capabilities.into_iter().map(capability).collect();
+        let capabilities: Result<Vec<Capability>, Error> =
+            register.capabilities.into_iter().map(capability).collect();
         let registration = Registration {
             request_id: register.request_id,
             platform: register.platform,
@@ -35,7 +36,11 @@ impl NodeService for Gateway {
             capabilities: capabilities.map_err(|error| self.fail(error))?,
             labels: register.labels.into_iter().collect(),
         };
-        let registered = self.control.register(&caller, registration).await.map_err(|error| self.fail(error))?;
+        let registered = self
+            .control
+            .register(&caller, registration)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::RegisterResponse {
             generation: registered.generation,
             endpoints: convert::node_endpoints(registered.endpoints),
@@ -50,7 +55,10 @@ impl NodeService for Gateway {
         self.open_session(request).await.map(Response::new)
     }
 
-    async fn poll(&self, request: Request<wire::PollRequest>) -> Result<Response<wire::PollResponse>, Status> {
+    async fn poll(
+        &self,
+        request: Request<wire::PollRequest>,
+    ) -> Result<Response<wire::PollResponse>, Status> {
         let peer = identity(&request)?;
         let poll = request.into_inner();
         let attach = poll.attach.map(|attach| AttachRequest {
@@ -65,11 +73,21 @@ impl NodeService for Gateway {
             .poll(&peer, &poll.device_id, poll.epoch, attach, poll.wait_ms.into())
             .await
             .map_err(|error| self.fail(error))?;
-        let messages = answer.messages.into_iter().map(|message| self.server_message(message)).collect();
-        Ok(Response::new(wire::PollResponse { epoch: answer.epoch, messages }))
+        let messages = answer
+            .messages
+            .into_iter()
+            .map(|message| self.server_message(message))
+            .collect();
+        Ok(Response::new(wire::PollResponse {
+            epoch: answer.epoch,
+            messages,
+        }))
     }
 
-    async fn report(&self, request: Request<wire::ReportRequest>) -> Result<Response<wire::ReportResponse>, Status> {
+    async fn report(
+        &self,
+        request: Request<wire::ReportRequest>,
+    ) -> Result<Response<wire::ReportResponse>, Status> {
         let peer = identity(&request)?;
         let report = request.into_inner();
         let completion = completion(report.result.unwrap_or_default());
@@ -78,15 +96,26 @@ impl NodeService for Gateway {
             .report(&peer, &report.device_id, completion)
             .await
             .map_err(|error| self.fail(error))?;
-        Ok(Response::new(wire::ReportResponse { answer: Some(result_answer(answer)) }))
+        Ok(Response::new(wire::ReportResponse {
+            answer: Some(result_answer(answer)),
+        }))
     }
 
-    async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::RenewResponse>, Status> {
+    async fn renew(
+        &self,
+        request: Request<wire::RenewRequest>,
+    ) -> Result<Response<wire::RenewResponse>, Status> {
         let caller = self.node(&request, &request.get_ref().device_id)?;
         let renew = request.into_inner();
-        let (chain, write) =
-            self.control.renew(&caller, &renew.request_id, &renew.csr).await.map_err(|error| self.fail(error))?;
-        Ok(Response::new(wire::RenewResponse { chain: convert::chain(chain), write: convert::write_info(write) }))
+        let (chain, write) = self
+            .control
+            .renew(&caller, &renew.request_id, &renew.csr)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::RenewResponse {
+            chain: convert::chain(chain),
+            write: convert::write_info(write),
+        }))
     }
 }
 
@@ -106,9 +135,10 @@ impl Gateway {
             }),
             Outbound::Heartbeat { sequence } => Body::Heartbeat(wire::HeartbeatAnswer { sequence }),
             Outbound::Result(answer) => Body::Result(result_answer(answer)),
-            Outbound::Cancel { dispatch_id, reason } => {
-                Body::Cancel(wire::CancelDispatch { dispatch_id: dispatch_id.to_string(), reason })
-            }
+            Outbound::Cancel { dispatch_id, reason } => Body::Cancel(wire::CancelDispatch {
+                dispatch_id: dispatch_id.to_string(),
+                reason,
+            }),
             Outbound::Goodbye { end } => Body::Goodbye(wire::Goodbye {
                 code: end.as_str().to_owned(),
                 message: end.message().to_owned(),
@@ -122,7 +152,11 @@ impl Gateway {
 fn capability(capability: wire::Capability) -> Result<Capability, Error> {
     let effect = Effect::parse(&capability.effect).ok_or_else(|| {
         let shown: String = capability.effect.chars().take(32).collect();
-        Error::invalid("capabilities.effect", format!("{shown:?} is no effect"), "send idempotent or once")
+        Error::invalid(
+            "capabilities.effect",
+            format!("{shown:?} is no effect"),
+            "send idempotent or once",
+        )
     })?;
     Ok(Capability {
         name: capability.name,

@@ -1,7 +1,7 @@
 //! `PairingService`: operators mint codes and decide requests.
 
-use palyra_control::{CodeView, Mint};
 use palyra_control::PairingView;
+use palyra_control::{CodeView, Mint};
 use palyra_proto::pairing::v1 as wire;
 use palyra_proto::pairing::v1::pairing_service_server::PairingService;
 use palyra_state::access::Role;
@@ -17,8 +17,16 @@ impl PairingService for Gateway {
     ) -> Result<Response<wire::MintPinResponse>, Status> {
         let caller = self.operator(&request, Role::Operator)?;
         let mint = request.into_inner();
-        let mint = Mint { request_id: mint.request_id, ttl_ms: mint.ttl_ms, device_name: mint.device_name };
-        let minted = self.control.mint_pin(&caller, mint).await.map_err(|error| self.fail(error))?;
+        let mint = Mint {
+            request_id: mint.request_id,
+            ttl_ms: mint.ttl_ms,
+            device_name: mint.device_name,
+        };
+        let minted = self
+            .control
+            .mint_pin(&caller, mint)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::MintPinResponse {
             pin: minted.secret.to_string(),
             code: Some(code_info(minted.code)),
@@ -32,8 +40,16 @@ impl PairingService for Gateway {
     ) -> Result<Response<wire::MintTicketResponse>, Status> {
         let caller = self.operator(&request, Role::Operator)?;
         let mint = request.into_inner();
-        let mint = Mint { request_id: mint.request_id, ttl_ms: mint.ttl_ms, device_name: mint.device_name };
-        let minted = self.control.mint_ticket(&caller, mint).await.map_err(|error| self.fail(error))?;
+        let mint = Mint {
+            request_id: mint.request_id,
+            ttl_ms: mint.ttl_ms,
+            device_name: mint.device_name,
+        };
+        let minted = self
+            .control
+            .mint_ticket(&caller, mint)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::MintTicketResponse {
             ticket: minted.secret.to_string(),
             code: Some(code_info(minted.code)),
@@ -48,7 +64,11 @@ impl PairingService for Gateway {
         self.operator(&request, Role::Viewer)?;
         let list = request.into_inner();
         let read = convert::read_options(list.read);
-        let (codes, info) = self.control.list_codes(read, list.all).await.map_err(|error| self.fail(error))?;
+        let (codes, info) = self
+            .control
+            .list_codes(read, list.all)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::ListCodesResponse {
             codes: codes.into_iter().map(code_info).collect(),
             read: convert::read_info(info),
@@ -66,7 +86,9 @@ impl PairingService for Gateway {
             .revoke_code(&caller, &revoke.request_id, &revoke.code, &revoke.reason)
             .await
             .map_err(|error| self.fail(error))?;
-        Ok(Response::new(wire::RevokeCodeResponse { write: convert::write_info(write) }))
+        Ok(Response::new(wire::RevokeCodeResponse {
+            write: convert::write_info(write),
+        }))
     }
 
     async fn list_requests(
@@ -95,7 +117,11 @@ impl PairingService for Gateway {
         self.operator(&request, Role::Viewer)?;
         let get = request.into_inner();
         let read = convert::read_options(get.read);
-        let (found, info) = self.control.get_pairing(read, &get.id).await.map_err(|error| self.fail(error))?;
+        let (found, info) = self
+            .control
+            .get_pairing(read, &get.id)
+            .await
+            .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::GetRequestResponse {
             request: Some(request_info(found)),
             read: convert::read_info(info),
@@ -110,7 +136,13 @@ impl PairingService for Gateway {
         let approve = request.into_inner();
         let (decided, write) = self
             .control
-            .approve(&caller, &approve.request_id, &approve.id, &approve.sas, &approve.reason)
+            .approve(
+                &caller,
+                &approve.request_id,
+                &approve.id,
+                &approve.sas,
+                &approve.reason,
+            )
             .await
             .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::ApproveResponse {
@@ -119,7 +151,10 @@ impl PairingService for Gateway {
         }))
     }
 
-    async fn reject(&self, request: Request<wire::RejectRequest>) -> Result<Response<wire::RejectResponse>, Status> {
+    async fn reject(
+        &self,
+        request: Request<wire::RejectRequest>,
+    ) -> Result<Response<wire::RejectResponse>, Status> {
         let caller = self.operator(&request, Role::Operator)?;
         let reject = request.into_inner();
         let (decided, write) = self
@@ -161,7 +196,10 @@ fn request_info(request: PairingView) -> wire::RequestInfo {
         served_by: record.served_by,
         created_at_ms: record.created_at,
         expires_at_ms: record.expires_at,
-        certificate_fingerprint: record.certificate.map(|found| found.to_string()).unwrap_or_default(),
+        certificate_fingerprint: record
+            .certificate
+            .map(|found| found.to_string())
+            .unwrap_or_default(),
         decided_at_ms: record.decided_at,
         device_name: record.device_name,
         sas: record.sas,

@@ -8,9 +8,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{Stream, StreamExt, stream};
-use palyra_control::{Error, Refusal};
 use palyra_control::Transport;
 use palyra_control::{AttachRequest, Inbound, Outgoing, Session};
+use palyra_control::{Error, Refusal};
 use palyra_pki::PeerIdentity;
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::node_message::Body;
@@ -36,23 +36,37 @@ impl Gateway {
         // Before the first message is waited for: a stranger may not even hold a stream open.
         self.control.admit_node(&peer).map_err(|error| self.fail(error))?;
         let entered = connection(&request)?.guard.get().copied();
-        let guard = entered.ok_or_else(|| self.fail(Error::Busy { what: "connections that it has not entered" }))?;
+        let guard = entered.ok_or_else(|| {
+            self.fail(Error::Busy {
+                what: "connections that it has not entered",
+            })
+        })?;
         let mut inbound = request.into_inner();
         let attach = self.first_message(&mut inbound, guard).await?;
-        let session = self.control.attach(&peer, attach).await.map_err(|error| self.fail(error))?;
+        let session = self
+            .control
+            .attach(&peer, attach)
+            .await
+            .map_err(|error| self.fail(error))?;
         let attached = session.attached();
         let first = wire::ServerMessage {
             body: Some(server_message::Body::Attached(wire::Attached {
                 epoch: attached.epoch,
                 replica_id: attached.replica_id,
-                heartbeat_interval_ms: u64::try_from(attached.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
+                heartbeat_interval_ms: u64::try_from(attached.heartbeat_interval.as_millis())
+                    .unwrap_or(u64::MAX),
                 endpoints: convert::node_endpoints(self.control.endpoints()),
             })),
         };
         let outgoing = session.outgoing();
         let over = CancellationToken::new();
         let last_word = LastWord::default();
-        let reader = Reader { gateway: self.clone(), peer, session, last_word: Arc::clone(&last_word) };
+        let reader = Reader {
+            gateway: self.clone(),
+            peer,
+            session,
+            last_word: Arc::clone(&last_word),
+        };
         tokio::spawn(reader.run(inbound, over.clone()));
         let rest = self.clone().outgoing(outgoing, last_word, over.drop_guard());
         Ok(Box::pin(stream::once(async move { Ok(first) }).chain(rest)))
@@ -119,7 +133,9 @@ impl Reader {
                 None | Some(Ok(None)) => return,
                 Some(Err(status)) => return self.end(status),
             };
-            let Some(received) = over.run_until_cancelled(self.take(message)).await else { return };
+            let Some(received) = over.run_until_cancelled(self.take(message)).await else {
+                return;
+            };
             if let Err(error) = received {
                 let status = self.gateway.fail(error);
                 return self.end(status);
@@ -129,8 +145,13 @@ impl Reader {
 
     async fn take(&self, message: wire::NodeMessage) -> Result<(), Error> {
         let inbound = match message.body {
-            Some(Body::Heartbeat(heartbeat)) => Inbound::Heartbeat { sequence: heartbeat.sequence },
-            Some(Body::Ack(ack)) => Inbound::Ack { dispatch_id: ack.dispatch_id, epoch: ack.epoch },
+            Some(Body::Heartbeat(heartbeat)) => Inbound::Heartbeat {
+                sequence: heartbeat.sequence,
+            },
+            Some(Body::Ack(ack)) => Inbound::Ack {
+                dispatch_id: ack.dispatch_id,
+                epoch: ack.epoch,
+            },
             Some(Body::Result(result)) => Inbound::Result(node::completion(result)),
             Some(Body::Mediation(mediation)) => Inbound::Mediation {
                 dispatch_id: mediation.dispatch_id,
@@ -139,11 +160,21 @@ impl Reader {
                 request_id: mediation.request_id,
             },
             Some(Body::Attach(_)) => {
-                return Err(Refusal::Protocol { cause: "a session is attached once" }.into());
+                return Err(Refusal::Protocol {
+                    cause: "a session is attached once",
+                }
+                .into());
             }
-            None => return Err(Refusal::Protocol { cause: "a message without a body" }.into()),
+            None => {
+                return Err(Refusal::Protocol {
+                    cause: "a message without a body",
+                }
+                .into());
+            }
         };
-        self.session.receive(&self.peer, &message.device_id, inbound).await
+        self.session
+            .receive(&self.peer, &message.device_id, inbound)
+            .await
     }
 
     /// Ends the session for a message that had no place in it; the node hears a goodbye and then why.

@@ -12,13 +12,12 @@ use rustls_pki_types::ServerName;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
-use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::{Admit, Limits, Listener, Peer};
+use super::{Admit, Limits, Listener, Peer, Stop};
 use crate::serve::{Http2, serve};
 use crate::tls::Tls;
 
@@ -31,10 +30,16 @@ struct Fixture {
     bundle: TrustBundle,
     address: SocketAddr,
     peers: Arc<Mutex<Vec<Arc<Peer>>>>,
+    stop: Stop,
 }
 
 fn limits() -> Limits {
-    Limits { connections: 8, per_source: 8, handshakes: 8, handshake: Duration::from_secs(5) }
+    Limits {
+        connections: 8,
+        per_source: 8,
+        handshakes: 8,
+        handshake: Duration::from_secs(5),
+    }
 }
 
 async fn fixture(limits: Limits) -> Fixture {
@@ -43,7 +48,9 @@ async fn fixture(limits: Limits) -> Fixture {
     let now = palyra_platform::wall_ms();
     let root = Root::create(CLUSTER, &domain, now, rng).unwrap();
     let key = KeyPair::generate(rng).unwrap();
-    let issued = root.sign_authority(&key.make_csr().unwrap(), 1, now, rng).unwrap();
+    let issued = root
+        .sign_authority(&key.make_csr().unwrap(), 1, now, rng)
+        .unwrap();
     let authority = Arc::new(Authority::new(issued.der, key).unwrap());
     let bundle = TrustBundle::new(CLUSTER, domain, vec![root.der().to_vec()]).unwrap();
     let tls = Arc::new(Tls::new(Arc::clone(&authority), bundle.clone(), 1, HostNames::default()).unwrap());
@@ -56,8 +63,9 @@ async fn fixture(limits: Limits) -> Fixture {
         Ok(Box::pin(std::future::pending()))
     });
     let config = Arc::clone(&tls.node);
-    let listener = Listener::new("test", socket, limits, Arc::new(move || (Arc::clone(&config), None)), admit);
-    let stop = CancellationToken::new();
+    let stop = Stop::default();
+    let handshake = Arc::new(move || (Arc::clone(&config), None));
+    let listener = Listener::new("test", socket, limits, handshake, admit, stop.clone());
     let (_reporter, health) = tonic_health::server::health_reporter();
     let http2 = Http2 {
         streams: 16,
@@ -65,9 +73,16 @@ async fn fixture(limits: Limits) -> Fixture {
         keepalive: Duration::from_secs(10),
         keepalive_timeout: Duration::from_secs(10),
     };
-    let incoming = listener.start(stop.clone());
-    tokio::spawn(serve(incoming, Routes::new(health.max_decoding_message_size(64 * 1024)), http2, stop));
-    Fixture { tls, authority, bundle, address, peers }
+    let routes = Routes::new(health.max_decoding_message_size(64 * 1024));
+    tokio::spawn(serve(listener.start(), routes, http2, stop.gently.clone()));
+    Fixture {
+        tls,
+        authority,
+        bundle,
+        address,
+        peers,
+        stop,
+    }
 }
 
 impl Fixture {
@@ -77,7 +92,10 @@ impl Fixture {
         let id = SpiffeId::new(self.bundle.trust_domain().clone(), role, id).unwrap();
         let now = palyra_platform::wall_ms();
         let csr = key.make_csr().unwrap();
-        let leaf = self.authority.issue_from_csr(&csr, &id, 3_600_000, &HostNames::default(), now, rng).unwrap();
+        let leaf = self
+            .authority
+            .issue_from_csr(&csr, &id, 3_600_000, &HostNames::default(), now, rng)
+            .unwrap();
         SharedIdentity::new(vec![leaf.der, self.authority.der().to_vec()], &key).unwrap()
     }
 
@@ -91,7 +109,9 @@ impl Fixture {
         let tls = TlsConnector::from(config).connect(name, tcp).await.unwrap();
         let mut once = Some(TokioIo::new(tls));
         let connector = tower::service_fn(move |_: Uri| {
-            let io = once.take().ok_or_else(|| std::io::Error::other("one connection only"));
+            let io = once
+                .take()
+                .ok_or_else(|| std::io::Error::other("one connection only"));
             async move { io }
         });
         Endpoint::from_static("http://test").connect_with_connector_lazy(connector)
@@ -103,7 +123,9 @@ impl Fixture {
 }
 
 fn whole_server() -> HealthCheckRequest {
-    HealthCheckRequest { service: String::new() }
+    HealthCheckRequest {
+        service: String::new(),
+    }
 }
 
 #[tokio::test]
@@ -117,7 +139,9 @@ async fn a_cancelled_connection_fails_at_once_and_the_others_go_on() {
     let peer = Arc::clone(&fixture.peers.lock().unwrap()[0]);
     assert_eq!(peer.identity.as_ref().unwrap().id.id(), DEVICE);
     peer.cancel.cancel();
-    let cut = tokio::time::timeout(Duration::from_secs(5), stream.message()).await.unwrap();
+    let cut = tokio::time::timeout(Duration::from_secs(5), stream.message())
+        .await
+        .unwrap();
     assert!(cut.is_err(), "{cut:?}");
     other.check(whole_server()).await.unwrap();
 }
@@ -126,7 +150,9 @@ async fn a_cancelled_connection_fails_at_once_and_the_others_go_on() {
 async fn without_a_certificate_or_with_another_role_nobody_gets_in() {
     let fixture = fixture(limits()).await;
     for identity in [None, Some(fixture.identity(Role::Replica, "2"))] {
-        let refused = HealthClient::new(fixture.channel(identity).await).check(whole_server()).await;
+        let refused = HealthClient::new(fixture.channel(identity).await)
+            .check(whole_server())
+            .await;
         assert!(refused.is_err(), "{refused:?}");
     }
     assert!(fixture.peers.lock().unwrap().is_empty(), "nobody was admitted");
@@ -137,7 +163,12 @@ async fn without_a_certificate_or_with_another_role_nobody_gets_in() {
 async fn a_message_over_the_limit_is_refused_and_the_connection_stays() {
     let fixture = fixture(limits()).await;
     let mut client = fixture.node().await;
-    let refused = client.check(HealthCheckRequest { service: "x".repeat(100_000) }).await.unwrap_err();
+    let refused = client
+        .check(HealthCheckRequest {
+            service: "x".repeat(100_000),
+        })
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused:?}");
     client.check(whole_server()).await.unwrap();
     assert_eq!(fixture.peers.lock().unwrap().len(), 1, "on the same connection");
@@ -145,11 +176,19 @@ async fn a_message_over_the_limit_is_refused_and_the_connection_stays() {
 
 #[tokio::test]
 async fn a_source_gets_so_many_connections_and_a_dropped_one_makes_room() {
-    let fixture = fixture(Limits { per_source: 1, ..limits() }).await;
+    let fixture = fixture(Limits {
+        per_source: 1,
+        ..limits()
+    })
+    .await;
     let mut first = fixture.node().await;
     first.check(whole_server()).await.unwrap();
     let mut refused = TcpStream::connect(fixture.address).await.unwrap();
-    assert_eq!(refused.read(&mut [0; 1]).await.unwrap_or(0), 0, "closed without a word");
+    assert_eq!(
+        refused.read(&mut [0; 1]).await.unwrap_or(0),
+        0,
+        "closed without a word"
+    );
     drop(first);
     // The server notices the end of the first connection in its own time.
     for _ in 0..100 {
@@ -164,9 +203,15 @@ async fn a_source_gets_so_many_connections_and_a_dropped_one_makes_room() {
 
 #[tokio::test]
 async fn a_handshake_that_takes_too_long_is_cut() {
-    let fixture = fixture(Limits { handshake: Duration::from_millis(100), ..limits() }).await;
+    let fixture = fixture(Limits {
+        handshake: Duration::from_millis(100),
+        ..limits()
+    })
+    .await;
     let mut silent = TcpStream::connect(fixture.address).await.unwrap();
-    let cut = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut [0; 1])).await.unwrap();
+    let cut = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut [0; 1]))
+        .await
+        .unwrap();
     assert_eq!(cut.unwrap_or(0), 0);
 }
 
@@ -181,4 +226,23 @@ async fn a_renewed_certificate_is_shown_to_who_comes_next() {
     assert_ne!(fixture.tls.enrol().end_point, before.1);
     old.check(whole_server()).await.unwrap();
     fixture.node().await.check(whole_server()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_lets_streams_go_on_until_everything_ends_at_once() {
+    let fixture = fixture(limits()).await;
+    let mut client = fixture.node().await;
+    let mut stream = client.watch(whole_server()).await.unwrap().into_inner();
+    stream.message().await.unwrap().unwrap();
+    fixture.stop.gently.cancel();
+    let still = tokio::time::timeout(Duration::from_millis(200), stream.message()).await;
+    assert!(
+        still.is_err(),
+        "a stream that is under way may end by itself: {still:?}"
+    );
+    fixture.stop.now.cancel();
+    let cut = tokio::time::timeout(Duration::from_secs(5), stream.message())
+        .await
+        .unwrap();
+    assert!(cut.is_err(), "{cut:?}");
 }
