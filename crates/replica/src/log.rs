@@ -53,6 +53,8 @@ struct Mem {
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
+    /// Index of the oldest entry; meaningless while there is none.
+    first: u64,
     last: Option<LogId>,
     tail: BTreeMap<u64, Held>,
     tail_bytes: usize,
@@ -93,11 +95,19 @@ impl LogStore {
             newest = Some(Bytes::copy_from_slice(frame));
             ControlFlow::Break(())
         })?;
+        let mut oldest = 0;
+        // Not from the very beginning: what was purged there may still be in the way.
+        let kept = purged.map_or(0, |id| id.index + 1);
+        engine.scan(Family::Log, &key(kept), &[u8::MAX; 9], &mut |found, _| {
+            oldest = <[u8; 8]>::try_from(found).map_or(0, u64::from_be_bytes);
+            ControlFlow::Break(())
+        })?;
         let newest = newest.map(|frame| codec::unseal_entry(&frame)).transpose()?.map(|entry| entry.log_id);
         let mem = Mem {
             vote: meta::load_vote(&*engine)?,
             committed: meta::load_committed(&*engine)?,
             purged,
+            first: oldest,
             last: newest.max(purged),
             tail: BTreeMap::new(),
             tail_bytes: 0,
@@ -188,7 +198,7 @@ impl LogStore {
     /// The part of `from..to` that memory holds, and the part that must come from the engine.
     fn read_tail(&self, from: u64, to: u64, limit: usize) -> (u64, u64, Vec<Entry>) {
         let mem = self.mem();
-        let from = from.max(mem.purged.map_or(0, |id| id.index + 1));
+        let from = from.max(mem.first);
         let to = to.min(mem.last.map_or(0, |id| id.index + 1));
         let tail_from = mem.tail.keys().next().copied().unwrap_or(to).min(to).max(from);
         if from >= to {
@@ -216,6 +226,9 @@ impl LogStore {
         for entry in entries {
             let frame = codec::seal_entry(&entry);
             let index = entry.log_id.index;
+            if mem.last == mem.purged {
+                mem.first = index;
+            }
             mem.last = Some(entry.log_id);
             mem.tail_bytes += frame.len();
             mem.tail.insert(index, Held { entry, bytes: frame.len(), seq });
@@ -355,6 +368,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let mut mem = self.mem();
             let from = mem.purged.map_or(0, |id| id.index + 1);
             mem.purged = mem.purged.max(Some(upto));
+            mem.first = mem.first.max(upto.index + 1);
             mem.last = mem.last.max(Some(upto));
             Self::drop_tail(&mut mem, ..=upto.index);
             from

@@ -96,6 +96,14 @@ struct Sender {
     from: u64,
 }
 
+async fn task_of(
+    to: u64,
+    answer: impl Future<Output = Result<Bytes, PeerError>> + Send + 'static,
+) -> Result<Bytes, PeerError> {
+    let task = platform::scope_sync(to, || platform::spawn(answer));
+    task.await.unwrap_or_else(|ended| Err(PeerError::Lost(ended.to_string())))
+}
+
 /// Drops messages while the link is cut.
 fn link<T: Send + 'static>(
     bus: Arc<Bus>,
@@ -120,7 +128,8 @@ impl PeerTransport for Sender {
                 std::future::pending::<()>().await;
             }
             let service = bus.service(to)?;
-            let answer = platform::scope(to, service.handle_call(from, body)).await;
+            // A task of the one who answers: what kills that replica must not take the caller along.
+            let answer = task_of(to, async move { service.handle_call(from, body).await }).await;
             if !bus.passes(to, from) {
                 std::future::pending::<()>().await;
             }
@@ -170,7 +179,7 @@ impl PeerTransport for Sender {
                     }
                 })
                 .boxed();
-            let answer = platform::scope(to, service.handle_snapshot(from, frames)).await;
+            let answer = task_of(to, async move { service.handle_snapshot(from, frames).await }).await;
             if !bus.passes(to, from) {
                 std::future::pending::<()>().await;
             }

@@ -6,7 +6,7 @@ mod kit;
 
 use std::time::Duration;
 
-use kit::{PATIENCE, World, death, forget_deaths, get, light_fuse, run, set};
+use kit::{PATIENCE, World, death, forget_deaths, get, light_fuse, run, set, until};
 use palyra_platform as platform;
 use palyra_replica::{Compaction, ProposeError};
 
@@ -17,10 +17,8 @@ async fn write_until_death(world: &mut World, at: u64, count: u64) -> u64 {
         let envelope = world.envelope(set(value));
         let replica = world.replicas[&at].clone();
         let limit = Duration::from_secs(2);
-        let written = platform::timeout(limit, platform::scope(at, async move {
-            replica.propose_within(envelope, limit).await
-        }));
-        match written.await {
+        let proposal = async move { replica.propose_within(envelope, limit).await };
+        match platform::scope_sync(at, || platform::spawn(proposal)).await {
             Ok(Ok(committed)) => {
                 committed.reply.unwrap();
                 acked = value;
@@ -52,7 +50,7 @@ async fn lonely_life(fuse: u64, power: bool) -> bool {
     world.replicas[&1].read_barrier().await.unwrap();
     assert_eq!(get(&world.replicas[&1].view()), 1_000);
     let rows = palyra_state::journal::last_rows(&world.replicas[&1].view(), usize::MAX);
-    let seen = rows.iter().filter(|row| row.action.contains("address")).count() as u64;
+    let seen = rows.iter().filter(|row| row.action == "cluster.replica_moved").count() as u64;
     assert!(seen > acked, "fuse {fuse}: {acked} writes were acknowledged, {seen} rows are there");
     palyra_state::journal::verify_all(&world.replicas[&1].view()).unwrap();
     assert!(after > acked);
@@ -100,6 +98,28 @@ fn three_replicas_lose_power_at_once_and_nothing_acknowledged() {
     }
 }
 
+#[test]
+fn a_disk_that_lies_is_what_these_tests_can_see() {
+    run(60, || async {
+        let mut world = World::born(3).await;
+        let index = world.set(1, 1).await;
+        world.converged(index).await;
+        for disk in world.disks.values() {
+            disk.lie_about_sync(true);
+        }
+        world.set(1, 2).await;
+        for id in 1..=3 {
+            world.disks[&id].lie_about_sync(false);
+            world.power_loss(id, 0);
+        }
+        for id in 1..=3 {
+            world.boot(id).await;
+        }
+        world.replicas[&1].read_barrier().await.unwrap();
+        assert_eq!(get(&world.replicas[&1].view()), 1, "an acknowledged write survived a disk that never synced it");
+    });
+}
+
 /// A follower that dies at its `fuse`-th IO point while a snapshot is sent to it.
 async fn installing(fuse: u64, power: bool) -> bool {
     let mut world = World::new();
@@ -113,6 +133,7 @@ async fn installing(fuse: u64, power: bool) -> bool {
     for value in 2..=60 {
         index = world.set(world.leader().await, value).await;
     }
+    until(&world.replicas[&world.leader().await], |status| status.purged > 30).await;
     light_fuse(follower, fuse);
     world.try_boot(follower).await.unwrap();
     let replica = world.replicas[&follower].clone();

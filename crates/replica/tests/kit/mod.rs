@@ -107,9 +107,9 @@ pub fn light_fuse(id: u64, at: u64) {
     FUSE.with(|fuse| *fuse.borrow_mut() = Some((id, at)));
 }
 
-/// Why a replica died by itself, if it did.
+/// Why a replica died first, if it died by itself.
 pub fn death(id: u64) -> Option<String> {
-    DEATHS.with(|deaths| deaths.borrow().iter().rev().find(|(dead, _)| *dead == id).map(|(_, why)| why.clone()))
+    DEATHS.with(|deaths| deaths.borrow().iter().find(|(dead, _)| *dead == id).map(|(_, why)| why.clone()))
 }
 
 pub fn forget_deaths() {
@@ -237,7 +237,8 @@ impl World {
     pub async fn propose_at(&mut self, id: u64, command: impl Into<Command>) -> u64 {
         let envelope = self.envelope(command);
         let replica = self.replicas[&id].clone();
-        let committed = platform::scope(id, async move { replica.propose(envelope).await }).await.unwrap();
+        let task = platform::scope_sync(id, || platform::spawn(async move { replica.propose(envelope).await }));
+        let committed = task.await.unwrap().unwrap();
         committed.reply.unwrap();
         committed.index
     }
