@@ -1,7 +1,8 @@
 //! A TLS stream that remembers why it broke.
 //!
-//! In TLS 1.3 a server's refusal of our certificate comes after the handshake, and whoever happens to read at that
-//! moment gets it: often the task behind the channel, and never the call that then fails. Here the reason is kept for it.
+//! In TLS 1.3 a server's refusal of our certificate comes after the handshake, and whoever happens to read at
+//! that moment gets it: often the task behind the channel, and never the call that then fails. Here the
+//! reason is kept for it.
 
 use std::io;
 use std::pin::Pin;

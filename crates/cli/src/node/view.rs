@@ -114,11 +114,7 @@ impl NodeView {
     /// All of it, for people.
     pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
         let now = wall_ms();
-        let since = format!(
-            "{} since {}",
-            self.status,
-            self.status_since.told(now).trim_end_matches(" ago")
-        );
+        let since = format!("{} since {}", self.status, self.status_since.clock());
         let reason = if self.status_reason.is_empty() {
             String::new()
         } else {
