@@ -231,6 +231,12 @@ impl Control {
         &self.inner.minting
     }
 
+    /// The log index up to which this replica's connections and sessions follow the journal.
+    #[must_use]
+    pub fn enforced_index(&self) -> u64 {
+        *self.enforced().borrow()
+    }
+
     /// The log index up to which this replica has carried out what the journal says about connections.
     pub(crate) fn enforced(&self) -> &watch::Sender<u64> {
         &self.inner.enforced

@@ -202,8 +202,8 @@ impl Control {
         Ok(joined)
     }
 
-    /// The id under which the replica is admitted, now or by an earlier try whose answer was lost: who proves the
-    /// token again with the same authority key is the same replica.
+    /// The id under which the replica is admitted, now or by an earlier try whose answer was lost: who proves
+    /// the token again with the same authority key is the same replica.
     async fn admit(&self, request_id: Id, token_id: Id, join: &Join) -> Result<u64, Error> {
         let earlier = self.begun(token_id, join)?;
         if let Some(record) = earlier.as_ref().filter(|record| record.is_member()) {

@@ -1,8 +1,8 @@
 //! The files of a data folder: reading what a replica starts from, and writing it once, when it joins.
 //!
-//! Names and contexts are `palyra_pki::layout`'s; the database is `storage`'s. Invariants: a file is replaced as a
-//! whole (written aside, synced, renamed, folder synced); secrets are written with mode 0600 and a key file that
-//! others may read is refused; `palyrad.toml` is written last, so a folder with it is complete.
+//! Names and contexts are `palyra_pki::layout`'s; the database is `storage`'s. Invariants: a file is replaced
+//! as a whole (written aside, synced, renamed, folder synced); secrets are written with mode 0600 and a key
+//! file that others may read is refused; `palyrad.toml` is written last, so a folder with it is complete.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -52,8 +52,8 @@ impl ReplicaFiles {
         let context = layout::authority_context(&config.replica.cluster_id, config.replica.id);
         let key = kek.open(Purpose::ReplicaKey, &context, &sealed).map_err(|error| {
             FilesError(format!(
-                "{} does not open with {}: {error}; put back the key file that belongs to this folder, and replica.id \
-                 and replica.cluster_id as they were",
+                "{} does not open with {}: {error}; put back the key file that belongs to this folder, and \
+                 replica.id and replica.cluster_id as they were",
                 key_path.display(),
                 kek_path.display()
             ))
@@ -111,7 +111,8 @@ impl NewFiles<'_> {
     }
 }
 
-/// The lock of a data folder; held while the process lives, released by the kernel when it ends in whatever way.
+/// The lock of a data folder; held while the process lives, released by the kernel when it ends in whatever
+/// way.
 #[derive(Debug)]
 pub(crate) struct FolderLock(
     #[allow(dead_code, reason = "holding the open file is what locks")] nix::fcntl::Flock<File>,

@@ -3,82 +3,135 @@
 use std::sync::Arc;
 
 use palyra_control::Control;
-use palyra_replica::Replica;
+use palyra_replica::{Replica, Status};
 
-use crate::http::{Kind, Sample, Source};
+use crate::http::{Figure, Kind, Sample, Source};
+use crate::metered::Meter;
 
 /// Samples are taken when somebody asks.
-pub(crate) fn source(control: Control, replica: Replica) -> Source {
-    Arc::new(move || sample(&control, &replica))
+pub(crate) fn source(control: Control, replica: Replica, meter: Arc<Meter>) -> Source {
+    Arc::new(move || sample(&control, &replica, &meter))
 }
 
-fn sample(control: &Control, replica: &Replica) -> Sample {
+fn sample(control: &Control, replica: &Replica, meter: &Meter) -> Sample {
     let status = replica.status();
     let not_ready = match (status.leader, control.check_fresh()) {
         (None, _) => Some("no leader is known".to_owned()),
         (Some(_), Err(error)) => Some(error.to_string()),
         (Some(_), Ok(())) => None,
     };
-    let age = status
-        .quorum_age
-        .map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-    let gauge = |name, help, value| (name, Kind::Gauge, help, value);
+    let mut figures = raft_figures(&status);
+    figures.extend(control_figures(control, replica));
+    figures.extend(disk_figures(meter));
     Sample {
         not_ready,
         role: status.role.as_str(),
-        figures: vec![
-            gauge("replica_id", "This replica.", status.id),
-            gauge(
-                "leader_id",
-                "The leader that it knows; 0 for none.",
-                status.leader.unwrap_or(0),
-            ),
-            gauge("raft_term", "Raft term.", status.term),
-            gauge(
-                "raft_voters",
-                "Replicas with a vote.",
-                status.members.voters.len() as u64,
-            ),
-            gauge(
-                "raft_last_log_index",
-                "Index of the last log entry.",
-                status.last_log,
-            ),
-            gauge(
-                "raft_committed_index",
-                "Index of the last entry known to be committed.",
-                status.committed,
-            ),
-            gauge(
-                "raft_applied_index",
-                "Index of the last applied entry.",
-                status.applied,
-            ),
-            gauge(
-                "raft_snapshot_index",
-                "Index that the last snapshot covers.",
-                status.snapshot,
-            ),
-            gauge(
-                "raft_purged_index",
-                "Index up to which the log is purged.",
-                status.purged,
-            ),
-            gauge(
-                "quorum_age_milliseconds",
-                "Since a quorum last stood behind what is applied here.",
-                age,
-            ),
-            gauge(
-                "sessions",
-                "Sessions of nodes that this replica holds.",
-                control.session_count() as u64,
-            ),
-            gauge(
-                "connections",
-                "Connections of nodes and operators.",
-                control.connection_count() as u64,
-            ),
-        ],
+        figures,
+    }
+}
+
+fn raft_figures(status: &Status) -> Vec<Figure> {
+    let age = status
+        .quorum_age
+        .map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    let voters = status.members.voters.len() as u64;
+    [
+        ("replica_id", "This replica.", status.id),
+        (
+            "leader_id",
+            "The leader that it knows; 0 for none.",
+            status.leader.unwrap_or(0),
+        ),
+        ("raft_term", "Raft term.", status.term),
+        ("raft_voters", "Replicas with a vote.", voters),
+        (
+            "raft_last_log_index",
+            "Index of the last log entry.",
+            status.last_log,
+        ),
+        (
+            "raft_committed_index",
+            "Index of the last entry known to be committed.",
+            status.committed,
+        ),
+        (
+            "raft_applied_index",
+            "Index of the last applied entry.",
+            status.applied,
+        ),
+        (
+            "raft_snapshot_index",
+            "Index that the last snapshot covers.",
+            status.snapshot,
+        ),
+        (
+            "raft_purged_index",
+            "Index up to which the log is purged.",
+            status.purged,
+        ),
+        (
+            "quorum_age_milliseconds",
+            "Since a quorum last stood behind what is applied here.",
+            age,
+        ),
+    ]
+    .map(gauge)
+    .to_vec()
+}
+
+fn control_figures(control: &Control, replica: &Replica) -> Vec<Figure> {
+    let enforced = control.enforced_index();
+    let behind = palyra_state::meta(&replica.view())
+        .journal_last
+        .index
+        .saturating_sub(enforced);
+    let (sessions, connections) = (control.session_count() as u64, control.connection_count() as u64);
+    [
+        ("sessions", "Sessions of nodes that this replica holds.", sessions),
+        ("connections", "Connections of nodes and operators.", connections),
+        (
+            "feed_index",
+            "Index up to which connections and sessions follow the journal.",
+            enforced,
+        ),
+        ("feed_lag", "How far they are behind the newest row.", behind),
+    ]
+    .map(gauge)
+    .to_vec()
+}
+
+fn disk_figures(meter: &Meter) -> Vec<Figure> {
+    [
+        (
+            "disk_writes_total",
+            "Batches written to the data folder.",
+            meter.writes(),
+        ),
+        (
+            "disk_syncs_total",
+            "Syncs of the data folder's log.",
+            meter.syncs(),
+        ),
+        (
+            "disk_sync_microseconds_total",
+            "Time spent in syncs.",
+            meter.sync_us(),
+        ),
+    ]
+    .map(|(name, help, value)| Figure {
+        name,
+        kind: Kind::Counter,
+        help,
+        value,
+    })
+    .to_vec()
+}
+
+fn gauge((name, help, value): (&'static str, &'static str, u64)) -> Figure {
+    Figure {
+        name,
+        kind: Kind::Gauge,
+        help,
+        value,
     }
 }

@@ -1,7 +1,7 @@
 //! Health and metrics over plain HTTP, on loopback unless set otherwise.
 //!
-//! Invariants: nothing here changes anything or waits for a quorum; `/health/live` answers while the process does,
-//! `/health/ready` only while the replica may serve nodes.
+//! Invariants: nothing here changes anything or waits for a quorum; `/health/live` answers while the process
+//! does, `/health/ready` only while the replica may serve nodes.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -20,8 +20,21 @@ pub(crate) struct Sample {
     pub(crate) not_ready: Option<String>,
     /// leader, follower, candidate or learner.
     pub(crate) role: &'static str,
-    /// Figures: name without prefix, kind, help and value.
-    pub(crate) figures: Vec<(&'static str, Kind, &'static str, u64)>,
+    /// What is measured.
+    pub(crate) figures: Vec<Figure>,
+}
+
+/// One thing that is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figure {
+    /// Its name, without the prefix `palyra_`.
+    pub(crate) name: &'static str,
+    /// What it does over time.
+    pub(crate) kind: Kind,
+    /// What it is, in a sentence.
+    pub(crate) help: &'static str,
+    /// How much it is now.
+    pub(crate) value: u64,
 }
 
 /// What a figure does over time.
@@ -77,8 +90,8 @@ struct Process {
 
 fn process() -> Process {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Fields are counted behind the command's closing bracket, which may hold spaces: 12 and 13 are the CPU ticks,
-    // 22 the resident pages.
+    // Fields are counted behind the command's closing bracket, which may hold spaces: 12 and 13 are the CPU
+    // ticks, 22 the resident pages.
     let fields: Vec<&str> = stat
         .rsplit_once(')')
         .map(|(_, rest)| rest.split_whitespace().collect())
@@ -118,7 +131,13 @@ fn render(sample: &Sample, process: &Process) -> String {
         "Whether the replica may serve nodes.",
         &ready,
     );
-    for (name, kind, help, value) in &sample.figures {
+    for Figure {
+        name,
+        kind,
+        help,
+        value,
+    } in &sample.figures
+    {
         figure(&format!("palyra_{name}"), *kind, help, value);
     }
     let bytes = process.resident_bytes;
@@ -165,8 +184,18 @@ mod tests {
             not_ready: None,
             role: "leader",
             figures: vec![
-                ("term", Kind::Gauge, "Raft term.", 3),
-                ("syncs_total", Kind::Counter, "Syncs.", 12),
+                Figure {
+                    name: "term",
+                    kind: Kind::Gauge,
+                    help: "Raft term.",
+                    value: 3,
+                },
+                Figure {
+                    name: "syncs_total",
+                    kind: Kind::Counter,
+                    help: "Syncs.",
+                    value: 12,
+                },
             ],
         };
         let text = render(

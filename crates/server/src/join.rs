@@ -1,9 +1,9 @@
 //! `palyrad join`: from a token to the data folder of a new replica.
 //!
-//! What never lives here: the replica's start; `palyrad run` does that. Invariants: nothing that the other side says
-//! is believed unless its TLS chain ends in the root that the token pins; the keys are made here and never sent; what
-//! was begun is written down first, so that a repeated call after a crash asks for the same and gets the same replica
-//! id; `palyrad.toml` is written last.
+//! What never lives here: the replica's start; `palyrad run` does that. Invariants: nothing that the other
+//! side says is believed unless its TLS chain ends in the root that the token pins; the keys are made here
+//! and never sent; what was begun is written down first, so that a repeated call after a crash asks for the
+//! same and gets the same replica id; `palyrad.toml` is written last.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -104,8 +104,8 @@ fn token_text(args: &JoinArgs) -> Result<zeroize::Zeroizing<String>, Failure> {
     Ok(zeroize::Zeroizing::new(text))
 }
 
-/// A sentence when the folder is that of this very join, finished; a refusal when it is anything else but empty or a
-/// join under way.
+/// A sentence when the folder is that of this very join, finished; a refusal when it is anything else but
+/// empty or a join under way.
 fn already_joined(args: &JoinArgs, token: &JoinToken) -> Result<Option<String>, Failure> {
     let dir = &args.data_dir;
     let config = dir.join(layout::CONFIG);
@@ -137,7 +137,7 @@ fn already_joined(args: &JoinArgs, token: &JoinToken) -> Result<Option<String>, 
     match stranger {
         Some(entry) => {
             let problem = format!(
-                "{} is not empty (it holds {:?}) and is no replica's folder; choose another --data-dir or empty it",
+                "{} is not empty (it holds {:?}) and is no replica's folder; choose another --data-dir",
                 dir.display(),
                 entry.file_name()
             );

@@ -1,9 +1,9 @@
 //! TLS listeners: from a TCP connection to a stream that tonic can serve, with who is at the other end.
 //!
-//! What never lives here: gRPC services, and the decision whether a peer is still welcome ([`Admit`] asks `control`).
-//! Invariants: a handshake has a deadline, and only so many are under way; connections are bounded in all and per
-//! source; a connection that is cancelled fails at its next read or write, at once, whoever waits on it; everything
-//! that counts a connection is given back when the connection is dropped.
+//! What never lives here: gRPC services, and the decision whether a peer is still welcome ([`Admit`] asks
+//! `control`). Invariants: a handshake has a deadline, and only so many are under way; connections are
+//! bounded in all and per source; a connection that is cancelled fails at its next read or write, at once,
+//! whoever waits on it; everything that counts a connection is given back when the connection is dropped.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -43,8 +43,8 @@ pub(crate) struct Peer {
     pub(crate) source: SocketAddr,
     /// Unique in this process.
     pub(crate) id: u64,
-    /// Its number in `control`'s registry of connections; not set when it was not entered, so that no revocation
-    /// would find it and nothing that lasts may begin on it.
+    /// Its number in `control`'s registry of connections; not set when it was not entered, so that no
+    /// revocation would find it and nothing that lasts may begin on it.
     pub(crate) guard: OnceLock<u64>,
     /// `tls-server-end-point` of the certificate that was shown to it; only on the enrol listener.
     pub(crate) end_point: Option<[u8; 32]>,

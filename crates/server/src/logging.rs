@@ -25,8 +25,8 @@ pub(crate) fn start(section: &LogSection) {
     }
 }
 
-/// A panic is logged like everything else. One on a thread of the replica's core ends the process: what it holds in
-/// memory may not match what is on disk any more, and the supervisor's restart reads the disk.
+/// A panic is logged like everything else. One on a thread of the replica's core ends the process: what it
+/// holds in memory may not match what is on disk any more, and the supervisor's restart reads the disk.
 fn log_panics() {
     std::panic::set_hook(Box::new(|info| {
         let thread = std::thread::current();
@@ -41,4 +41,4 @@ fn log_panics() {
 }
 
 /// How the threads of the replica's core are named; see `palyra_platform::spawn_io`.
-const CORE_THREADS: &str = "palyra-io";
+const CORE_THREADS: &str = "palyra-log";

@@ -1,7 +1,8 @@
-//! What a replica keeps right about itself and its peers: its addresses in the state, theirs in the address book, and
-//! that it is still a member.
+//! What a replica keeps right about itself and its peers: its addresses in the state, theirs in the address
+//! book, and that it is still a member.
 //!
-//! Invariants: the book follows the state, and what it was before the state had any members stays in it until then.
+//! Invariants: the book follows the state, and what it was before the state had any members stays in it until
+//! then.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Pause after an announcement that did not get through.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Announces this replica's addresses when they changed, keeps the cache, and fails once the replica is removed.
+/// Announces this replica's addresses when they changed, keeps the cache, and fails once the replica is
+/// removed.
 pub(crate) fn look_after(
     config: &Config,
     replica: Replica,

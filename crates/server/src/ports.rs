@@ -1,8 +1,8 @@
 //! The three TLS listeners of a replica: who gets in where, and what is served there.
 //!
-//! Invariants: a connection of a node or operator is entered in `control`'s registry before anything is served on it;
-//! one whose certificate the registry refuses is told why on each call and closed soon; a replica that was removed from
-//! the cluster is no peer.
+//! Invariants: a connection of a node or operator is entered in `control`'s registry before anything is
+//! served on it; one whose certificate the registry refuses is told why on each call and closed soon; a
+//! replica that was removed from the cluster is no peer.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -32,6 +32,8 @@ const WINDOW: u32 = 1 << 20;
 const PEER_WINDOW: u32 = 8 << 20;
 /// Strangers have few streams.
 const ENROL_STREAMS: u32 = 8;
+/// Of the connections that a source may have, strangers get one in so many.
+const ENROL_SHARE: usize = 16;
 
 /// The sockets of a replica, bound.
 pub(crate) struct Sockets {
@@ -66,12 +68,15 @@ async fn bind(name: &str, address: &str) -> Result<TcpListener, Failure> {
         let port = address.rsplit_once(':').map_or(address, |(_, port)| port);
         let next = match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                format!("`ss -ltnp 'sport = :{port}'` shows who has it; stop that, or set listen.base_port or listen.{name}")
+                format!("`ss -ltnp 'sport = :{port}'` shows who has it; stop that, or set listen.{name}")
             }
-            std::io::ErrorKind::AddrNotAvailable => format!("set listen.host or listen.{name} to an address of this machine"),
+            std::io::ErrorKind::AddrNotAvailable => {
+                format!("set listen.{name} to an address of this machine")
+            }
             _ => format!("see listen.{name} and listen.host in the configuration"),
         };
-        Failure::new(Code::Precondition, format!("{address} (listen.{name}) can't be listened on: {error}; {next}"))
+        let what = format!("{address} (listen.{name}) can't be listened on");
+        Failure::new(Code::Precondition, format!("{what}: {error}; {next}"))
     })
 }
 
@@ -128,7 +133,8 @@ fn admit_caller(control: Control) -> Admit {
                 })
             }
             Err(error) => {
-                tracing::info!(who = %identity.id, source = %peer.source, %error, "connection will be refused");
+                let who = &identity.id;
+                tracing::info!(%who, source = %peer.source, %error, "connection will be refused");
                 Box::pin(tokio::time::sleep(REFUSED_STAY))
             }
         };
@@ -150,8 +156,13 @@ pub(crate) fn serve_enrol(
         let enrol = server.enrol();
         (enrol.config, Some(enrol.end_point))
     });
+    let all = limits(config);
+    let limits = Limits {
+        per_source: (all.per_source / ENROL_SHARE).max(4),
+        ..all
+    };
     let admit: Admit = Arc::new(|_: &Arc<Peer>| Ok(Box::pin(std::future::pending()) as Closed));
-    let listener = Listener::new("enrol", socket, limits(config), handshake, admit, stop.clone());
+    let listener = Listener::new("enrol", socket, limits, handshake, admit, stop.clone());
     let http2 = http2(config, ENROL_STREAMS, u32::from(u16::MAX));
     let stop = stop.gently.clone();
     async move { Ok(serve::serve(listener.start(), routes, http2, stop).await?) }
@@ -165,7 +176,8 @@ fn admit_replica(replica: Replica) -> Admit {
             .id()
             .parse()
             .map_err(|_| "the certificate names no replica")?;
-        // What this replica has not heard of yet may be new: Raft itself asks for cluster, sender and addressee.
+        // What this replica has not heard of yet may be new: Raft itself asks for cluster, sender and
+        // addressee.
         match cluster::replica(&replica.view(), id).map(|record| record.status()) {
             Some(ReplicaStatus::Removed) => Err(format!("replica {id} was removed from the cluster")),
             _ => Ok(Box::pin(std::future::pending())),

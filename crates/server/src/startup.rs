@@ -1,9 +1,11 @@
 //! From a configuration to a serving replica, and back to a clean end.
 //!
-//! The order is what matters here. Up: lock, keys, ports, disk, Raft, peers, genesis, control plane, callers. Down: the
-//! leadership, the sessions, the callers, Raft. Invariants: nothing is written before the folder is known to be this
-//! replica's; a port that is taken is found before the disk is opened; nobody is served before Raft is up.
+//! The order is what matters here. Up: lock, keys, ports, disk, Raft, peers, genesis, control plane, callers.
+//! Down: the leadership, the sessions, the callers, Raft. Invariants: nothing is written before the folder is
+//! known to be this replica's; a port that is taken is found before the disk is opened; nobody is served
+//! before Raft is up.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,7 @@ use crate::exit::{Code, Failure};
 use crate::files::{self, FolderLock, ReplicaFiles};
 use crate::health;
 use crate::listener::Stop;
+use crate::metered::{Meter, Metered};
 use crate::own;
 use crate::ports::{self, Sockets};
 use crate::tls::Tls;
@@ -67,7 +70,8 @@ pub(crate) async fn run(config: Config) -> Result<(), Failure> {
             return Ok(());
         }
     };
-    println!("{}", running.ready_line(&config));
+    // Whoever started this process may not listen any more; that is no reason to end.
+    let _ = writeln!(std::io::stdout(), "{}", running.ready_line(&config));
     let ended = running.wait(&mut signals).await;
     tokio::select! {
         () = running.stop() => {}
@@ -104,7 +108,8 @@ async fn start(config: &Config) -> Result<Running, Failure> {
         peers,
         metrics,
     } = Sockets::bind(&config.listen_addresses()).await?;
-    let engine = open_engine(dir).await?;
+    let meter = Arc::new(Meter::default());
+    let engine = open_engine(dir, &meter).await?;
     let book = AddressBook::cached(dir.join(layout::PEERS));
     let transport = ports::transport(&tls, &book);
     let opened = Replica::open(replica_config(config)?, engine, transport).await;
@@ -136,7 +141,7 @@ async fn start(config: &Config) -> Result<Running, Failure> {
         "the enrolment listener",
         ports::serve_enrol(config, &tls, enrol, &control, &stop),
     );
-    let source = health::source(control.clone(), replica.clone());
+    let source = health::source(control.clone(), replica.clone(), meter);
     let http = crate::http::serve(metrics, source, stop_peers.gently.clone());
     serving.run("the metrics listener", async move { Ok(http.await?) });
     serving.look_after(own::look_after(
@@ -285,13 +290,13 @@ fn copy(authority: &Authority) -> Result<Authority, Failure> {
     Ok(Authority::new(authority.der().to_vec(), key).map_err(anyhow::Error::from)?)
 }
 
-async fn open_engine(dir: &Path) -> Result<Arc<dyn Engine>, Failure> {
+async fn open_engine(dir: &Path, meter: &Arc<Meter>) -> Result<Arc<dyn Engine>, Failure> {
     let path = dir.join(layout::DB);
     files::make_private_dir(&path)?;
     // It replays its log, which may take seconds.
     let opened = tokio::task::spawn_blocking(move || RocksEngine::open(&path, Options::default())).await;
     match opened.map_err(anyhow::Error::from)? {
-        Ok(engine) => Ok(Arc::new(engine)),
+        Ok(engine) => Ok(Arc::new(Metered::new(engine, Arc::clone(meter)))),
         Err(error @ EngineError::Future { .. }) => Err(Failure::new(Code::Unsupported, error)),
         Err(error) => Err(Failure::new(Code::Precondition, error)),
     }
@@ -357,8 +362,10 @@ async fn birth(dir: &Path, replica: &Replica) -> Result<(), Failure> {
         )
     })?;
     palyra_control::found(replica, genesis).await.map_err(|error| {
-        let next = "if the cluster exists elsewhere, remove the file; else run `palyra cluster init` in an empty folder";
-        Failure::new(Code::Precondition, format!("{}: the cluster was not founded: {error}; {next}", path.display()))
+        let next =
+            "if the cluster lives elsewhere, remove the file; else `palyra cluster init` in a new folder";
+        let what = format!("{}: the cluster was not founded", path.display());
+        Failure::new(Code::Precondition, format!("{what}: {error}; {next}"))
     })?;
     tracing::info!("the cluster is founded");
     Ok(files::remove(&path)?)

@@ -1,7 +1,8 @@
 //! The one mapping from the control plane's errors to gRPC.
 //!
-//! Invariants: every class has one gRPC code; the message is `E0403: thing and cause; next step`; the machine-readable
-//! detail travels in the trailer `palyra-error-bin`; the source of an internal error goes to the log only.
+//! Invariants: every class has one gRPC code; the message is `E0403: thing and cause; next step`; the
+//! machine-readable detail travels in the trailer `palyra-error-bin`; the source of an internal error goes to
+//! the log only.
 
 use bytes::Bytes;
 use palyra_control::{Class, Error};

@@ -1,8 +1,9 @@
 //! The replica's own certificate and the TLS of its listeners.
 //!
 //! What never lives here: the check of a peer's certificate (`palyra_pki`) and of its revocation (`control`).
-//! Invariants: the key of the certificate is made at each start and never written; a certificate is renewed at half
-//! its life and handshakes that begin after that show the new one; no DNS name or address decides who anybody is.
+//! Invariants: the key of the certificate is made at each start and never written; a certificate is renewed
+//! at half its life and handshakes that begin after that show the new one; no DNS name or address decides who
+//! anybody is.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -45,7 +46,8 @@ struct Fresh {
 }
 
 impl Tls {
-    /// Issues the first certificate; refuses an authority that is not of this cluster, over, or for another id.
+    /// Issues the first certificate; refuses an authority that is not of this cluster, over, or for another
+    /// id.
     pub(crate) fn new(
         authority: Arc<Authority>,
         trust: TrustBundle,
@@ -151,7 +153,7 @@ impl Tls {
                     "renewed the replica's certificate"
                 ),
                 Err(error) => {
-                    tracing::error!(%error, "the replica's certificate could not be renewed; trying again in an hour");
+                    tracing::error!(%error, "the certificate could not be renewed; trying again in an hour");
                     tokio::time::sleep(Duration::from_secs(3600)).await;
                 }
             }

@@ -1,4 +1,5 @@
-//! From a parser's error to a message that names file, line, key and, for a key that is none, the nearest that is.
+//! From a parser's error to a message that names file, line, key and, for a key that is none, the nearest
+//! that is.
 
 use std::path::Path;
 

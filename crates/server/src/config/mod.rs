@@ -1,8 +1,9 @@
 //! The configuration file of a replica, `palyrad.toml`.
 //!
-//! What never lives here: secrets (they are in files of the data folder) and anything that the cluster agrees on by
-//! its log. Invariants: an unknown key, a value out of bounds or an address that is none is refused with file, line
-//! and key; everything but the identity of the replica has a default; every duration and size has bounds.
+//! What never lives here: secrets (they are in files of the data folder) and anything that the cluster agrees
+//! on by its log. Invariants: an unknown key, a value out of bounds or an address that is none is refused
+//! with file, line and key; everything but the identity of the replica has a default; every duration and size
+//! has bounds.
 
 mod explain;
 mod quantity;
@@ -56,7 +57,8 @@ pub(crate) struct ReplicaSection {
     pub(crate) cluster_id: String,
     /// The cluster's trust domain.
     pub(crate) trust_domain: String,
-    /// Where its files are, relative to the configuration file; the folder of the configuration file when absent.
+    /// Where its files are, relative to the configuration file; the folder of the configuration file when
+    /// absent.
     #[serde(default = "here")]
     pub(crate) data_dir: PathBuf,
 }
@@ -258,7 +260,7 @@ impl Config {
     pub(crate) fn load(path: &Path) -> Result<Config, ConfigError> {
         let refuse = |error: std::io::Error| {
             ConfigError(format!(
-                "cannot read the configuration {}: {error}; make one with `palyra cluster init` or `palyrad join`",
+                "cannot read the configuration {}: {error}; `palyra cluster init` or `palyrad join` make it",
                 path.display()
             ))
         };
@@ -273,7 +275,8 @@ impl Config {
         Self::parse(&text, path)
     }
 
-    /// Checks the text of the file at `path`, which names it in messages and is what `data_dir` is relative to.
+    /// Checks the text of the file at `path`, which names it in messages and is what `data_dir` is relative
+    /// to.
     pub(crate) fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let mut config: Config =
             toml::from_str(text).map_err(|error| ConfigError(explain::explain(&error, text, path)))?;
@@ -413,7 +416,8 @@ impl Config {
         }
     }
 
-    /// What others are told: an own address where one is set, else the advertised host with the port listened on.
+    /// What others are told: an own address where one is set, else the advertised host with the port listened
+    /// on.
     pub(crate) fn advertised_addresses(&self) -> Addresses {
         let listens = self.listen_addresses();
         let host = self.advertise.host.as_deref();

@@ -1,6 +1,6 @@
 //! Bounded quantities of the configuration: durations (`"250ms"`, `"5s"`, `"2m"`, `"1h"`), sizes (`"512KiB"`,
-//! `"16MiB"`) and counts. The bounds are in the type, so that a value outside of them is refused where it is read and
-//! the message can name its line.
+//! `"16MiB"`) and counts. The bounds are in the type, so that a value outside of them is refused where it is
+//! read and the message can name its line.
 
 use std::fmt;
 use std::time::Duration;

@@ -39,7 +39,8 @@ impl DispatchService for Gateway {
             let id = seen.record.id.to_string();
             match self.control.wait_dispatch(&id, wait_ms.into()).await {
                 Ok((waited, _)) => seen = waited,
-                // It is committed: an answer without an end is better than an error that looks like a refusal.
+                // It is committed: an answer without an end is better than an error that looks like a
+                // refusal.
                 Err(error) => tracing::debug!(dispatch = id, %error, "the wait for a dispatch was cut short"),
             }
         }

@@ -1,7 +1,8 @@
 //! The gRPC services: a thin mapping between wire messages and `palyra-control`.
 //!
-//! What never lives here: decisions. Invariants: a handler first asks `control` who the caller is, by the certificate
-//! of the connection, and only then looks at the request; every refusal goes through [`crate::status`].
+//! What never lives here: decisions. Invariants: a handler first asks `control` who the caller is, by the
+//! certificate of the connection, and only then looks at the request; every refusal goes through
+//! [`crate::status`].
 
 mod access;
 mod cluster;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use palyra_control::Control;
 use palyra_control::{Caller, EnrolSource};
 use palyra_control::{Error, Refusal};
-use palyra_pki::PeerIdentity;
+use palyra_pki::{PeerIdentity, Role as CertificateRole};
 use palyra_proto::access::v1::access_service_server::AccessServiceServer;
 use palyra_proto::cluster::v1::cluster_service_server::ClusterServiceServer;
 use palyra_proto::cluster::v1::join_service_server::JoinServiceServer;
@@ -31,7 +32,8 @@ use palyra_proto::node::v1::node_service_server::NodeServiceServer;
 use palyra_proto::pairing::v1::enrol_service_server::EnrolServiceServer;
 use palyra_proto::pairing::v1::pairing_service_server::PairingServiceServer;
 use palyra_state::access::Role;
-use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
+use tonic::service::{Interceptor, Routes};
 use tonic::{Request, Status};
 
 use crate::listener::Peer;
@@ -75,14 +77,28 @@ impl Gateway {
             .add_service(sized!(JournalServiceServer))
             .add_service(sized!(AccessServiceServer))
             .add_service(sized!(ClusterServiceServer))
-            .add_service(health.max_decoding_message_size(message))
-            .add_service(reflection.max_decoding_message_size(message)))
+            .add_service(self.for_the_known(health.max_decoding_message_size(message)))
+            .add_service(self.for_the_known(reflection.max_decoding_message_size(message))))
     }
 
     /// The services of the enrolment listener.
     pub(crate) fn enrol_routes(&self) -> Routes {
         Routes::new(EnrolServiceServer::new(self.clone()).max_decoding_message_size(ENROL))
             .add_service(JoinServiceServer::new(self.clone()).max_decoding_message_size(ENROL))
+    }
+
+    /// A service that says nothing of ours, for whoever the registry knows: a revoked certificate gets no answer from
+    /// any service, this harmless one included.
+    fn for_the_known<S>(&self, service: S) -> InterceptedService<S, impl Interceptor + Clone + use<S>> {
+        let gateway = self.clone();
+        InterceptedService::new(service, move |request: Request<()>| {
+            let peer = identity(&request)?;
+            let known = match peer.id.role() {
+                CertificateRole::Operator => gateway.control.admit_operator_local(&peer),
+                _ => gateway.control.admit_node(&peer),
+            };
+            known.map(|_| request).map_err(|error| gateway.fail(error))
+        })
     }
 
     fn fail(&self, error: Error) -> Status {

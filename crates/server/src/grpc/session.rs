@@ -1,8 +1,8 @@
 //! A node's session on one stream: one task takes the node's messages in, the response body gives ours out.
 //!
-//! What never lives here: what a message means (`control::sessions`). Invariants: the first message is Attach and the
-//! only one; the session is dropped, and so ended, as soon as either direction is over; a reader that stalls holds
-//! back nobody but itself, since nothing here buffers for it.
+//! What never lives here: what a message means (`control::sessions`). Invariants: the first message is Attach
+//! and the only one; the session is dropped, and so ended, as soon as either direction is over; a reader that
+//! stalls holds back nobody but itself, since nothing here buffers for it.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
