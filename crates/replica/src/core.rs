@@ -1,4 +1,5 @@
-//! What the parts of a replica share: Raft, the machine, the links, and the task that ends the process when Raft dies.
+//! What the parts of a replica share: Raft, the machine, the links, and the task that ends the process when
+//! Raft dies.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -19,6 +20,9 @@ use crate::members::HAND_OVER;
 use crate::peer::{Method, PeerError, PeerHandler, Refusal};
 use crate::read::ReadGate;
 use crate::types::{Metrics, Raft};
+
+/// How often the size of the log is looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
 
 /// Shared by all handles of a replica.
 pub(crate) struct Core {
@@ -84,8 +88,15 @@ impl Core {
     pub(crate) async fn changed(&self, limit: Duration) {
         let mut metrics = self.raft.metrics();
         metrics.borrow_and_update();
+        let change = async {
+            if metrics.changed().await.is_err() {
+                // Raft is gone and nothing changes any more. Answering at once would make every loop around
+                // this one spin, with no await that could end it, until its deadline.
+                std::future::pending::<()>().await;
+            }
+        };
         // Either outcome is a reason to look again.
-        let _ = platform::timeout(limit, metrics.changed()).await;
+        let _ = platform::timeout(limit, change).await;
     }
 
     /// Waits until the entry at `index` is applied here; false when `limit` passes first.
@@ -103,8 +114,8 @@ impl Core {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Raft's core is gone: a replica without it answers nothing any more and never heals, so the process ends, unless
-    /// it is on its way out already.
+    /// Raft's core is gone: a replica without it answers nothing any more and never heals, so the process
+    /// ends, unless it is on its way out already.
     pub(crate) fn raft_died(&self, why: &dyn std::fmt::Display) {
         if !self.stopping() {
             platform::abort(&format!("Raft has stopped: {why}"));
@@ -115,11 +126,23 @@ impl Core {
         *self.handler.write().unwrap_or_else(PoisonError::into_inner) = Some(handler);
     }
 
-    pub(crate) async fn handle_application(&self, from: u64, topic: String, body: Bytes) -> Result<Bytes, PeerError> {
-        let handler = self.handler.read().unwrap_or_else(PoisonError::into_inner).clone();
+    pub(crate) async fn handle_application(
+        &self,
+        from: u64,
+        topic: String,
+        body: Bytes,
+    ) -> Result<Bytes, PeerError> {
+        let handler = self
+            .handler
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         match handler {
             Some(handler) => handler.handle(from, topic, body).await,
-            None => Err(PeerError::refused(Refusal::Unsupported, format_args!("nobody answers `{topic}` here yet"))),
+            None => Err(PeerError::refused(
+                Refusal::Unsupported,
+                format_args!("nobody answers `{topic}` here yet"),
+            )),
         }
     }
 
@@ -130,10 +153,24 @@ impl Core {
         body: Bytes,
         limit: Duration,
     ) -> Result<Bytes, PeerError> {
-        let request = wire::ApplicationRequest { topic: topic.to_owned(), body };
-        match self.links.call(to, Method::Application, wire::request::Body::Application(request), limit).await? {
+        let request = wire::ApplicationRequest {
+            topic: topic.to_owned(),
+            body,
+        };
+        match self
+            .links
+            .call(
+                to,
+                Method::Application,
+                wire::request::Body::Application(request),
+                limit,
+            )
+            .await?
+        {
             wire::response::Body::Application(answer) => Ok(answer),
-            _ => Err(PeerError::Lost(format!("replica {to} answered something else than was asked"))),
+            _ => Err(PeerError::Lost(format!(
+                "replica {to} answered something else than was asked"
+            ))),
         }
     }
 
@@ -169,6 +206,31 @@ pub(crate) async fn guard(core: std::sync::Weak<Core>, mut metrics: MetricsRecei
             return;
         }
         if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps the log within its limit of bytes: openraft counts entries only.
+pub(crate) async fn keep_house(core: std::sync::Weak<Core>) {
+    loop {
+        platform::sleep(HOUSEKEEPING).await;
+        let Some(core) = core.upgrade() else { return };
+        if core.stopping() {
+            return;
+        }
+        let Some(upto) = core.log.excess(core.config.log_bytes) else {
+            continue;
+        };
+        let covered = core.metrics().snapshot.is_some_and(|id| id.index >= upto);
+        let trigger = core.raft.trigger();
+        let done = if covered {
+            trigger.purge_log(upto).await
+        } else {
+            trigger.snapshot().await
+        };
+        if let Err(fatal) = done {
+            core.raft_died(&fatal);
             return;
         }
     }

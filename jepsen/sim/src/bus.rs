@@ -15,13 +15,14 @@ use palyra_replica::{Bodies, Lane, Method, PeerError, PeerService, PeerTransport
 use tokio::sync::{mpsc, watch};
 
 use crate::chance;
+use crate::world::{Life, World};
 
 /// Messages that a stream may have under way.
 const WINDOW: usize = 64;
 
 #[derive(Default)]
 struct Inner {
-    services: BTreeMap<u64, PeerService>,
+    services: BTreeMap<u64, (Life, PeerService)>,
     cut: BTreeSet<(u64, u64)>,
     loss_percent: u64,
     latency_ms: u64,
@@ -32,19 +33,24 @@ struct Inner {
 #[derive(Clone)]
 pub(crate) struct Bus {
     inner: Arc<Mutex<Inner>>,
+    world: &'static World,
     /// Bumped whenever a link is healed: held messages go on.
     healed: watch::Sender<u64>,
 }
 
 impl Bus {
     /// A bus with latencies and losses of the seed's choice.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(world: &'static World) -> Self {
         let inner = Inner {
             loss_percent: chance::below(3),
             latency_ms: chance::between(1, 12),
             ..Inner::default()
         };
-        Bus { inner: Arc::new(Mutex::new(inner)), healed: watch::channel(0).0 }
+        Bus {
+            inner: Arc::new(Mutex::new(inner)),
+            world,
+            healed: watch::channel(0).0,
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -52,8 +58,8 @@ impl Bus {
     }
 
     /// Connects a replica that has started.
-    pub(crate) fn plug(&self, replica: u64, service: PeerService) {
-        self.inner().services.insert(replica, service);
+    pub(crate) fn plug(&self, life: Life, service: PeerService) {
+        self.inner().services.insert(life.replica(), (life, service));
     }
 
     /// Disconnects a replica that has died.
@@ -84,16 +90,21 @@ impl Bus {
 
     /// The transport of one replica.
     pub(crate) fn port(&self, from: u64) -> Arc<Port> {
-        Arc::new(Port { from, bus: self.clone() })
+        Arc::new(Port {
+            from,
+            bus: self.clone(),
+        })
     }
 
     fn is_cut(&self, from: u64, to: u64) -> bool {
         self.inner().cut.contains(&(from, to))
     }
 
-    fn service(&self, to: u64) -> Result<PeerService, PeerError> {
+    fn service(&self, to: u64) -> Result<(Life, PeerService), PeerError> {
         let found = self.inner().services.get(&to).cloned();
-        found.ok_or_else(|| PeerError::Unreachable("connection refused".into()))
+        found
+            .filter(|(life, _)| self.world.lives(*life))
+            .ok_or_else(|| PeerError::Unreachable("connection refused".into()))
     }
 
     /// One message over one link; false when it was lost. A cut link holds it until it is healed.
@@ -102,7 +113,10 @@ impl Bus {
             let mut inner = self.inner();
             inner.messages += 1;
             let slow = if chance::percent(2) { 40 } else { 1 };
-            (chance::between(1, inner.latency_ms * slow), chance::percent(inner.loss_percent))
+            (
+                chance::between(1, inner.latency_ms * slow),
+                chance::percent(inner.loss_percent),
+            )
         };
         let mut healed = self.healed.subscribe();
         platform::sleep(Duration::from_millis(latency)).await;
@@ -129,7 +143,11 @@ async fn pump(
     out: mpsc::Sender<Result<Bytes, PeerError>>,
 ) {
     while let Some(item) = items.next().await {
-        let item = if bus.hop(link.0, link.1).await { item } else { Err(PeerError::Lost("reset".into())) };
+        let item = if bus.hop(link.0, link.1).await {
+            item
+        } else {
+            Err(PeerError::Lost("reset".into()))
+        };
         let broken = item.is_err();
         if out.send(item).await.is_err() || broken {
             return;
@@ -138,16 +156,21 @@ async fn pump(
 }
 
 fn receiver(items: mpsc::Receiver<Result<Bytes, PeerError>>) -> Bodies {
-    futures::stream::unfold(items, |mut items| async move { Some((items.recv().await?, items)) }).boxed()
+    futures::stream::unfold(
+        items,
+        |mut items| async move { Some((items.recv().await?, items)) },
+    )
+    .boxed()
 }
 
-/// Runs a future as a task of the replica `tag`; an answer that died with it is lost.
+/// Runs a future as a task of the replica that it asks; an answer that died with it is lost.
 async fn on<T: Send + 'static>(
-    tag: u64,
+    life: Life,
     future: impl Future<Output = Result<T, PeerError>> + Send + 'static,
 ) -> Result<T, PeerError> {
-    let task = platform::scope_sync(tag, || platform::spawn(future));
-    task.await.unwrap_or_else(|ended| Err(PeerError::Lost(ended.to_string())))
+    let task = platform::scope_sync(life.tag(), || platform::spawn(future));
+    task.await
+        .unwrap_or_else(|ended| Err(PeerError::Lost(ended.to_string())))
 }
 
 impl PeerTransport for Port {
@@ -163,21 +186,23 @@ impl PeerTransport for Port {
             if !bus.hop(from, to).await {
                 std::future::pending::<()>().await;
             }
-            let service = bus.service(to)?;
+            let (life, service) = bus.service(to)?;
             if chance::percent(1) {
                 let (service, body) = (service.clone(), body.clone());
-                platform::scope_sync(to, || {
+                platform::scope_sync(life.tag(), || {
                     platform::spawn(async move { drop(service.handle_call(from, body).await) }).detach();
                 });
             }
-            let answer = on(to, async move { service.handle_call(from, body).await }).await;
+            let answer = on(life, async move { service.handle_call(from, body).await }).await;
             if !bus.hop(to, from).await {
                 std::future::pending::<()>().await;
             }
             answer
         };
         Box::pin(async move {
-            platform::timeout(timeout, exchange).await.unwrap_or(Err(PeerError::Timeout(timeout)))
+            platform::timeout(timeout, exchange)
+                .await
+                .unwrap_or(Err(PeerError::Timeout(timeout)))
         })
     }
 
@@ -192,11 +217,17 @@ impl PeerTransport for Port {
             if bus.is_cut(from, to) || bus.is_cut(to, from) {
                 return Err(PeerError::Unreachable("no route".into()));
             }
-            let service = bus.service(to)?;
+            let (life, service) = bus.service(to)?;
             let (request_tx, request_rx) = mpsc::channel(WINDOW);
             let (answer_tx, answer_rx) = mpsc::channel(WINDOW);
-            platform::spawn(pump(bus.clone(), (from, to), requests.map(Ok).boxed(), request_tx)).detach();
-            platform::scope_sync(to, || {
+            platform::spawn(pump(
+                bus.clone(),
+                (from, to),
+                requests.map(Ok).boxed(),
+                request_tx,
+            ))
+            .detach();
+            platform::scope_sync(life.tag(), || {
                 let answers = service.handle_append(from, receiver(request_rx));
                 platform::spawn(pump(bus, (to, from), answers, answer_tx)).detach();
             });
@@ -204,13 +235,20 @@ impl PeerTransport for Port {
         })
     }
 
-    fn snapshot(&self, to: u64, frames: BoxStream<'static, Bytes>) -> BoxFuture<'static, Result<Bytes, PeerError>> {
+    fn snapshot(
+        &self,
+        to: u64,
+        frames: BoxStream<'static, Bytes>,
+    ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
         let (bus, from) = (self.bus.clone(), self.from);
         Box::pin(async move {
-            let service = bus.service(to)?;
+            let (life, service) = bus.service(to)?;
             let (frame_tx, frame_rx) = mpsc::channel(WINDOW);
             platform::spawn(pump(bus.clone(), (from, to), frames.map(Ok).boxed(), frame_tx)).detach();
-            let answer = on(to, async move { service.handle_snapshot(from, receiver(frame_rx)).await }).await;
+            let answer = on(life, async move {
+                service.handle_snapshot(from, receiver(frame_rx)).await
+            })
+            .await;
             if !bus.hop(to, from).await {
                 return Err(PeerError::Lost("reset".into()));
             }

@@ -34,12 +34,21 @@ fn certificate(subject: &str) -> NewCertificate {
 
 fn operator() -> Actor {
     let subject = format!("operator/{OPERATOR}");
-    Actor::Operator { name: OPERATOR.into(), fingerprint: certificate(&subject).fingerprint() }
+    Actor::Operator {
+        name: OPERATOR.into(),
+        fingerprint: certificate(&subject).fingerprint(),
+    }
 }
 
 fn addresses(replica: u64) -> Addresses {
     let at = |port: u16| format!("10.0.0.{replica}:{port}");
-    Addresses { peer: at(7444), node: at(7441), enrol: at(7442), http: at(7440), metrics: at(7445) }
+    Addresses {
+        peer: at(7444),
+        node: at(7441),
+        enrol: at(7442),
+        http: at(7440),
+        metrics: at(7445),
+    }
 }
 
 fn envelope(actor: Actor, command: impl Into<Command>) -> Envelope {
@@ -97,8 +106,12 @@ pub(crate) fn pair(device_id: Id) -> Vec<Envelope> {
         served_by: 1,
         fetch_token_hash: Digest::of(b"token"),
     };
-    let approve =
-        pairing::Approve { pairing_id, certificate: certificate(&subject), sas: String::new(), reason: String::new() };
+    let approve = pairing::Approve {
+        pairing_id,
+        certificate: certificate(&subject),
+        sas: String::new(),
+        reason: String::new(),
+    };
     vec![
         envelope(operator(), mint),
         envelope(replica.clone(), begin),
@@ -117,7 +130,13 @@ pub(crate) fn write(device_id: Id, value: u64) -> Envelope {
         labels: BTreeMap::from([("value".to_owned(), value.to_string())]),
     };
     let fingerprint = certificate(&format!("node/{device_id}")).fingerprint();
-    envelope(Actor::Node { device_id, fingerprint }, register)
+    envelope(
+        Actor::Node {
+            device_id,
+            fingerprint,
+        },
+        register,
+    )
 }
 
 /// What the register holds; 0 at first.

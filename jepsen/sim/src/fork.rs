@@ -53,7 +53,11 @@ pub(crate) fn for_each(
 fn start(key: u64, body: fn(u64) -> String) -> Child {
     let mut ends: [RawFd; 2] = [0; 2];
     // SAFETY: `ends` has room for the two descriptors.
-    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0, "no pipe for a seed's process");
+    assert_eq!(
+        unsafe { libc::pipe(ends.as_mut_ptr()) },
+        0,
+        "no pipe for a seed's process"
+    );
     // SAFETY: the parent has one thread, so the child's copy of the process is whole.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "no process for a seed");
@@ -70,7 +74,11 @@ fn start(key: u64, body: fn(u64) -> String) -> Child {
         libc::close(ends[1]);
         OwnedFd::from_raw_fd(ends[0])
     };
-    Child { pid, pipe: std::fs::File::from(read), started: Instant::now() }
+    Child {
+        pid,
+        pipe: std::fs::File::from(read),
+        started: Instant::now(),
+    }
 }
 
 /// Keys of the children whose pipe has something to read or is closed, or whose time is over.
@@ -79,7 +87,11 @@ fn wait_any(running: &BTreeMap<u64, Child>) -> Vec<u64> {
     let keys: Vec<u64> = running.keys().copied().collect();
     let mut fds: Vec<libc::pollfd> = running
         .values()
-        .map(|child| libc::pollfd { fd: child.pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+        .map(|child| libc::pollfd {
+            fd: child.pipe.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        })
         .collect();
     // SAFETY: `fds` is a valid array of its length.
     unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 1000) };

@@ -59,7 +59,10 @@ impl History {
 
     /// How many writes and reads were answered.
     pub(crate) fn answered(&self) -> usize {
-        self.ops.iter().filter(|op| matches!(op.outcome, Outcome::Ok(_))).count()
+        self.ops
+            .iter()
+            .filter(|op| matches!(op.outcome, Outcome::Ok(_)))
+            .count()
     }
 
     /// Checks the whole history against the journal's rows; the first problem of each kind.
@@ -78,7 +81,9 @@ impl History {
             at.entry(row.request_id).or_default().push(row.index);
         }
         self.ops.iter().find_map(|op| {
-            let Asked::Write { request, value, .. } = &op.asked else { return None };
+            let Asked::Write { request, value, .. } = &op.asked else {
+                return None;
+            };
             let found = at.get(request).map_or(&[][..], Vec::as_slice);
             let good = match op.outcome {
                 // The bus may have delivered the request twice; the answer may then name the second, empty entry.
@@ -86,7 +91,12 @@ impl History {
                 Outcome::Refused => found.is_empty(),
                 Outcome::Unknown => found.len() <= 1,
             };
-            (!good).then(|| format!("write of {value} ended {:?}, but the journal has it at {found:?}", op.outcome))
+            (!good).then(|| {
+                format!(
+                    "write of {value} ended {:?}, but the journal has it at {found:?}",
+                    op.outcome
+                )
+            })
         })
     }
 
@@ -110,7 +120,9 @@ impl History {
             let before = floors.get(&op.invoked).copied().unwrap_or(0);
             let write = matches!(op.asked, Asked::Write { .. });
             if index < before || (write && index == before && before > 0) {
-                return Some(format!("{op:?} reflects index {index}, but {before} was seen before it began"));
+                return Some(format!(
+                    "{op:?} reflects index {index}, but {before} was seen before it began"
+                ));
             }
             floor = floor.max(index);
         }
@@ -132,9 +144,15 @@ impl History {
             }
         }
         self.ops.iter().find_map(|op| {
-            let (Asked::Read { key, value }, Outcome::Ok(index)) = (&op.asked, &op.outcome) else { return None };
-            let held = chain.get(key).and_then(|c| c.range(..=*index).next_back()).map_or(0, |(_, value)| *value);
-            (held != *value).then(|| format!("a read at index {index} gave {value}, but {held} was the value there"))
+            let (Asked::Read { key, value }, Outcome::Ok(index)) = (&op.asked, &op.outcome) else {
+                return None;
+            };
+            let held = chain
+                .get(key)
+                .and_then(|c| c.range(..=*index).next_back())
+                .map_or(0, |(_, value)| *value);
+            (held != *value)
+                .then(|| format!("a read at index {index} gave {value}, but {held} was the value there"))
         })
     }
 }
@@ -153,15 +171,34 @@ mod tests {
     }
 
     fn row(index: u64, request: u8) -> Row {
-        Row { index, action: "node.registered".into(), request_id: id(request), ..Row::default() }
+        Row {
+            index,
+            action: "node.registered".into(),
+            request_id: id(request),
+            ..Row::default()
+        }
     }
 
     fn write(value: u64, request: u8, outcome: Outcome, invoked: u64, returned: u64) -> Op {
-        Op { asked: Asked::Write { key: id(1), value, request: id(request) }, outcome, invoked, returned }
+        Op {
+            asked: Asked::Write {
+                key: id(1),
+                value,
+                request: id(request),
+            },
+            outcome,
+            invoked,
+            returned,
+        }
     }
 
     fn read(value: u64, index: u64, invoked: u64, returned: u64) -> Op {
-        Op { asked: Asked::Read { key: id(1), value }, outcome: Outcome::Ok(index), invoked, returned }
+        Op {
+            asked: Asked::Read { key: id(1), value },
+            outcome: Outcome::Ok(index),
+            invoked,
+            returned,
+        }
     }
 
     fn check(ops: Vec<Op>, rows: &[Row]) -> Vec<String> {
@@ -184,12 +221,20 @@ mod tests {
         let lost = vec![write(7, 10, Outcome::Ok(5), 1, 2)];
         assert_eq!(check(lost, &[]).len(), 1, "an acknowledged write is gone");
         let twice = vec![write(7, 10, Outcome::Unknown, 1, 2)];
-        assert_eq!(check(twice, &[row(5, 10), row(9, 10)]).len(), 1, "an unknown write happened twice");
+        assert_eq!(
+            check(twice, &[row(5, 10), row(9, 10)]).len(),
+            1,
+            "an unknown write happened twice"
+        );
         let refused = vec![write(7, 10, Outcome::Refused, 1, 2)];
         assert_eq!(check(refused, &[row(5, 10)]).len(), 1, "a refused write happened");
         let stale = vec![write(7, 10, Outcome::Ok(5), 1, 2), read(0, 4, 3, 4)];
         assert_eq!(check(stale, &[row(5, 10)]).len(), 1, "a read went back in time");
         let wrong = vec![write(7, 10, Outcome::Ok(5), 1, 2), read(9, 5, 3, 4)];
-        assert_eq!(check(wrong, &[row(5, 10)]).len(), 1, "a read gave what nobody wrote");
+        assert_eq!(
+            check(wrong, &[row(5, 10)]).len(),
+            1,
+            "a read gave what nobody wrote"
+        );
     }
 }

@@ -63,26 +63,33 @@ fn range(text: &str) -> Option<(u64, u64)> {
 fn many(from: u64, to: u64, jobs: usize) -> ExitCode {
     let (mut good, mut bad, mut answered, mut messages) = (0u64, 0u64, 0u64, 0u64);
     let started = Instant::now();
-    fork::for_each(from..=to, jobs, |seed| simulate(seed, false), |seed, ended| {
-        let mut fail = |what: &str| {
-            bad += 1;
-            println!("FAIL seed {seed}: {what}\n     replay: jepsen-sim --seed {seed} --trace");
-        };
-        match ended {
-            Ended::Said(line) if line.starts_with("ok") => {
-                good += 1;
-                answered += number(&line, "answered=");
-                messages += number(&line, "messages=");
+    fork::for_each(
+        from..=to,
+        jobs,
+        |seed| simulate(seed, false),
+        |seed, ended| {
+            let mut fail = |what: &str| {
+                bad += 1;
+                println!("FAIL seed {seed}: {what}\n     replay: jepsen-sim --seed {seed} --trace");
+            };
+            match ended {
+                Ended::Said(line) if line.starts_with("ok") => {
+                    good += 1;
+                    answered += number(&line, "answered=");
+                    messages += number(&line, "messages=");
+                }
+                Ended::Said(line) => fail(&line),
+                Ended::Died(how) => fail(&format!("its process died: {how}")),
+                Ended::Hung => fail("it hung"),
             }
-            Ended::Said(line) => fail(&line),
-            Ended::Died(how) => fail(&format!("its process died: {how}")),
-            Ended::Hung => fail("it hung"),
-        }
-    });
+        },
+    );
     let differing = twice(from, to, jobs);
     let rate = (good + bad) as u128 * 60_000 / started.elapsed().as_millis().max(1);
     println!("{good} passed, {bad} failed");
-    println!("answered operations {answered}, messages {messages}, {rate} seeds a minute, replays that differed {differing}");
+    println!(
+        "answered operations {answered}, messages {messages}, {rate} seeds a minute, replays that differed {differing}"
+    );
     ExitCode::from(u8::from(bad + differing > 0))
 }
 
@@ -92,11 +99,19 @@ fn twice(from: u64, to: u64, jobs: usize) -> u64 {
     for seed in (from..=to).filter(|seed| seed % 50 == 0) {
         let mut lines = Vec::new();
         for _ in 0..2 {
-            fork::for_each(std::iter::once(seed), jobs, |seed| simulate(seed, false), |_, ended| lines.push(ended));
+            fork::for_each(
+                std::iter::once(seed),
+                jobs,
+                |seed| simulate(seed, false),
+                |_, ended| lines.push(ended),
+            );
         }
         if lines[0] != lines[1] {
             differing += 1;
-            println!("FAIL seed {seed} does not replay:\n     {:?}\n     {:?}", lines[0], lines[1]);
+            println!(
+                "FAIL seed {seed} does not replay:\n     {:?}\n     {:?}",
+                lines[0], lines[1]
+            );
         }
     }
     differing
@@ -113,7 +128,11 @@ fn number(line: &str, name: &str) -> u64 {
 /// One seed, in this process: the line that tells how it ended.
 fn simulate(seed: u64, trace: bool) -> String {
     chance::seed(seed);
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return format!("FAIL no runtime: {error}"),
     };

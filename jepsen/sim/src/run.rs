@@ -18,7 +18,7 @@ use crate::bus::Bus;
 use crate::chance;
 use crate::fleet;
 use crate::history::{self, Asked, History, Op, Outcome};
-use crate::world::World;
+use crate::world::{Life, World};
 
 /// Replicas of a simulated cluster.
 pub(crate) const REPLICAS: u64 = 3;
@@ -34,7 +34,7 @@ pub(crate) struct Cluster {
     world: &'static World,
     bus: Bus,
     disks: BTreeMap<u64, Arc<Disk>>,
-    live: RefCell<BTreeMap<u64, Replica>>,
+    live: RefCell<BTreeMap<u64, (Life, Replica)>>,
     cluster_id: Id,
     timing: Timing,
     compaction: Compaction,
@@ -60,8 +60,10 @@ impl Cluster {
         };
         Rc::new(Cluster {
             world,
-            bus: Bus::new(),
-            disks: (1..=REPLICAS).map(|id| (id, Disk::new(format!("disk-{id}")))).collect(),
+            bus: Bus::new(world),
+            disks: (1..=REPLICAS)
+                .map(|id| (id, Disk::new(format!("disk-{id}"))))
+                .collect(),
             live: RefCell::default(),
             cluster_id: fleet::fresh(),
             timing,
@@ -77,19 +79,23 @@ impl Cluster {
         self.problems.borrow_mut().push(what);
     }
 
-    fn is_live(&self, id: u64) -> bool {
-        self.live.borrow().contains_key(&id)
-    }
-
-    fn replica(&self, id: u64) -> Option<Replica> {
-        self.live.borrow().get(&id).cloned()
+    /// The replica, unless it is dead, and the life that calls of it belong to.
+    fn replica(&self, id: u64) -> Option<(Life, Replica)> {
+        self.live
+            .borrow()
+            .get(&id)
+            .filter(|(life, _)| self.world.lives(*life))
+            .cloned()
     }
 
     /// Starts a replica on its disk.
     pub(crate) async fn start(&self, id: u64) {
-        if self.is_live(id) {
+        // Only now: what a dead life left unburied must not be taken for the next one's.
+        self.bury();
+        if self.live.borrow().contains_key(&id) {
             return;
         }
+        let life = self.world.begin(id);
         self.world.note(&format!("start r{id}"));
         let engine = match MemEngine::open(&self.disks[&id]) {
             Ok(engine) => Arc::new(engine),
@@ -99,7 +105,7 @@ impl Cluster {
         config.timing = self.timing.clone();
         config.compaction = self.compaction.clone();
         let port = self.bus.port(id);
-        let opened = platform::scope_sync(id, || {
+        let opened = platform::scope_sync(life.tag(), || {
             platform::spawn(async move {
                 let replica = Replica::open(config, engine, port).await?;
                 replica.start();
@@ -107,22 +113,28 @@ impl Cluster {
             })
         });
         match opened.await {
-            Ok(Ok(replica)) => {
-                self.bus.plug(id, replica.peer_service());
-                self.live.borrow_mut().insert(id, replica);
+            Ok(Ok(replica)) if self.world.lives(life) => {
+                self.bus.plug(life, replica.peer_service());
+                self.live.borrow_mut().insert(id, (life, replica));
             }
             Ok(Err(error)) => self.problem(format!("r{id} does not start: {error}")),
             // It died while it started; the nemesis starts it again.
-            Err(_) => self.disks[&id].kill(),
+            Ok(Ok(_)) | Err(_) => {
+                self.world.kill(life);
+                self.disks[&id].kill();
+                self.bury();
+            }
         }
     }
 
     /// Ends a replica as SIGKILL would; with `power`, what was not synced is lost but for a prefix.
     pub(crate) fn kill(&self, id: u64, power: bool) {
-        self.world.note(&format!("{} r{id}", if power { "power loss" } else { "kill" }));
-        self.world.kill(id);
+        self.world
+            .note(&format!("{} r{id}", if power { "power loss" } else { "kill" }));
         self.bus.unplug(id);
-        self.live.borrow_mut().remove(&id);
+        if let Some((life, _)) = self.live.borrow_mut().remove(&id) {
+            self.world.kill(life);
+        }
         let disk = &self.disks[&id];
         if power {
             disk.power_loss(usize::try_from(chance::below(disk.unsynced() as u64 + 1)).unwrap_or(0));
@@ -135,25 +147,39 @@ impl Cluster {
     pub(crate) fn bury(&self) {
         for death in self.world.take_deaths() {
             if !death.injected {
-                self.problem(format!("r{} ended itself: {}", death.replica, death.reason));
+                self.problem(format!(
+                    "r{} ended itself: {}",
+                    death.life.replica(),
+                    death.reason
+                ));
             }
-            self.kill(death.replica, chance::percent(50));
+            self.kill(death.life.replica(), chance::percent(50));
+        }
+    }
+
+    /// Buries whoever dies, at once.
+    pub(crate) async fn watch_over(self: Rc<Self>) {
+        loop {
+            self.world.died().await;
+            self.bury();
         }
     }
 
     /// Proposes at a replica, in a task of that replica: if it is killed, nobody knows the outcome.
     async fn propose(&self, at: u64, envelope: Envelope) -> Result<Committed, ProposeError> {
-        let Some(replica) = self.replica(at) else {
+        let Some((life, replica)) = self.replica(at) else {
             return Err(ProposeError::Unavailable { leader_hint: None });
         };
-        let task = platform::scope_sync(at, || platform::spawn(async move { replica.propose(envelope).await }));
+        let task = platform::scope_sync(life.tag(), || {
+            platform::spawn(async move { replica.propose(envelope).await })
+        });
         task.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
     /// A linearizable read at a replica: the index that it reflects, and the value.
     async fn read(&self, at: u64, key: Id) -> Option<(u64, u64)> {
-        let replica = self.replica(at)?;
-        let task = platform::scope_sync(at, || {
+        let (life, replica) = self.replica(at)?;
+        let task = platform::scope_sync(life.tag(), || {
             platform::spawn(async move {
                 replica.read_barrier().await?;
                 let view = replica.view();
@@ -169,7 +195,9 @@ impl Cluster {
             let at = 1 + attempt % REPLICAS;
             match self.propose(at, envelope.clone()).await {
                 Ok(Committed { reply: Ok(_), .. }) => return,
-                Ok(Committed { reply: Err(reject), .. }) => {
+                Ok(Committed {
+                    reply: Err(reject), ..
+                }) => {
                     return self.problem(format!("setting up was refused: {reject}"));
                 }
                 Err(_) => platform::sleep(Duration::from_millis(50)).await,
@@ -183,8 +211,10 @@ impl Cluster {
         for id in 1..=REPLICAS {
             self.start(id).await;
         }
-        let Some(first) = self.replica(1) else { return Vec::new() };
-        let grown = platform::scope_sync(1, || platform::spawn(grow(first)));
+        let Some((life, first)) = self.replica(1) else {
+            return Vec::new();
+        };
+        let grown = platform::scope_sync(life.tag(), || platform::spawn(grow(first)));
         if !matches!(grown.await, Ok(true)) {
             self.problem("the cluster was not born".into());
         }
@@ -210,13 +240,25 @@ impl Cluster {
                 self.write_once(at, key, value).await
             } else {
                 let read = self.read(at, key).await;
-                let asked = Asked::Read { key, value: read.map_or(0, |(_, value)| value) };
-                (asked, read.map_or(Outcome::Unknown, |(index, _)| Outcome::Ok(index)))
+                let asked = Asked::Read {
+                    key,
+                    value: read.map_or(0, |(_, value)| value),
+                };
+                (
+                    asked,
+                    read.map_or(Outcome::Unknown, |(index, _)| Outcome::Ok(index)),
+                )
             };
-            self.world.note(&format!("client {number} at r{at}: {asked:?} {outcome:?}"));
+            self.world
+                .note(&format!("client {number} at r{at}: {asked:?} {outcome:?}"));
             let failed = !matches!(outcome, Outcome::Ok(_));
             let returned = self.history.borrow_mut().tick();
-            self.history.borrow_mut().push(Op { asked, outcome, invoked, returned });
+            self.history.borrow_mut().push(Op {
+                asked,
+                outcome,
+                invoked,
+                returned,
+            });
             if failed || chance::percent(10) {
                 at = 1 + chance::below(REPLICAS);
             }
@@ -227,11 +269,20 @@ impl Cluster {
     /// A write; an unknown outcome is retried a few times with the same request id, as clients do.
     async fn write_once(&self, at: u64, key: Id, value: u64) -> (Asked, Outcome) {
         let envelope = fleet::write(key, value);
-        let asked = Asked::Write { key, value, request: envelope.request_id };
+        let asked = Asked::Write {
+            key,
+            value,
+            request: envelope.request_id,
+        };
         let mut sent = false;
         for attempt in 0..3 {
-            match self.propose(1 + (at + attempt) % REPLICAS, envelope.clone()).await {
-                Ok(Committed { reply: Ok(_), index, .. }) if !sent => return (asked, Outcome::Ok(index)),
+            match self
+                .propose(1 + (at + attempt) % REPLICAS, envelope.clone())
+                .await
+            {
+                Ok(Committed {
+                    reply: Ok(_), index, ..
+                }) if !sent => return (asked, Outcome::Ok(index)),
                 // The answer of the first time does not say at which index that was.
                 Ok(Committed { reply: Ok(_), .. }) => return (asked, Outcome::Unknown),
                 Ok(Committed { reply: Err(_), .. }) => return (asked, Outcome::Refused),
@@ -276,7 +327,9 @@ pub(crate) async fn faults(cluster: &Cluster) {
             2 => (1..=REPLICAS).for_each(|id| cluster.kill(id, true)),
             3 => cluster.world.crash_at_io_point(victim, chance::between(1, 40)),
             4 => isolate(cluster, victim),
-            5 => cluster.world.skew(victim, i64::try_from(chance::below(8_000)).unwrap_or(0) - 4_000),
+            5 => cluster
+                .world
+                .skew(victim, i64::try_from(chance::below(8_000)).unwrap_or(0) - 4_000),
             6 => snapshot(cluster, victim).await,
             _ => {
                 cluster.world.note("heal");
@@ -296,7 +349,9 @@ fn isolate(cluster: &Cluster, victim: u64) {
         1 => (false, true),
         _ => (true, true),
     };
-    cluster.world.note(&format!("isolate r{victim} out={out} in={inward}"));
+    cluster
+        .world
+        .note(&format!("isolate r{victim} out={out} in={inward}"));
     for other in (1..=REPLICAS).filter(|other| *other != victim) {
         if out {
             cluster.bus.cut(victim, other);
@@ -308,9 +363,13 @@ fn isolate(cluster: &Cluster, victim: u64) {
 }
 
 async fn snapshot(cluster: &Cluster, at: u64) {
-    let Some(replica) = cluster.replica(at) else { return };
+    let Some((life, replica)) = cluster.replica(at) else {
+        return;
+    };
     cluster.world.note(&format!("snapshot r{at}"));
-    let task = platform::scope_sync(at, || platform::spawn(async move { replica.trigger_snapshot().await }));
+    let task = platform::scope_sync(life.tag(), || {
+        platform::spawn(async move { replica.trigger_snapshot().await })
+    });
     drop(task.await);
 }
 
@@ -329,19 +388,27 @@ pub(crate) async fn settle(cluster: &Cluster, keys: &[Id]) {
         let mut serving = true;
         for id in 1..=REPLICAS {
             serving &= matches!(
-                cluster.propose(id, fleet::write(keys[0], platform::random_u64() >> 1)).await,
+                cluster
+                    .propose(id, fleet::write(keys[0], platform::random_u64() >> 1))
+                    .await,
                 Ok(Committed { reply: Ok(_), .. })
             );
         }
         platform::sleep(Duration::from_millis(500)).await;
         for id in 1..=REPLICAS {
-            indexes.insert(cluster.replica(id).map_or(0, |replica| replica.view().index()));
+            indexes.insert(
+                cluster
+                    .replica(id)
+                    .map_or(0, |(_, replica)| replica.view().index()),
+            );
         }
         if serving && indexes.len() == 1 {
             return;
         }
         if platform::now() > deadline {
-            return cluster.problem(format!("healed, but it does not settle: applied {indexes:?}, serving {serving}"));
+            return cluster.problem(format!(
+                "healed, but it does not settle: applied {indexes:?}, serving {serving}"
+            ));
         }
     }
 }
@@ -361,11 +428,17 @@ fn state_of(replica: &Replica) -> MemRead {
 
 /// What must hold at the end: equal states, their invariants, an intact journal, and a history that agrees with it.
 pub(crate) fn check(cluster: &Cluster) {
-    let states: Vec<(u64, MemRead)> =
-        cluster.live.borrow().iter().map(|(id, replica)| (*id, state_of(replica))).collect();
+    let states: Vec<(u64, MemRead)> = cluster
+        .live
+        .borrow()
+        .iter()
+        .map(|(id, (_, replica))| (*id, state_of(replica)))
+        .collect();
     let Some((_, first)) = states.first() else { return };
     for (id, state) in &states {
-        if palyra_state::state_hash(state) != palyra_state::state_hash(first) || !state.iter().eq(first.iter()) {
+        if palyra_state::state_hash(state) != palyra_state::state_hash(first)
+            || !state.iter().eq(first.iter())
+        {
             cluster.problem(format!("r{id} has another state than r{}", states[0].0));
         }
     }
@@ -386,6 +459,7 @@ pub(crate) fn check(cluster: &Cluster) {
 /// Runs the whole of it on the paused runtime of this process.
 pub(crate) async fn whole(world: &'static World) -> (Rc<Cluster>, usize) {
     let cluster = Cluster::new(world);
+    tokio::task::spawn_local(cluster.clone().watch_over());
     let keys = cluster.birth().await;
     if cluster.problems.borrow().is_empty() {
         let clients: Vec<_> = (0..CLIENTS)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use palyra_platform::{Hooks, IoVerdict};
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::chance;
@@ -16,10 +17,31 @@ use crate::chance;
 /// Unix time at which every simulation begins, in milliseconds: 2026-01-01.
 pub(crate) const EPOCH_MS: u64 = 1_767_225_600_000;
 
+/// One process of a replica, from its start to its end: the tag of all its tasks. A replica that starts again is another
+/// life, so that nothing that an earlier one left behind can speak for it, or end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Life(u64);
+
+/// Lives are numbered in steps of this; what is below it is the replica's id.
+const LIFE_STEP: u64 = 16;
+
+impl Life {
+    /// The replica whose life it is.
+    pub(crate) fn replica(self) -> u64 {
+        self.0 % LIFE_STEP
+    }
+
+    /// As the tag of tasks.
+    pub(crate) fn tag(self) -> u64 {
+        self.0
+    }
+}
+
 /// A replica that died by itself, and why.
 #[derive(Clone, Debug)]
 pub(crate) struct Death {
-    pub(crate) replica: u64,
+    /// The life that ended.
+    pub(crate) life: Life,
     pub(crate) reason: String,
     /// An injected crash; any other death is a finding.
     pub(crate) injected: bool,
@@ -27,7 +49,9 @@ pub(crate) struct Death {
 
 #[derive(Default)]
 struct Inner {
-    tasks: BTreeMap<u64, Vec<AbortHandle>>,
+    /// The living, with their tasks.
+    tasks: BTreeMap<Life, Vec<AbortHandle>>,
+    lives: u64,
     skew_ms: BTreeMap<u64, i64>,
     crash_in: BTreeMap<u64, u64>,
     deaths: Vec<Death>,
@@ -42,6 +66,7 @@ struct Inner {
 pub(crate) struct World {
     inner: Mutex<Inner>,
     start: tokio::time::Instant,
+    died: Notify,
 }
 
 impl World {
@@ -53,12 +78,18 @@ impl World {
             digest: 0xcbf2_9ce4_8422_2325,
             ..Inner::default()
         };
-        World { inner: Mutex::new(inner), start: tokio::time::Instant::now() }
+        World {
+            inner: Mutex::new(inner),
+            start: tokio::time::Instant::now(),
+            died: Notify::new(),
+        }
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
         // One thread; a poisoned lock only means that a replica's task ended inside of it.
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Virtual milliseconds since the beginning.
@@ -93,16 +124,35 @@ impl World {
         self.inner().crash_in.insert(replica, n);
     }
 
-    /// Ends every task of a replica at its await point, as SIGKILL would.
-    pub(crate) fn kill(&self, replica: u64) {
+    /// A new life of a replica that is dead.
+    pub(crate) fn begin(&self, replica: u64) -> Life {
+        let mut inner = self.inner();
+        inner.lives += 1;
+        let life = Life(inner.lives * LIFE_STEP + replica);
+        inner.tasks.insert(life, Vec::new());
+        life
+    }
+
+    /// Whether this life has not ended yet.
+    pub(crate) fn lives(&self, life: Life) -> bool {
+        self.inner().tasks.contains_key(&life)
+    }
+
+    /// Ends every task of a life at its await point, as SIGKILL would.
+    pub(crate) fn kill(&self, life: Life) {
         let tasks = {
             let mut inner = self.inner();
-            inner.crash_in.remove(&replica);
-            inner.tasks.remove(&replica).unwrap_or_default()
+            inner.crash_in.remove(&life.replica());
+            inner.tasks.remove(&life).unwrap_or_default()
         };
         for task in tasks {
             task.abort();
         }
+    }
+
+    /// Waits until a replica has died by itself since the last call.
+    pub(crate) async fn died(&self) {
+        self.died.notified().await;
     }
 
     /// Deaths since the last call.
@@ -123,9 +173,13 @@ impl World {
 
 impl Hooks for World {
     fn on_spawn(&self, tag: Option<u64>, _name: &str, task: AbortHandle) {
-        let Some(replica) = tag else { return };
+        let Some(life) = tag.map(Life) else { return };
         let mut inner = self.inner();
-        let tasks = inner.tasks.entry(replica).or_default();
+        let Some(tasks) = inner.tasks.get_mut(&life) else {
+            drop(inner);
+            // Spawned by what the end of a task runs, or for a caller who has not noticed: the dead do nothing.
+            return task.abort();
+        };
         if tasks.len() % 256 == 255 {
             tasks.retain(|task| !task.is_finished());
         }
@@ -133,7 +187,9 @@ impl Hooks for World {
     }
 
     fn wall_ms(&self, tag: Option<u64>) -> u64 {
-        let skew = tag.and_then(|t| self.inner().skew_ms.get(&t).copied()).unwrap_or(0);
+        let skew = tag
+            .and_then(|t| self.inner().skew_ms.get(&Life(t).replica()).copied())
+            .unwrap_or(0);
         (EPOCH_MS + self.elapsed_ms()).saturating_add_signed(skew)
     }
 
@@ -149,28 +205,44 @@ impl Hooks for World {
         let mut crash = false;
         let delay = {
             let mut inner = self.inner();
-            if let Some(left) = tag.and_then(|t| inner.crash_in.get_mut(&t)) {
+            if let Some(left) = tag.and_then(|t| inner.crash_in.get_mut(&Life(t).replica())) {
                 *left = left.saturating_sub(1);
                 crash = *left == 0;
             }
             // Only what waits for the disk takes time: an apply that slept would reorder nothing and slow everything.
-            if name.contains("sync") { chance::below(inner.io_delay_ms + 1) } else { 0 }
+            if name.contains("sync") {
+                chance::below(inner.io_delay_ms + 1)
+            } else {
+                0
+            }
         };
         Box::pin(async move {
             if delay > 0 {
                 tokio::time::sleep(Duration::from_millis(delay)).await;
             }
-            if crash { IoVerdict::Crash } else { IoVerdict::Continue }
+            if crash {
+                IoVerdict::Crash
+            } else {
+                IoVerdict::Continue
+            }
         })
     }
 
     fn abort(&self, tag: Option<u64>, reason: &str) {
-        let Some(replica) = tag else {
+        let Some(life) = tag.map(Life) else {
             self.panicked(format!("abort outside of any replica: {reason}"));
             return;
         };
-        let injected = self.inner().crash_in.get(&replica) == Some(&0);
-        self.inner().deaths.push(Death { replica, reason: reason.to_owned(), injected });
-        self.kill(replica);
+        if !self.lives(life) {
+            return;
+        }
+        let injected = self.inner().crash_in.get(&life.replica()) == Some(&0);
+        self.inner().deaths.push(Death {
+            life,
+            reason: reason.to_owned(),
+            injected,
+        });
+        self.kill(life);
+        self.died.notify_one();
     }
 }
