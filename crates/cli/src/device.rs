@@ -147,10 +147,18 @@ async fn show(client: &Client, out: Out, device: String) -> Result {
 
 async fn revoke_device(global: &Global, client: &Client, revoke: Revoke) -> Result {
     required_reason(&revoke.reason)?;
+    // By its id from here on: a name means a device only while it is trusted, and the question is asked again.
+    let found = client
+        .get_device(GetDeviceRequest {
+            device_id: revoke.device,
+            read: None,
+        })
+        .await?;
+    let device = found.device.unwrap_or_default();
     let until = Instant::now() + global.timeout.unwrap_or(REVOKE_WAIT);
     let mut request = RevokeDeviceRequest {
         request_id: global.request_id(),
-        device_id: revoke.device,
+        device_id: device.id,
         reason: revoke.reason,
         wait_ms: 1,
     };
@@ -180,6 +188,7 @@ async fn revoke_device(global: &Global, client: &Client, revoke: Revoke) -> Resu
     };
     let facts = [
         ("revoked", request.device_id.clone()),
+        ("name", device.name),
         ("state", state.to_owned()),
         ("enforced by", replicas(&answer.enforced)),
         ("pending at", replicas(&answer.pending)),

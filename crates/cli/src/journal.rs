@@ -151,14 +151,7 @@ async fn print_rows(client: &Client, global: &Global, tail: Tail) -> Result {
         }
     }
     if !tail.follow && out.format == Format::Json {
-        let index = feed.cursor().map_or(0, |cursor| cursor.index);
-        out.list(
-            &gathered,
-            Source {
-                index,
-                ..Source::default()
-            },
-        )?;
+        out.list(&gathered, feed.read().into())?;
     }
     Ok(())
 }

@@ -20,6 +20,9 @@ use crate::pool::{Endpoints, Limits, Pool, Repeat};
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one try may take: longer than an election, shorter than patience.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(6);
+/// How long a client tries while no replica at all can be reached: a restart on the same machine is over by
+/// then.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// What is added to a wait at the server, for the way there and back and for the commit.
 pub(crate) const WAIT_MARGIN: Duration = Duration::from_secs(5);
 
@@ -67,16 +70,18 @@ impl Client {
     #[must_use]
     pub fn over(pool: Pool) -> Client {
         Client {
-            pool,
+            pool: pool.with_patience(PATIENCE),
             timeout: DEFAULT_TIMEOUT,
             read: ReadOptions::default(),
         }
     }
 
-    /// The same client with another time limit for each call.
+    /// The same client with another time limit for each call. All of it is spent, also while no replica can
+    /// be reached.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Client {
         self.timeout = timeout;
+        self.pool = self.pool.with_patience(timeout);
         self
     }
 

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use palyra_proto::common::v1::ReadInfo;
 use palyra_proto::journal::v1::{Cursor, Row, TailRequest, TailResponse};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Streaming;
@@ -50,6 +51,7 @@ pub struct Follow {
     ready: VecDeque<Step>,
     patience: Option<Duration>,
     ended: bool,
+    read: Option<ReadInfo>,
 }
 
 /// Whether the first cursor is behind the second.
@@ -75,6 +77,7 @@ impl Client {
             ready,
             patience,
             ended: false,
+            read: None,
         }
     }
 }
@@ -128,7 +131,14 @@ impl Follow {
         self.request.after
     }
 
+    /// Where and when the last answer was true; nothing before the first.
+    #[must_use]
+    pub fn read(&self) -> Option<ReadInfo> {
+        self.read
+    }
+
     fn take(&mut self, answer: TailResponse) {
+        self.read = answer.read.or(self.read);
         if let Some(first) = answer.gap_first {
             self.ready.push_back(Step::Gap(first));
         }

@@ -15,6 +15,7 @@ mod follow;
 pub mod ids;
 pub mod pool;
 mod services;
+mod story;
 mod watched;
 
 pub use client::{ATTEMPT_TIMEOUT, Client, DEFAULT_TIMEOUT, Mutation};

@@ -17,15 +17,14 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::connect::{ConnectError, ConnectErrorKind, ConnectOptions, connect};
-use crate::error::{Attempt, Class, E_NO_ANSWER, E_UNKNOWN_OUTCOME, E_UNREACHABLE, Error, Failure, classify};
+use crate::error::{Class, Error, Failure, classify};
 use crate::ids::below;
+use crate::story::{Story, note, unreachable};
 
 /// The longest pause between two rounds over all replicas.
 const PAUSE_MAX_MS: u64 = 1_000;
 /// The longest first pause.
 const PAUSE_MIN_MS: u64 = 50;
-/// How many attempts an error lists at most.
-const ATTEMPTS_SHOWN: usize = 16;
 
 /// Where replicas can be reached: one or more `host:port`, without doubles, in the order given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +109,7 @@ struct Slot {
 #[derive(Clone)]
 pub struct Pool {
     inner: Arc<Inner>,
+    patience: Duration,
 }
 
 struct Inner {
@@ -140,16 +140,26 @@ impl Pool {
     /// A pool over `endpoints`. Connects when it is first used.
     #[must_use]
     pub fn new(endpoints: &Endpoints, tls: Arc<ClientConfig>, options: ConnectOptions) -> Pool {
+        let inner = Inner {
+            slots: RwLock::default(),
+            good: AtomicUsize::new(0),
+            tls,
+            options,
+        };
         let pool = Pool {
-            inner: Arc::new(Inner {
-                slots: RwLock::default(),
-                good: AtomicUsize::new(0),
-                tls,
-                options,
-            }),
+            inner: Arc::new(inner),
+            patience: Duration::MAX,
         };
         pool.learn(endpoints.as_slice());
         pool
+    }
+
+    /// The same pool, whose calls give up after `patience` when no replica at all could be reached until
+    /// then.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Pool {
+        self.patience = patience;
+        self
     }
 
     /// Adds replicas that were not known yet.
@@ -214,7 +224,8 @@ impl Pool {
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        let deadline = Instant::now() + limits.total;
+        let since = Instant::now();
+        let deadline = since + limits.total;
         let mut story = Story::default();
         let mut pause = PAUSE_MIN_MS;
         loop {
@@ -227,6 +238,9 @@ impl Pool {
                     }
                     Outcome::Final(error) => return Err(story.finish(error)),
                     Outcome::NotSent(error) => story.not_sent(error),
+                    Outcome::Retryable(error) if repeat == Repeat::Once && error.unknown => {
+                        return Err(story.finish(error));
+                    }
                     Outcome::Retryable(error) => story.answered(&slot.address, error),
                     Outcome::Lost { cause, refused } => {
                         story.lost(&slot.address, cause, refused);
@@ -239,7 +253,7 @@ impl Pool {
                     return Err(story.give_up(repeat));
                 }
             }
-            if story.hopeless() {
+            if story.hopeless() || (!story.reached && since.elapsed() >= self.patience) {
                 return Err(story.give_up(repeat));
             }
             // Full jitter: clients that lost the same replica must not come back in step.
@@ -336,148 +350,6 @@ enum Outcome<T> {
     Lost { cause: String, refused: bool },
 }
 
-/// What the tries of one call came to.
-#[derive(Default)]
-struct Story {
-    attempts: Vec<Attempt>,
-    /// The last typed answer that allowed another try.
-    answer: Option<Error>,
-    /// A try may have been applied.
-    ambiguous: bool,
-    reached: bool,
-    /// This side's certificate or the server's was refused.
-    refusal: Option<ConnectError>,
-    /// Some try failed for another reason than a refusal: another may still succeed.
-    hope: bool,
-}
-
-impl Story {
-    fn not_sent(&mut self, error: ConnectError) {
-        self.hope |= error.kind == ConnectErrorKind::Unreachable;
-        note(&mut self.attempts, &mut self.refusal, error);
-    }
-
-    fn answered(&mut self, address: &str, error: Error) {
-        self.hope = true;
-        self.reached = true;
-        self.ambiguous |= error.unknown;
-        push(
-            &mut self.attempts,
-            Attempt {
-                endpoint: address.to_owned(),
-                cause: error.to_string(),
-            },
-        );
-        self.answer = Some(error);
-    }
-
-    fn lost(&mut self, address: &str, cause: String, refused: bool) {
-        push(
-            &mut self.attempts,
-            Attempt {
-                endpoint: address.to_owned(),
-                cause: cause.clone(),
-            },
-        );
-        if refused {
-            let (address, kind) = (address.to_owned(), ConnectErrorKind::Refused);
-            self.refusal = Some(ConnectError {
-                address,
-                kind,
-                cause,
-                chain: None,
-            });
-        } else {
-            self.hope = true;
-            self.reached = true;
-            self.ambiguous = true;
-        }
-    }
-
-    /// Every replica refuses to talk to this side: waiting won't change it.
-    fn hopeless(&self) -> bool {
-        self.refusal.is_some() && !self.hope
-    }
-
-    fn finish(self, mut error: Error) -> Error {
-        error.trail.attempts = self.attempts;
-        error
-    }
-
-    fn give_up(self, repeat: Repeat) -> Error {
-        if self.ambiguous && repeat != Repeat::Read {
-            let mut error = Error::new(
-                Class::Unknown,
-                E_UNKNOWN_OUTCOME,
-                "the request was sent and no answer came: it may have been applied",
-            );
-            error.unknown = true;
-            error.retryable = repeat == Repeat::WithRequestId;
-            return self.finish(error);
-        }
-        match &self.answer {
-            Some(answer) => {
-                let answer = answer.clone();
-                self.finish(answer)
-            }
-            None if self.reached => {
-                let error = Error::new(Class::Unavailable, E_NO_ANSWER, "no replica answered in time")
-                    .with_next("palyra cluster status, or give more time: --timeout 30s");
-                self.finish(error)
-            }
-            None => unreachable(self.refusal, self.attempts),
-        }
-    }
-}
-
-fn note(attempts: &mut Vec<Attempt>, refusal: &mut Option<ConnectError>, error: ConnectError) {
-    push(
-        attempts,
-        Attempt {
-            endpoint: error.address.clone(),
-            cause: error.cause.clone(),
-        },
-    );
-    if error.kind != ConnectErrorKind::Unreachable {
-        *refusal = Some(error);
-    }
-}
-
-/// Keeps the first tries and the last one: a long outage must not make a long error.
-fn push(attempts: &mut Vec<Attempt>, attempt: Attempt) {
-    if attempts.last() == Some(&attempt) {
-        return;
-    }
-    if attempts.len() == ATTEMPTS_SHOWN {
-        attempts.pop();
-    }
-    attempts.push(attempt);
-}
-
-fn unreachable(refusal: Option<ConnectError>, attempts: Vec<Attempt>) -> Error {
-    let mut error = match refusal {
-        Some(refusal) => Error::from(refusal),
-        None => {
-            let mut tried: Vec<String> = Vec::new();
-            for attempt in &attempts {
-                let line = format!("{} ({})", attempt.endpoint, attempt.cause);
-                if !tried.contains(&line) {
-                    tried.push(line);
-                }
-            }
-            Error::new(
-                Class::Unreachable,
-                E_UNREACHABLE,
-                format!("no replica can be reached: {}", tried.join(", ")),
-            )
-            .with_next("is the cluster running? see `palyra context show` for the addresses in use")
-        }
-    };
-    error.retryable = error.class == Class::Unreachable;
-    error.trail.attempts = attempts;
-    error
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -541,47 +413,5 @@ mod tests {
             error.message.contains("127.0.0.1:1") && error.message.contains("127.0.0.1:2"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn a_lost_mutation_is_unknown_and_a_lost_read_is_not() {
-        let story = || {
-            let mut story = Story::default();
-            story.lost("a:1", "broken pipe".to_owned(), false);
-            story
-        };
-        let error = story().give_up(Repeat::WithRequestId);
-        assert_eq!(
-            (error.class, error.unknown, error.exit_code()),
-            (Class::Unknown, true, 13)
-        );
-        assert_eq!(story().give_up(Repeat::Read).exit_code(), 9);
-        assert_eq!(story().give_up(Repeat::Once).exit_code(), 13);
-    }
-
-    #[test]
-    fn a_refused_certificate_is_told_as_such_unless_another_replica_gives_hope() {
-        let mut story = Story::default();
-        story.lost("a:1", "the server does not know who issued this".to_owned(), true);
-        assert!(story.hopeless());
-        story.answered("b:1", Error::new(Class::Unavailable, "E1", "no leader"));
-        assert!(!story.hopeless());
-        assert_eq!(story.give_up(Repeat::Read).exit_code(), 9);
-    }
-
-    #[test]
-    fn attempts_are_bounded() {
-        let mut attempts = Vec::new();
-        for index in 0..100 {
-            push(
-                &mut attempts,
-                Attempt {
-                    endpoint: format!("a:{index}"),
-                    cause: "x".to_owned(),
-                },
-            );
-        }
-        assert_eq!(attempts.len(), ATTEMPTS_SHOWN);
-        assert_eq!(attempts.last().unwrap().endpoint, "a:99");
     }
 }

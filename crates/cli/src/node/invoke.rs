@@ -98,10 +98,6 @@ pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Res
         },
     };
     let again = |id: &str| format!("the same command with --request-id {id}, or: palyra job ls");
-    // The deadline of the job is not that of the call: accepting it may take a moment longer.
-    let client = client
-        .clone()
-        .with_timeout(timeout.max(palyra_client::DEFAULT_TIMEOUT));
     let answer = client
         .invoke(request)
         .await
@@ -110,7 +106,11 @@ pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Res
     let mut dispatch = answer.dispatch.unwrap_or_default();
     if wait && !is_over(&dispatch.state) {
         let duplicate = source.duplicate;
-        (dispatch, source) = wait_for_end(&client, dispatch, source, until).await?;
+        let id = dispatch.id.clone();
+        let ended = wait_for_end(client, dispatch, source, until).await;
+        // It was accepted, so it goes on without us: whoever waited needs its name.
+        (dispatch, source) =
+            ended.inspect_err(|_| note(&format!("look again: palyra job get {id} --wait")))?;
         source.duplicate = duplicate;
     }
     let view = JobView::from(dispatch);
