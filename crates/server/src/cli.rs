@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::exit::{Code, Failure};
-use crate::{join, logging, startup};
+use crate::{join, logging, offline, startup};
 
 /// One replica of a Palyra cluster.
 #[derive(Debug, Parser)]
@@ -25,8 +25,21 @@ enum Verb {
     Join(JoinArgs),
     /// Checks a configuration and the files that it names, and says what is wrong.
     CheckConfig(ConfigFile),
+    /// Checks the hash chain of the journal in the data folder of a replica that does not run.
+    JournalVerify(JournalVerifyArgs),
     /// Prints the version.
     Version,
+}
+
+/// What `palyrad journal-verify` is told.
+#[derive(Debug, Args)]
+struct JournalVerifyArgs {
+    /// The data folder, or a copy of it.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// `text`, or `json`: one object with `intact`, `rows`, `first`, `last`, `head`, or `broken_at` and `problem`.
+    #[arg(short = 'o', long = "output", value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    output: String,
 }
 
 #[derive(Debug, Args)]
@@ -77,6 +90,7 @@ pub fn main() -> ExitCode {
         Verb::Run(file) => run(&file),
         Verb::Join(args) => with_runtime(|| join::join(args)),
         Verb::CheckConfig(file) => startup::check(&file.config),
+        Verb::JournalVerify(args) => offline::verify_journal(&args.data_dir, args.output == "json"),
         Verb::Version => {
             println!("palyrad {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -21,6 +21,8 @@ pub(crate) enum Code {
     Precondition = 7,
     /// Somebody else has it already.
     Conflict = 11,
+    /// A check found problems.
+    Problems = 14,
 }
 
 /// Why the process ends.

@@ -20,6 +20,7 @@ mod join;
 mod listener;
 mod logging;
 mod metered;
+mod offline;
 mod own;
 mod ports;
 mod serve;
