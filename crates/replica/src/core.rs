@@ -72,7 +72,7 @@ impl Core {
 
     /// The leader that this replica knows, and whether that is itself.
     pub(crate) fn leader(&self) -> Option<(u64, bool)> {
-        let metrics = self.raft.metrics();
+        let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let leader = metrics.current_leader?;
         // A leader that was just deposed may still be named here: it is not asked again.
@@ -84,9 +84,11 @@ impl Core {
         self.leader().map(|(leader, _)| leader)
     }
 
-    /// Waits until Raft's metrics change, at most for `limit`.
+    /// Waits until vote, role, leader or membership change, at most for `limit`.
     pub(crate) async fn changed(&self, limit: Duration) {
-        let mut metrics = self.raft.metrics();
+        // Not the other metrics: Raft's core publishes those after every message. A command that a cut-off leader
+        // refuses would wake itself up by being refused, and be tried again at once, until its deadline.
+        let mut metrics = self.raft.server_metrics();
         metrics.borrow_and_update();
         let change = async {
             if metrics.changed().await.is_err() {

@@ -1,10 +1,10 @@
 //! One replica of the state: Raft, its log, its snapshots and its peers behind one type, [`Replica`].
 //!
-//! The only crate that knows openraft. What never lives here: sessions, domains, listeners, certificates; commands are
-//! opaque bytes until the state machine applies them, peers are numbers. Promises: a command that was answered is
-//! durable on a majority and is applied once; a read barrier covers everything answered before it began; a view is one
-//! position of the state; the feed passes nothing over in silence; a replica that cannot trust its disk, or whose Raft
-//! has ended, ends the process.
+//! The only crate that knows openraft. What never lives here: sessions, domains, listeners, certificates;
+//! commands are opaque bytes until the state machine applies them, peers are numbers. Promises: a command
+//! that was answered is durable on a majority and is applied once; a read barrier covers everything answered
+//! before it began; a view is one position of the state; the feed passes nothing over in silence; a replica
+//! that cannot trust its disk, or whose Raft has ended, ends the process.
 
 mod codec;
 mod config;
@@ -21,6 +21,7 @@ mod peer;
 mod propose;
 mod read;
 mod service;
+mod size;
 mod snapshot;
 mod status;
 pub mod testing;
@@ -58,8 +59,8 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Opens the data that `engine` holds, or makes an empty one this replica's, and prepares to take part. Nothing is
-    /// sent or voted before [`Replica::start`], so that the listener can be up first.
+    /// Opens the data that `engine` holds, or makes an empty one this replica's, and prepares to take part.
+    /// Nothing is sent or voted before [`Replica::start`], so that the listener can be up first.
     ///
     /// # Errors
     /// [`OpenError`]: the data is somebody else's, newer than this binary, damaged, or cannot be read.
@@ -74,10 +75,19 @@ impl Replica {
         let machine = machine::Machine::open(engine, log.clone())?;
         let links = Arc::new(links::Links::new(config.identity(), transport));
         let network = network::Network { links: links.clone() };
-        let built = types::Raft::build(config.replica_id, raft_config, network, log.clone(), machine.clone()).await;
+        let built = types::Raft::build(
+            config.replica_id,
+            raft_config,
+            network,
+            log.clone(),
+            machine.clone(),
+        )
+        .await;
         let raft = built.map_err(|fatal| OpenError::Damaged(fatal.to_string()))?;
         links.connect(raft.metrics());
-        Ok(Replica { core: Arc::new(core::Core::new(config, raft, machine, log, links)) })
+        Ok(Replica {
+            core: Arc::new(core::Core::new(config, raft, machine, log, links)),
+        })
     }
 
     /// Begins to take part: follows, votes, stands for election.
@@ -85,6 +95,7 @@ impl Replica {
         self.core.raft.run();
         let metrics = self.core.raft.metrics();
         platform::spawn(core::guard(Arc::downgrade(&self.core), metrics)).detach();
+        platform::spawn(core::keep_house(Arc::downgrade(&self.core))).detach();
     }
 
     /// This replica's id.
@@ -99,25 +110,31 @@ impl Replica {
         PeerService::new(self.core.clone())
     }
 
-    /// Puts a command into the log, at the leader if that is another replica, and returns what applying it answered.
-    /// Waits for a leader, and asks again with the same request id when an answer is lost, for `timing.deadline`.
+    /// Puts a command into the log, at the leader if that is another replica, and returns what applying it
+    /// answered. Waits for a leader, and asks again with the same request id when an answer is lost, for
+    /// `timing.deadline`.
     ///
     /// # Errors
     /// [`ProposeError`]; only [`ProposeError::Unknown`] leaves open whether the command was applied.
     pub async fn propose(&self, envelope: Envelope) -> Result<Committed, ProposeError> {
-        self.propose_within(envelope, self.core.config.timing.deadline).await
+        self.propose_within(envelope, self.core.config.timing.deadline)
+            .await
     }
 
     /// [`Replica::propose`] with a deadline of the caller's.
     ///
     /// # Errors
     /// As [`Replica::propose`].
-    pub async fn propose_within(&self, envelope: Envelope, limit: Duration) -> Result<Committed, ProposeError> {
+    pub async fn propose_within(
+        &self,
+        envelope: Envelope,
+        limit: Duration,
+    ) -> Result<Committed, ProposeError> {
         self.core.propose(&envelope, limit).await
     }
 
-    /// Waits until this replica has applied everything that was committed anywhere when this was called; a view taken
-    /// afterwards is linearizable. Returns the index that was waited for.
+    /// Waits until this replica has applied everything that was committed anywhere when this was called; a
+    /// view taken afterwards is linearizable. Returns the index that was waited for.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`] when no leader confirms within `timing.deadline`.
@@ -133,7 +150,8 @@ impl Replica {
         self.core.read_barrier(limit).await
     }
 
-    /// Waits until the entry at `index` is applied here: read your own writes. False when `limit` passes first.
+    /// Waits until the entry at `index` is applied here: read your own writes. False when `limit` passes
+    /// first.
     pub async fn wait_applied(&self, index: u64, limit: Duration) -> bool {
         self.core.wait_applied(index, limit).await
     }
@@ -147,7 +165,11 @@ impl Replica {
     /// Follows the journal from the row after `after`; `Cursor::default()` for all of it.
     #[must_use]
     pub fn feed(&self, after: Cursor) -> Feed {
-        Feed::new(self.core.machine.engine().clone(), self.core.machine.watch(), after)
+        Feed::new(
+            self.core.machine.engine().clone(),
+            self.core.machine.watch(),
+            after,
+        )
     }
 
     /// The index of the last applied entry. When it changes, what the entry did is visible in views.
@@ -174,13 +196,13 @@ impl Replica {
         self.core.leader().is_some_and(|(_, leads)| leads)
     }
 
-    /// Waits until role, leader, membership or progress change, at most for `limit`.
+    /// Waits until vote, role, leader or membership change, at most for `limit`. Progress: see [`Replica::applied`].
     pub async fn changed(&self, limit: Duration) {
         self.core.changed(limit).await;
     }
 
-    /// How long ago a quorum stood behind what is applied here, on the boot clock; never younger than the truth.
-    /// `None` before the first contact: treat it as endless.
+    /// How long ago a quorum stood behind what is applied here, on the boot clock; never younger than the
+    /// truth. `None` before the first contact: treat it as endless.
     #[must_use]
     pub fn quorum_age(&self) -> Option<Duration> {
         self.core.quorum_age()
@@ -245,7 +267,13 @@ impl Replica {
     ///
     /// # Errors
     /// [`PeerError`].
-    pub async fn call_peer(&self, to: u64, topic: &str, body: Bytes, limit: Duration) -> Result<Bytes, PeerError> {
+    pub async fn call_peer(
+        &self,
+        to: u64,
+        topic: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Bytes, PeerError> {
         self.core.call_application(to, topic, body, limit).await
     }
 
