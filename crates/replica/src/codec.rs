@@ -1,8 +1,8 @@
 //! Encodings of Raft's own records, on disk and between replicas: prost messages of `palyra.peer.v1`.
 //!
-//! openraft's types are never serialised themselves: it promises no stable format. A record on disk is a frame: one
-//! format byte, CRC-32C of the payload (little endian), the payload. Invariant: what does not decode is an error that
-//! stops the replica or ends the stream; nothing is skipped.
+//! openraft's types are never serialised themselves: it promises no stable format. A record on disk is a
+//! frame: one format byte, CRC-32C of the payload (little endian), the payload. Invariant: what does not
+//! decode is an error that stops the replica or ends the stream; nothing is skipped.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -58,7 +58,10 @@ fn seal_bytes(payload: &[u8]) -> Vec<u8> {
 /// The payload of a frame, checked.
 pub(crate) fn open(frame: &Bytes) -> Result<Bytes, Malformed> {
     if frame.len() < HEADER {
-        return Err(Malformed(format!("a record of {} bytes is shorter than its header", frame.len())));
+        return Err(Malformed(format!(
+            "a record of {} bytes is shorter than its header",
+            frame.len()
+        )));
     }
     if frame[0] != FORMAT {
         return Err(Malformed(format!(
@@ -70,7 +73,9 @@ pub(crate) fn open(frame: &Bytes) -> Result<Bytes, Malformed> {
     expected.copy_from_slice(&frame[1..HEADER]);
     let payload = frame.slice(HEADER..);
     if crc32c::crc32c(&payload) != u32::from_le_bytes(expected) {
-        return Err(malformed("a record does not match its checksum: the disk returned other bytes than were written"));
+        return Err(malformed(
+            "a record does not match its checksum: the disk returned other bytes than were written",
+        ));
     }
     Ok(payload)
 }
@@ -81,11 +86,21 @@ pub(crate) fn unseal<M: Message + Default>(frame: &Bytes) -> Result<M, Malformed
 }
 
 pub(crate) fn log_id(id: &LogId) -> wire::LogId {
-    wire::LogId { term: id.leader_id.term, replica: id.leader_id.node_id, index: id.index }
+    wire::LogId {
+        term: id.leader_id.term,
+        replica: id.leader_id.node_id,
+        index: id.index,
+    }
 }
 
 pub(crate) fn to_log_id(id: &wire::LogId) -> LogId {
-    LogId::new(LeaderId { term: id.term, node_id: id.replica }, id.index)
+    LogId::new(
+        LeaderId {
+            term: id.term,
+            node_id: id.replica,
+        },
+        id.index,
+    )
 }
 
 pub(crate) fn maybe_log_id(id: Option<&LogId>) -> Option<wire::LogId> {
@@ -97,16 +112,27 @@ pub(crate) fn to_maybe_log_id(id: Option<&wire::LogId>) -> Option<LogId> {
 }
 
 pub(crate) fn vote(vote: &Vote) -> wire::Vote {
-    wire::Vote { term: vote.leader_id.term, replica: vote.leader_id.node_id, committed: vote.committed }
+    wire::Vote {
+        term: vote.leader_id.term,
+        replica: vote.leader_id.node_id,
+        committed: vote.committed,
+    }
 }
 
 pub(crate) fn to_vote(vote: &wire::Vote) -> Vote {
-    Vote { leader_id: LeaderId { term: vote.term, node_id: vote.replica }, committed: vote.committed }
+    Vote {
+        leader_id: LeaderId {
+            term: vote.term,
+            node_id: vote.replica,
+        },
+        committed: vote.committed,
+    }
 }
 
 /// A vote that must be there.
 pub(crate) fn need_vote(vote: Option<&wire::Vote>) -> Result<Vote, Malformed> {
-    vote.map(to_vote).ok_or_else(|| malformed("a message has no vote"))
+    vote.map(to_vote)
+        .ok_or_else(|| malformed("a message has no vote"))
 }
 
 pub(crate) fn membership(membership: &Membership) -> wire::Membership {
@@ -114,14 +140,20 @@ pub(crate) fn membership(membership: &Membership) -> wire::Membership {
         configs: membership
             .get_joint_config()
             .iter()
-            .map(|voters| wire::Voters { ids: voters.iter().copied().collect() })
+            .map(|voters| wire::Voters {
+                ids: voters.iter().copied().collect(),
+            })
             .collect(),
         replicas: membership.nodes().map(|(id, _)| *id).collect(),
     }
 }
 
 pub(crate) fn to_membership(membership: &wire::Membership) -> Result<Membership, Malformed> {
-    let configs: Vec<BTreeSet<u64>> = membership.configs.iter().map(|v| v.ids.iter().copied().collect()).collect();
+    let configs: Vec<BTreeSet<u64>> = membership
+        .configs
+        .iter()
+        .map(|v| v.ids.iter().copied().collect())
+        .collect();
     if configs.is_empty() && membership.replicas.is_empty() {
         return Ok(Membership::default());
     }
@@ -137,10 +169,22 @@ pub(crate) fn stored_membership(stored: &StoredMembership) -> wire::StoredMember
     }
 }
 
-pub(crate) fn to_stored_membership(stored: Option<&wire::StoredMembership>) -> Result<StoredMembership, Malformed> {
-    let Some(stored) = stored else { return Ok(StoredMembership::default()) };
-    let membership = stored.membership.as_ref().map(to_membership).transpose()?.unwrap_or_default();
-    Ok(StoredMembership::new(to_maybe_log_id(stored.log_id.as_ref()), membership))
+pub(crate) fn to_stored_membership(
+    stored: Option<&wire::StoredMembership>,
+) -> Result<StoredMembership, Malformed> {
+    let Some(stored) = stored else {
+        return Ok(StoredMembership::default());
+    };
+    let membership = stored
+        .membership
+        .as_ref()
+        .map(to_membership)
+        .transpose()?
+        .unwrap_or_default();
+    Ok(StoredMembership::new(
+        to_maybe_log_id(stored.log_id.as_ref()),
+        membership,
+    ))
 }
 
 pub(crate) fn snapshot_meta(meta: &SnapshotMeta) -> wire::SnapshotMeta {
@@ -161,24 +205,36 @@ pub(crate) fn entry(entry: &Entry) -> Bytes {
     use wire::entry::Payload;
     let payload = match &entry.payload {
         EntryPayload::Blank => Payload::Blank(wire::Blank {}),
-        EntryPayload::Normal(command) => {
-            Payload::Command(wire::Command { at_ms: command.at_ms, envelope: command.bytes.clone() })
-        }
+        EntryPayload::Normal(command) => Payload::Command(wire::Command {
+            at_ms: command.at_ms,
+            envelope: command.bytes.clone(),
+        }),
         EntryPayload::Membership(members) => Payload::Membership(membership(members)),
     };
-    let message = wire::Entry { log_id: Some(log_id(&entry.log_id)), payload: Some(payload) };
+    let message = wire::Entry {
+        log_id: Some(log_id(&entry.log_id)),
+        payload: Some(payload),
+    };
     message.encode_to_vec().into()
 }
 
 pub(crate) fn to_entry(bytes: Bytes) -> Result<Entry, Malformed> {
     use wire::entry::Payload;
     let message = wire::Entry::decode(bytes)?;
-    let log_id = message.log_id.as_ref().map(to_log_id).ok_or_else(|| malformed("an entry has no log id"))?;
-    let payload = match message.payload.ok_or_else(|| malformed("an entry has a payload that is not known here"))? {
+    let log_id = message
+        .log_id
+        .as_ref()
+        .map(to_log_id)
+        .ok_or_else(|| malformed("an entry has no log id"))?;
+    let payload = match message
+        .payload
+        .ok_or_else(|| malformed("an entry has a payload that is not known here"))?
+    {
         Payload::Blank(_) => EntryPayload::Blank,
-        Payload::Command(command) => {
-            EntryPayload::Normal(LogCommand { at_ms: command.at_ms, bytes: command.envelope })
-        }
+        Payload::Command(command) => EntryPayload::Normal(LogCommand {
+            at_ms: command.at_ms,
+            bytes: command.envelope,
+        }),
         Payload::Membership(members) => EntryPayload::Membership(to_membership(&members)?),
     };
     Ok(Entry { log_id, payload })
@@ -211,17 +267,24 @@ enum WireOutcome {
 
 pub(crate) fn answer(answer: &Result<Reply, Reject>) -> Bytes {
     let outcome = match answer {
-        Ok(reply) => WireOutcome::Reply(palyra_state::Accepted { reply: Some(reply.clone()) }),
+        Ok(reply) => WireOutcome::Reply(palyra_state::Accepted {
+            reply: Some(reply.clone()),
+        }),
         Err(reject) => WireOutcome::Reject(reject.clone()),
     };
-    WireAnswer { outcome: Some(outcome) }.encode_to_vec().into()
+    WireAnswer {
+        outcome: Some(outcome),
+    }
+    .encode_to_vec()
+    .into()
 }
 
 pub(crate) fn to_answer(bytes: Bytes) -> Result<Result<Reply, Reject>, Malformed> {
     match WireAnswer::decode(bytes)?.outcome {
-        Some(WireOutcome::Reply(accepted)) => {
-            accepted.reply.map(Ok).ok_or_else(|| malformed("an answer holds a reply that is not known here"))
-        }
+        Some(WireOutcome::Reply(accepted)) => accepted
+            .reply
+            .map(Ok)
+            .ok_or_else(|| malformed("an answer holds a reply that is not known here")),
         Some(WireOutcome::Reject(reject)) => Ok(Err(reject)),
         None => Err(malformed("an answer is empty")),
     }
@@ -233,7 +296,13 @@ mod tests {
     use super::*;
 
     fn id(term: u64, replica: u64, index: u64) -> LogId {
-        LogId::new(LeaderId { term, node_id: replica }, index)
+        LogId::new(
+            LeaderId {
+                term,
+                node_id: replica,
+            },
+            index,
+        )
     }
 
     #[test]
@@ -241,10 +310,16 @@ mod tests {
         let members = Membership::new_with_defaults(vec![[1, 2].into(), [2, 3].into()], [4]);
         for payload in [
             EntryPayload::Blank,
-            EntryPayload::Normal(LogCommand { at_ms: 7, bytes: Bytes::from_static(b"envelope") }),
+            EntryPayload::Normal(LogCommand {
+                at_ms: 7,
+                bytes: Bytes::from_static(b"envelope"),
+            }),
             EntryPayload::Membership(members),
         ] {
-            let entry = Entry { log_id: id(3, 2, 9), payload };
+            let entry = Entry {
+                log_id: id(3, 2, 9),
+                payload,
+            };
             let back = unseal_entry(&seal_entry(&entry).into()).unwrap();
             assert_eq!(format!("{entry:?}"), format!("{back:?}"));
         }
@@ -252,7 +327,10 @@ mod tests {
 
     #[test]
     fn a_changed_byte_is_noticed() {
-        let frame = seal_entry(&Entry { log_id: id(1, 1, 1), payload: EntryPayload::Blank });
+        let frame = seal_entry(&Entry {
+            log_id: id(1, 1, 1),
+            payload: EntryPayload::Blank,
+        });
         for at in 0..frame.len() {
             let mut broken = frame.clone();
             broken[at] ^= 0x20;
@@ -263,14 +341,23 @@ mod tests {
 
     #[test]
     fn an_unknown_payload_is_an_error() {
-        let message = wire::Entry { log_id: Some(log_id(&id(1, 1, 1))), payload: None };
+        let message = wire::Entry {
+            log_id: Some(log_id(&id(1, 1, 1))),
+            payload: None,
+        };
         assert!(to_entry(message.encode_to_vec().into()).is_err());
     }
 
     #[test]
     fn the_disk_format_is_pinned() {
-        let command = LogCommand { at_ms: 5, bytes: Bytes::from_static(b"ab") };
-        let entry = Entry { log_id: id(2, 1, 3), payload: EntryPayload::Normal(command) };
+        let command = LogCommand {
+            at_ms: 5,
+            bytes: Bytes::from_static(b"ab"),
+        };
+        let entry = Entry {
+            log_id: id(2, 1, 3),
+            payload: EntryPayload::Normal(command),
+        };
         let expected: [u8; 21] = [
             1, 0, 0, 0, 0, 10, 6, 8, 2, 16, 1, 24, 3, 26, 6, 8, 5, 18, 2, b'a', b'b',
         ];
@@ -278,7 +365,10 @@ mod tests {
         assert_eq!(sealed[1..5], crc32c::crc32c(&sealed[5..]).to_le_bytes());
         sealed[1..5].fill(0);
         assert_eq!(sealed, expected);
-        let vote = Vote { leader_id: LeaderId { term: 4, node_id: 2 }, committed: true };
+        let vote = Vote {
+            leader_id: LeaderId { term: 4, node_id: 2 },
+            committed: true,
+        };
         assert_eq!(self::vote(&vote).encode_to_vec(), [8, 4, 16, 2, 24, 1]);
     }
 

@@ -21,10 +21,12 @@ pub struct Timing {
 }
 
 impl Default for Timing {
-    /// A follower stands for election after the lease (`election_max`) and a random wait. With 100/450/850 ms that is
-    /// 1.3 to 1.7 s after the last heartbeat; the pre-vote, the vote's fsync and the first entry add some tens of
-    /// milliseconds, so the next write is accepted within 2.5 s of a leader's death, a missed vote included. Shorter
-    /// would make eight missed heartbeats, which a loaded two-core machine can bring about, cost a leader.
+    /// A follower stands for election after the lease (`election_max`) and a random wait. With 100/450/850 ms
+    /// that is
+    /// 1.3 to 1.7 s after the last heartbeat; the pre-vote, the vote's fsync and the first entry add some
+    /// tens of milliseconds, so the next write is accepted within 2.5 s of a leader's death, a missed vote
+    /// included. Shorter would make eight missed heartbeats, which a loaded two-core machine can bring about,
+    /// cost a leader.
     fn default() -> Self {
         Timing {
             heartbeat: Duration::from_millis(100),
@@ -48,7 +50,11 @@ pub struct Compaction {
 
 impl Default for Compaction {
     fn default() -> Self {
-        Compaction { snapshot_every: 50_000, keep: 100_000, purge_batch: 4_096 }
+        Compaction {
+            snapshot_every: 50_000,
+            keep: 100_000,
+            purge_batch: 4_096,
+        }
     }
 }
 
@@ -63,6 +69,8 @@ pub struct ReplicaConfig {
     pub timing: Timing,
     /// Snapshots.
     pub compaction: Compaction,
+    /// Bytes that the log may hold, roughly, whatever `compaction.keep` says.
+    pub log_bytes: u64,
     /// Bytes of commands that may wait for their outcome on this replica.
     pub in_flight_bytes: usize,
 }
@@ -76,17 +84,23 @@ impl ReplicaConfig {
             cluster_id,
             timing: Timing::default(),
             compaction: Compaction::default(),
+            log_bytes: 1024 * 1024 * 1024,
             in_flight_bytes: 64 * 1024 * 1024,
         }
     }
 
     pub(crate) fn identity(&self) -> Identity {
-        Identity { cluster_id: self.cluster_id, replica_id: self.replica_id }
+        Identity {
+            cluster_id: self.cluster_id,
+            replica_id: self.replica_id,
+        }
     }
 
     pub(crate) fn openraft(&self) -> Result<openraft::Config, OpenError> {
         if self.replica_id == 0 || self.cluster_id.is_zero() {
-            return Err(OpenError::Config("replica id and cluster id must not be zero".to_owned()));
+            return Err(OpenError::Config(
+                "replica id and cluster id must not be zero".to_owned(),
+            ));
         }
         let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let election_max = ms(self.timing.election_max);
@@ -103,7 +117,8 @@ impl ReplicaConfig {
             max_in_snapshot_log_to_keep: self.compaction.keep,
             purge_batch_size: self.compaction.purge_batch,
             enable_pre_vote: Some(true),
-            // A restarted leader that lost its unsynced tail would issue the same log ids again with other payloads.
+            // A restarted leader that lost its unsynced tail would issue the same log ids again with other
+            // payloads.
             enable_leader_restore: Some(false),
             // A leader that a majority cannot reach must let go, or a bridge partition never elects.
             quorum_loss_probe_interval: Some(election_max * 4),

@@ -13,7 +13,10 @@ use crate::meta::{self, Identity};
 use crate::types::{Runtime, TypeConfig};
 
 fn open(engine: Arc<dyn Engine>) -> (LogStore, Machine) {
-    let identity = Identity { cluster_id: Id::from_bytes([7; 16]), replica_id: 1 };
+    let identity = Identity {
+        cluster_id: Id::from_bytes([7; 16]),
+        replica_id: 1,
+    };
     meta::claim(&*engine, identity).expect("an empty engine");
     let log = LogStore::open(engine.clone()).expect("an empty log");
     let machine = Machine::open(engine, log.clone()).expect("an empty state");

@@ -1,7 +1,8 @@
 //! Following the journal: a cursor and a watch on the applied index, nothing else.
 //!
-//! Every follower reads the journal that the state holds, so it sees the same rows in the same order on every replica,
-//! and misses nothing by coming late. Rows that were trimmed meanwhile are announced as a gap, never passed over.
+//! Every follower reads the journal that the state holds, so it sees the same rows in the same order on every
+//! replica, and misses nothing by coming late. Rows that were trimmed meanwhile are announced as a gap, never
+//! passed over.
 
 use palyra_state::journal::{self, Rows};
 use palyra_state::{Cursor, Row};
@@ -35,7 +36,11 @@ pub struct Feed {
 
 impl Feed {
     pub(crate) fn new(engine: Arc<dyn Engine>, applied: watch::Receiver<u64>, after: Cursor) -> Feed {
-        Feed { engine, applied, cursor: after }
+        Feed {
+            engine,
+            applied,
+            cursor: after,
+        }
     }
 
     /// The last row that was handed over.

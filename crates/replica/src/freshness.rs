@@ -1,10 +1,11 @@
 //! How long ago a quorum stood behind what this replica knows, measured on the boot clock.
 //!
-//! A leader knows from acknowledgements: when the k-th newest acknowledged request was *sent*, a quorum had no newer
-//! leader. A follower knows from its leader, without comparing clocks: it stamps each answer with its own clock, the
-//! leader returns the newest stamp together with its own age; so the leader's quorum is at most (now - stamp + age)
-//! old. Invariants: nothing here is ever younger than the truth; a contact counts only once everything that the leader
-//! had committed then is applied here, so "fresh" means that a revocation older than the age has been seen.
+//! A leader knows from acknowledgements: when the k-th newest acknowledged request was *sent*, a quorum had
+//! no newer leader. A follower knows from its leader, without comparing clocks: it stamps each answer with
+//! its own clock, the leader returns the newest stamp together with its own age; so the leader's quorum is at
+//! most (now - stamp + age) old. Invariants: nothing here is ever younger than the truth; a contact counts
+//! only once everything that the leader had committed then is applied here, so "fresh" means that a
+//! revocation older than the age has been seen.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -59,8 +60,10 @@ impl Known {
 /// The newest time that a majority of each configuration reaches; `me` is always there.
 fn quorum_time(members: &Membership, me: u64, now: u64, acked: impl Fn(u64) -> Option<u64>) -> Option<u64> {
     let reached = |voters: &BTreeSet<u64>| {
-        let mut times: Vec<u64> =
-            voters.iter().filter_map(|id| if *id == me { Some(now) } else { acked(*id) }).collect();
+        let mut times: Vec<u64> = voters
+            .iter()
+            .filter_map(|id| if *id == me { Some(now) } else { acked(*id) })
+            .collect();
         times.sort_unstable_by(|a, b| b.cmp(a));
         times.get(voters.len() / 2).copied()
     };
@@ -68,7 +71,12 @@ fn quorum_time(members: &Membership, me: u64, now: u64, acked: impl Fn(u64) -> O
     if configs.is_empty() {
         return None;
     }
-    configs.iter().map(reached).collect::<Option<Vec<u64>>>()?.into_iter().min()
+    configs
+        .iter()
+        .map(reached)
+        .collect::<Option<Vec<u64>>>()?
+        .into_iter()
+        .min()
 }
 
 impl Freshness {
@@ -76,29 +84,42 @@ impl Freshness {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As leader: what to send along to a follower: the quorum's age in this term, and the follower's newest stamp.
+    /// As leader: what to send along to a follower: the quorum's age in this term, and the follower's newest
+    /// stamp.
     pub(crate) fn to_send(&self, to: u64, term: u64, now: u64) -> (Option<u64>, Option<u64>) {
         let known = self.known();
-        let age = known.led.filter(|(led, _)| *led == term).map(|(_, at)| now.saturating_sub(at));
+        let age = known
+            .led
+            .filter(|(led, _)| *led == term)
+            .map(|(_, at)| now.saturating_sub(at));
         (age, known.stamps.get(&to).copied())
     }
 
-    /// As leader: a peer acknowledged a request of `term` that was sent at `sent`; `commit` is what the request
-    /// carried as committed in this very term.
+    /// As leader: a peer acknowledged a request of `term` that was sent at `sent`; `commit` is what the
+    /// request carried as committed in this very term.
     pub(crate) fn acknowledged(&self, peer: u64, ack: Ack, members: &Membership, me: u64, now: u64) {
         let mut known = self.known();
         known.stamps.insert(peer, ack.stamp);
         let newest = known.acked.entry(peer).or_insert((ack.term, ack.sent));
         *newest = (*newest).max((ack.term, ack.sent));
-        let acked = |id: u64| known.acked.get(&id).filter(|(term, _)| *term == ack.term).map(|(_, sent)| *sent);
-        let Some(at) = quorum_time(members, me, now, acked) else { return };
+        let acked = |id: u64| {
+            known
+                .acked
+                .get(&id)
+                .filter(|(term, _)| *term == ack.term)
+                .map(|(_, sent)| *sent)
+        };
+        let Some(at) = quorum_time(members, me, now, acked) else {
+            return;
+        };
         known.led = known.led.max(Some((ack.term, at)));
         if let Some(commit) = ack.commit {
             known.contact(commit, at);
         }
     }
 
-    /// As follower: the leader had a quorum `age` before it sent this, and it had our answer stamped `echo` by then.
+    /// As follower: the leader had a quorum `age` before it sent this, and it had our answer stamped `echo`
+    /// by then.
     pub(crate) fn heard(&self, commit: u64, echo: u64, age: u64) {
         self.known().contact(commit, echo.saturating_sub(age));
     }
@@ -113,7 +134,9 @@ impl Freshness {
             known.pending.pop_front();
             known.contact = known.contact.max(Some(at));
         }
-        known.contact.map(|at| Duration::from_millis(now.saturating_sub(at)))
+        known
+            .contact
+            .map(|at| Duration::from_millis(now.saturating_sub(at)))
     }
 
     /// This replica alone is a quorum.
@@ -145,7 +168,12 @@ mod tests {
     }
 
     fn ack(term: u64, sent: u64, commit: Option<u64>) -> Ack {
-        Ack { term, sent, commit, stamp: 0 }
+        Ack {
+            term,
+            sent,
+            commit,
+            stamp: 0,
+        }
     }
 
     #[test]
@@ -190,7 +218,11 @@ mod tests {
         fresh.heard(3, 10_000, 40);
         assert_eq!(fresh.age(3, 15_000), Some(Duration::from_millis(5_040)));
         fresh.heard(3, 9_000, 0);
-        assert_eq!(fresh.age(3, 15_000), Some(Duration::from_millis(5_040)), "an older message changes nothing");
+        assert_eq!(
+            fresh.age(3, 15_000),
+            Some(Duration::from_millis(5_040)),
+            "an older message changes nothing"
+        );
     }
 
     #[test]
@@ -200,7 +232,11 @@ mod tests {
             fresh.heard(at, at, 0);
         }
         assert_eq!(fresh.age(10, 1_000), Some(Duration::from_millis(990)));
-        assert_eq!(fresh.age(499, 1_000), Some(Duration::from_millis(937)), "the last slot waits for index 500");
+        assert_eq!(
+            fresh.age(499, 1_000),
+            Some(Duration::from_millis(937)),
+            "the last slot waits for index 500"
+        );
         assert_eq!(fresh.age(500, 1_000), Some(Duration::from_millis(500)));
     }
 }

@@ -1,4 +1,5 @@
-//! What both directions of the peer protocol share: who we are, the transport, and the check of each message's origin.
+//! What both directions of the peer protocol share: who we are, the transport, and the check of each
+//! message's origin.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -26,7 +27,12 @@ pub(crate) struct Links {
 
 impl Links {
     pub(crate) fn new(me: Identity, transport: Arc<dyn PeerTransport>) -> Links {
-        Links { me, transport, freshness: Freshness::default(), metrics: OnceLock::new() }
+        Links {
+            me,
+            transport,
+            freshness: Freshness::default(),
+            metrics: OnceLock::new(),
+        }
     }
 
     /// Once Raft is there.
@@ -38,8 +44,13 @@ impl Links {
     /// The members as this replica has them.
     pub(crate) fn members(&self) -> Membership {
         // Cloned at once: a held reference would block Raft's core.
-        let stored = self.metrics.get().map(|metrics| metrics.borrow_watched().membership_config.clone());
-        stored.map(|stored| stored.membership().clone()).unwrap_or_default()
+        let stored = self
+            .metrics
+            .get()
+            .map(|metrics| metrics.borrow_watched().membership_config.clone());
+        stored
+            .map(|stored| stored.membership().clone())
+            .unwrap_or_default()
     }
 
     pub(crate) fn origin(&self, to: u64) -> wire::Origin {
@@ -53,14 +64,20 @@ impl Links {
     /// Checks that a message of our cluster, from who the transport says, is meant for us.
     pub(crate) fn check(&self, from: u64, origin: Option<&wire::Origin>) -> Result<(), PeerError> {
         let Some(origin) = origin else {
-            return Err(PeerError::refused(Refusal::Malformed, "the message does not say where it comes from"));
+            return Err(PeerError::refused(
+                Refusal::Malformed,
+                "the message does not say where it comes from",
+            ));
         };
         if origin.cluster_id[..] != self.me.cluster_id.to_bytes() {
             let theirs = palyra_state::Id::from_slice(&origin.cluster_id)
                 .map_or_else(|| "no id".to_owned(), |id| id.to_string());
             return Err(PeerError::refused(
                 Refusal::WrongCluster,
-                format_args!("replica {} speaks for cluster {theirs}, this is {}", origin.from, self.me),
+                format_args!(
+                    "replica {} speaks for cluster {theirs}, this is {}",
+                    origin.from, self.me
+                ),
             ));
         }
         if origin.to != self.me.replica_id {
@@ -72,7 +89,10 @@ impl Links {
         if origin.from != from || from == self.me.replica_id {
             return Err(PeerError::refused(
                 Refusal::Impostor,
-                format_args!("the message says it comes from replica {}, its certificate from {from}", origin.from),
+                format_args!(
+                    "the message says it comes from replica {}, its certificate from {from}",
+                    origin.from
+                ),
             ));
         }
         Ok(())
@@ -98,10 +118,18 @@ impl Links {
         timeout: Duration,
     ) -> Result<wire::response::Body, PeerError> {
         if to == self.me.replica_id {
-            return Err(PeerError::Unreachable("a replica does not call itself".to_owned()));
+            return Err(PeerError::Unreachable(
+                "a replica does not call itself".to_owned(),
+            ));
         }
-        let request = wire::Request { origin: Some(self.origin(to)), body: Some(body) };
-        let answer = self.transport.call(to, method, request.encode_to_vec().into(), timeout).await?;
+        let request = wire::Request {
+            origin: Some(self.origin(to)),
+            body: Some(body),
+        };
+        let answer = self
+            .transport
+            .call(to, method, request.encode_to_vec().into(), timeout)
+            .await?;
         wire::Response::decode(answer)
             .ok()
             .and_then(|response| response.body)

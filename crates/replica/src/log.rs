@@ -1,12 +1,16 @@
 //! The Raft log over an [`Engine`]: a tail in memory, and one task that does all durable writes.
 //!
-//! Group commit: the task drains its queue into one batch, writes it, syncs once, then answers in order. Votes,
-//! truncations, purges and the pointer flips of the state machine go through the same queue, because one write-ahead
-//! log in one order is what makes every crash a prefix: nothing that came later survives without what came before.
-//! A failed write or sync is never retried: what the disk holds is then unknown, so the process ends.
+//! Group commit: the task drains its queue into one batch, writes it, syncs once, then answers in order.
+//! Votes, truncations, purges and the pointer flips of the state machine go through the same queue, because
+//! one write-ahead log in one order is what makes every crash a prefix: nothing that came later survives
+//! without what came before. A failed write or sync is never retried: what the disk holds is then unknown, so
+//! the process ends.
 //!
-//! Invariants: an entry is readable when `append` returns; the tail never drops an entry that the engine does not have
-//! yet; the tail is a gapless suffix of the log; `committed` reaches the disk only after the entries that it covers.
+//! Invariants: an entry is readable when `append` returns; the tail never drops an entry that the engine does
+//! not have yet; the tail is a gapless suffix of the log; `committed` reaches the disk only after the entries
+//! that it covers.
+
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -22,8 +26,10 @@ use palyra_platform as platform;
 use palyra_storage::{Batch, Engine, Family};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::writer::{Op, Writer};
 use crate::codec;
 use crate::meta::{self, OpenError};
+use crate::size::LogSize;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 
 /// Bytes of entries in one reply to replication.
@@ -32,8 +38,6 @@ const READ_BYTES: usize = 1024 * 1024;
 const STREAM_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes of entries kept in memory behind what is written.
 const TAIL_BYTES: usize = 8 * 1024 * 1024;
-/// Bytes after which the queue is not drained further into one batch.
-const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// The log; a cheap handle.
 #[derive(Clone)]
@@ -58,6 +62,7 @@ struct Mem {
     last: Option<LogId>,
     tail: BTreeMap<u64, Held>,
     tail_bytes: usize,
+    size: LogSize,
     next_seq: u64,
 }
 
@@ -65,17 +70,6 @@ struct Held {
     entry: Entry,
     bytes: usize,
     seq: u64,
-}
-
-/// One unit of the IO task's queue.
-enum Op {
-    Append { seq: u64, entries: Vec<(u64, Vec<u8>)>, done: IOFlushed<TypeConfig> },
-    Vote { vote: Vote, done: oneshot::Sender<io::Result<()>> },
-    Committed(LogId),
-    Truncate { from: u64, to: u64 },
-    Purge { from: u64, upto: LogId },
-    Durable { batch: Batch, done: oneshot::Sender<io::Result<()>> },
-    Stop(oneshot::Sender<()>),
 }
 
 fn key(index: u64) -> Vec<u8> {
@@ -102,7 +96,10 @@ impl LogStore {
             oldest = <[u8; 8]>::try_from(found).map_or(0, u64::from_be_bytes);
             ControlFlow::Break(())
         })?;
-        let newest = newest.map(|frame| codec::unseal_entry(&frame)).transpose()?.map(|entry| entry.log_id);
+        let newest = newest
+            .map(|frame| codec::unseal_entry(&frame))
+            .transpose()?
+            .map(|entry| entry.log_id);
         let mem = Mem {
             vote: meta::load_vote(&*engine)?,
             committed: meta::load_committed(&*engine)?,
@@ -111,13 +108,21 @@ impl LogStore {
             last: newest.max(purged),
             tail: BTreeMap::new(),
             tail_bytes: 0,
+            size: LogSize::default(),
             next_seq: 1,
         };
         let (queue, ops) = mpsc::unbounded_channel();
         let (progress, written) = watch::channel(0);
-        let writer = Writer { engine: engine.clone(), written: progress, committed: None, purged: Vec::new() };
+        let writer = Writer::new(engine.clone(), progress);
         drop(platform::spawn_io("palyra-log", writer.run(ops)));
-        Ok(LogStore { inner: Arc::new(Inner { engine, mem: Mutex::new(mem), queue, written }) })
+        Ok(LogStore {
+            inner: Arc::new(Inner {
+                engine,
+                mem: Mutex::new(mem),
+                queue,
+                written,
+            }),
+        })
     }
 
     fn mem(&self) -> MutexGuard<'_, Mem> {
@@ -125,13 +130,16 @@ impl LogStore {
     }
 
     fn send(&self, op: Op) -> io::Result<()> {
-        self.inner.queue.send(op).map_err(|_| io::Error::other("the log's IO task has ended"))
+        self.inner
+            .queue
+            .send(op)
+            .map_err(|_| io::Error::other("the log's IO task has ended"))
     }
 
     /// Waits until the engine has the entry at `index` and all before it (written, not yet synced).
     ///
-    /// The state machine waits here before it writes what an entry did: otherwise a power loss could keep an effect
-    /// and lose its entry, because a leader applies on its followers' acknowledgements too.
+    /// The state machine waits here before it writes what an entry did: otherwise a power loss could keep an
+    /// effect and lose its entry, because a leader applies on its followers' acknowledgements too.
     pub(crate) async fn wait_written(&self, index: u64) -> io::Result<()> {
         let seq = self.mem().tail.get(&index).map_or(0, |held| held.seq);
         let mut written = self.inner.written.clone();
@@ -145,7 +153,14 @@ impl LogStore {
     pub(crate) async fn write_durably(&self, batch: Batch) -> io::Result<()> {
         let (done, answer) = oneshot::channel();
         self.send(Op::Durable { batch, done })?;
-        answer.await.unwrap_or_else(|_| Err(io::Error::other("the log's IO task has ended")))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the log's IO task has ended")))
+    }
+
+    /// The index up to which the log must be purged to hold at most about `limit` bytes, when it holds more.
+    pub(crate) fn excess(&self, limit: u64) -> Option<u64> {
+        self.mem().size.excess(limit)
     }
 
     /// Ends the IO task after everything queued is durable.
@@ -166,17 +181,24 @@ impl LogStore {
         let mut entries = Vec::new();
         let mut bytes = 0;
         let mut broken = None;
-        let scanned = self.inner.engine.scan(Family::Log, &key(from), &key(to), &mut |_, frame| {
-            match codec::unseal_entry(&Bytes::copy_from_slice(frame)) {
-                Ok(entry) => entries.push(entry),
-                Err(error) => {
-                    broken = Some(error);
-                    return ControlFlow::Break(());
+        let scanned = self
+            .inner
+            .engine
+            .scan(Family::Log, &key(from), &key(to), &mut |_, frame| {
+                match codec::unseal_entry(&Bytes::copy_from_slice(frame)) {
+                    Ok(entry) => entries.push(entry),
+                    Err(error) => {
+                        broken = Some(error);
+                        return ControlFlow::Break(());
+                    }
                 }
-            }
-            bytes += frame.len();
-            if bytes >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+                bytes += frame.len();
+                if bytes >= limit {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
         scanned.map_err(|error| failed("the log cannot be read", &error))?;
         if let Some(error) = broken {
             return Err(failed("a log entry cannot be read", &error));
@@ -188,7 +210,10 @@ impl LogStore {
         }
         if bytes < limit {
             if from + entries.len() as u64 != to {
-                return Err(io::Error::other(format!("log entry {} is missing", from + entries.len() as u64)));
+                return Err(io::Error::other(format!(
+                    "log entry {} is missing",
+                    from + entries.len() as u64
+                )));
             }
             entries.extend(held);
         }
@@ -231,11 +256,21 @@ impl LogStore {
             }
             mem.last = Some(entry.log_id);
             mem.tail_bytes += frame.len();
-            mem.tail.insert(index, Held { entry, bytes: frame.len(), seq });
+            mem.size.append(index, frame.len());
+            mem.tail.insert(
+                index,
+                Held {
+                    entry,
+                    bytes: frame.len(),
+                    seq,
+                },
+            );
             encoded.push((index, frame));
         }
         while mem.tail_bytes > TAIL_BYTES {
-            let Some(first) = mem.tail.first_entry() else { break };
+            let Some(first) = mem.tail.first_entry() else {
+                break;
+            };
             if first.get().seq > written {
                 break;
             }
@@ -283,7 +318,10 @@ impl RaftLogReader<TypeConfig> for LogStore {
         self.read(start, end, READ_BYTES)
     }
 
-    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
@@ -313,7 +351,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let mem = self.mem();
-        Ok(LogState { last_purged_log_id: mem.purged, last_log_id: mem.last })
+        Ok(LogState {
+            last_purged_log_id: mem.purged,
+            last_log_id: mem.last,
+        })
     }
 
     async fn get_log_reader(&mut self) -> LogStore {
@@ -323,7 +364,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (done, answer) = oneshot::channel();
         self.send(Op::Vote { vote: *vote, done })?;
-        answer.await.unwrap_or_else(|_| Err(io::Error::other("the log's IO task has ended")))?;
+        answer
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the log's IO task has ended")))?;
         self.mem().vote = Some(*vote);
         Ok(())
     }
@@ -346,7 +389,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let (seq, entries) = self.hold(entries);
-        self.send(Op::Append { seq, entries, done: callback })
+        self.send(Op::Append {
+            seq,
+            entries,
+            done: callback,
+        })
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
@@ -357,10 +404,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             Self::drop_tail(&mut mem, from..);
             if from < to {
                 mem.last = last.max(mem.purged);
+                mem.size.truncate(from);
             }
             to
         };
-        if from < to { self.send(Op::Truncate { from, to }) } else { Ok(()) }
+        if from < to {
+            self.send(Op::Truncate { from, to })
+        } else {
+            Ok(())
+        }
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
@@ -370,141 +422,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             mem.purged = mem.purged.max(Some(upto));
             mem.first = mem.first.max(upto.index + 1);
             mem.last = mem.last.max(Some(upto));
+            mem.size.purge(upto.index);
             Self::drop_tail(&mut mem, ..=upto.index);
             from
         };
         self.send(Op::Purge { from, upto })
-    }
-}
-
-/// The IO task's side.
-struct Writer {
-    engine: Arc<dyn Engine>,
-    written: watch::Sender<u64>,
-    /// Waits for the next batch: alone it is worth no write.
-    committed: Option<LogId>,
-    /// Purged ranges whose space can be given back once the purge is synced.
-    purged: Vec<(u64, u64)>,
-}
-
-/// What one turn of the IO task writes, and who waits for it.
-#[derive(Default)]
-struct Turn {
-    /// Written in order; more than one only when one would be larger than an engine takes.
-    batches: Vec<Batch>,
-    appends: Vec<IOFlushed<TypeConfig>>,
-    others: Vec<oneshot::Sender<io::Result<()>>>,
-    stop: Option<oneshot::Sender<()>>,
-    seq: u64,
-    sync: bool,
-    bytes: usize,
-}
-
-impl Turn {
-    fn batch(&mut self) -> &mut Batch {
-        if self.batches.last().is_none_or(|batch| batch.bytes() >= BATCH_BYTES) {
-            self.batches.push(Batch::new());
-        }
-        let at = self.batches.len() - 1;
-        &mut self.batches[at]
-    }
-
-    fn answer(self, result: Result<(), &str>) -> bool {
-        let result = || result.map_err(|reason| io::Error::other(reason.to_owned()));
-        for done in self.appends {
-            done.io_completed(result());
-        }
-        for done in self.others {
-            // Whoever asked may have been dropped; the write stands all the same.
-            let _ = done.send(result());
-        }
-        self.stop.is_some_and(|done| {
-            let _ = done.send(());
-            true
-        })
-    }
-}
-
-impl Writer {
-    async fn run(mut self, mut queue: mpsc::UnboundedReceiver<Op>) {
-        while let Some(first) = queue.recv().await {
-            let mut turn = Turn::default();
-            self.add(first, &mut turn);
-            while turn.bytes < BATCH_BYTES && turn.stop.is_none() {
-                let Ok(op) = queue.try_recv() else { break };
-                self.add(op, &mut turn);
-            }
-            if turn.sync
-                && let Some(committed) = self.committed.take()
-            {
-                meta::put_committed(turn.batch(), &committed);
-            }
-            if let Err(reason) = self.write(&mut turn).await {
-                turn.answer(Err(&reason));
-                platform::abort(&reason);
-            }
-            if turn.answer(Ok(())) {
-                return;
-            }
-        }
-    }
-
-    fn add(&mut self, op: Op, turn: &mut Turn) {
-        match op {
-            Op::Append { seq, entries, done } => {
-                for (index, frame) in entries {
-                    turn.bytes += frame.len();
-                    turn.batch().put(Family::Log, key(index), frame);
-                }
-                turn.seq = seq;
-                turn.sync = true;
-                turn.appends.push(done);
-            }
-            Op::Vote { vote, done } => {
-                meta::put_vote(turn.batch(), &vote);
-                turn.sync = true;
-                turn.others.push(done);
-            }
-            Op::Committed(committed) => self.committed = Some(committed),
-            Op::Truncate { from, to } => {
-                turn.batch().delete_range(Family::Log, key(from), key(to));
-            }
-            Op::Purge { from, upto } => {
-                let batch = turn.batch();
-                batch.delete_range(Family::Log, key(from), key(upto.index + 1));
-                meta::put_purged(batch, &upto);
-                self.purged.push((from, upto.index + 1));
-            }
-            Op::Durable { batch, done } => {
-                turn.batch().append(batch);
-                turn.sync = true;
-                turn.others.push(done);
-            }
-            Op::Stop(done) => {
-                turn.sync = true;
-                turn.stop = Some(done);
-            }
-        }
-    }
-
-    async fn write(&mut self, turn: &mut Turn) -> Result<(), String> {
-        for batch in std::mem::take(&mut turn.batches) {
-            platform::io_point("log.write").await;
-            self.engine.write(batch).map_err(|error| format!("the log cannot be written: {error}"))?;
-        }
-        if turn.seq > 0 {
-            self.written.send_replace(turn.seq);
-        }
-        if turn.sync {
-            platform::io_point("log.sync").await;
-            self.engine.sync().map_err(|error| format!("the log cannot be synced: {error}"))?;
-            platform::io_point("log.synced").await;
-            for (from, to) in std::mem::take(&mut self.purged) {
-                self.engine
-                    .reclaim(Family::Log, &key(from), &key(to))
-                    .map_err(|error| format!("the space of the purged log cannot be given back: {error}"))?;
-            }
-        }
-        Ok(())
     }
 }

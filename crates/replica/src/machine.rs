@@ -1,10 +1,11 @@
 //! The state machine as openraft drives it: apply, build and install snapshots.
 //!
-//! Apply writes state, position and membership of a chunk of entries in one batch, unsynced: the log replays it. The
-//! log's write comes first, so what a crash leaves of the state is never ahead of the log. A snapshot is a pinned view
-//! and costs nothing until it is sent; building one makes durable what it covers, since the log is purged behind it.
-//! Installing writes under a generation of its own and flips one record; before the flip the old state stands,
-//! after it the new one, and what is left of the other is removed at the next start.
+//! Apply writes state, position and membership of a chunk of entries in one batch, unsynced: the log replays
+//! it. The log's write comes first, so what a crash leaves of the state is never ahead of the log. A snapshot
+//! is a pinned view and costs nothing until it is sent; building one makes durable what it covers, since the
+//! log is purged behind it. Installing writes under a generation of its own and flips one record; before the
+//! flip the old state stands, after it the new one, and what is left of the other is removed at the next
+//! start.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -58,7 +59,8 @@ impl Machine {
     pub(crate) fn open(engine: Arc<dyn Engine>, log: LogStore) -> Result<Machine, OpenError> {
         let applied = meta::load_applied(&*engine)?;
         sweep(&*engine, applied.generation)?;
-        // What was applied but not synced may be offered as a snapshot from now on: it must not be lost any more.
+        // What was applied but not synced may be offered as a snapshot from now on: it must not be lost any
+        // more.
         engine.sync()?;
         let (index, _) = watch::channel(applied.last.map_or(0, |id| id.index));
         let shared = Shared {
@@ -69,7 +71,9 @@ impl Machine {
             log,
             index,
         };
-        Ok(Machine { shared: Arc::new(shared) })
+        Ok(Machine {
+            shared: Arc::new(shared),
+        })
     }
 
     /// The index of the last applied entry; what it wrote is visible when the number changes.
@@ -92,11 +96,16 @@ impl Machine {
     }
 
     async fn apply_chunk(&self, chunk: Vec<(Entry, Option<Responder>)>) -> io::Result<()> {
-        let Some(last) = chunk.last().map(|(entry, _)| entry.log_id) else { return Ok(()) };
+        let Some(last) = chunk.last().map(|(entry, _)| entry.log_id) else {
+            return Ok(());
+        };
         self.shared.log.wait_written(last.index).await?;
         platform::io_point("apply.write").await;
         let mut applied = self.applied().clone();
-        let mut overlay = Overlay::new(Generation { source: &*self.shared.engine, number: applied.generation });
+        let mut overlay = Overlay::new(Generation {
+            source: &*self.shared.engine,
+            number: applied.generation,
+        });
         let mut answers = Vec::with_capacity(chunk.len());
         for (entry, responder) in chunk {
             let answer = apply_entry(&mut overlay, &mut applied, entry);
@@ -134,7 +143,11 @@ impl Machine {
     }
 
     /// Writes a part of a snapshot that is being received.
-    pub(crate) fn receive<K: AsRef<[u8]>>(&self, generation: u32, pairs: impl Iterator<Item = (K, bytes::Bytes)>) {
+    pub(crate) fn receive<K: AsRef<[u8]>>(
+        &self,
+        generation: u32,
+        pairs: impl Iterator<Item = (K, bytes::Bytes)>,
+    ) {
         let mut batch = Batch::new();
         for (key, value) in pairs {
             batch.put(Family::State, disk_key(generation, key.as_ref()), value);
@@ -145,7 +158,11 @@ impl Machine {
     /// Removes a generation that is not the active one.
     pub(crate) fn discard(&self, generation: u32) {
         let mut batch = Batch::new();
-        batch.delete_range(Family::State, disk_key(generation, &[]), disk_key(generation + 1, &[]));
+        batch.delete_range(
+            Family::State,
+            disk_key(generation, &[]),
+            disk_key(generation + 1, &[]),
+        );
         self.write(batch, "the removal of a snapshot");
     }
 
@@ -190,11 +207,14 @@ fn apply_command(overlay: &mut Overlay<'_>, id: LogId, command: &LogCommand) -> 
         Ok(envelope) => envelope,
         // The others may understand it: skipping it would make this replica differ from them for ever.
         Err(error) => platform::abort(&format!(
-            "log entry {} cannot be understood: {error}; start a version of palyrad that is as new as the others",
+            "log entry {} cannot be understood: {error}; start a palyrad that is as new as the others",
             id.index
         )),
     };
-    let position = Position { term: id.leader_id.term, index: id.index };
+    let position = Position {
+        term: id.leader_id.term,
+        index: id.index,
+    };
     let result = palyra_state::apply(overlay, position, command.at_ms, &envelope, &command.bytes);
     overlay.absorb(result.writes);
     Answer(Some(result.reply))
@@ -239,7 +259,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
 
 fn snapshot_of(pinned: Arc<dyn Snapshot>, applied: Applied) -> alias::SnapshotOf<TypeConfig, SnapshotData> {
     openraft::Snapshot {
-        meta: SnapshotMeta { last_log_id: applied.last, last_membership: applied.membership },
+        meta: SnapshotMeta {
+            last_log_id: applied.last,
+            last_membership: applied.membership,
+        },
         snapshot: SnapshotData::Pinned(pinned, applied.generation),
     }
 }
@@ -282,8 +305,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
             SnapshotData::Received(generation) => generation,
             SnapshotData::Pinned(source, from) => self.copy(&*source, from)?,
         };
-        let applied =
-            Applied { last: meta.last_log_id, membership: meta.last_membership.clone(), generation };
+        let applied = Applied {
+            last: meta.last_log_id,
+            membership: meta.last_membership.clone(),
+            generation,
+        };
         let mut batch = Batch::new();
         meta::put_applied(&mut batch, &applied);
         meta::put_snapshot(&mut batch, meta.last_log_id.as_ref());
@@ -292,7 +318,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
         platform::io_point("snapshot.flipped").await;
         let old = std::mem::replace(&mut *self.applied(), applied);
         self.shared.has_snapshot.store(true, Ordering::Release);
-        self.shared.index.send_replace(meta.last_log_id.map_or(0, |id| id.index));
+        self.shared
+            .index
+            .send_replace(meta.last_log_id.map_or(0, |id| id.index));
         self.discard(old.generation);
         Ok(())
     }

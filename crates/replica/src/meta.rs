@@ -1,8 +1,8 @@
 //! What a data folder says about itself, and where Raft's own records lie in `Family::Meta`.
 //!
-//! One record each: identity, vote, committed, purged, applied (with the active generation), snapshot. Invariant: a
-//! folder belongs to one cluster and one replica for ever; opening it as another, or with an older binary than wrote
-//! it, is refused before anything is written.
+//! One record each: identity, vote, committed, purged, applied (with the active generation), snapshot.
+//! Invariant: a folder belongs to one cluster and one replica for ever; opening it as another, or with an
+//! older binary than wrote it, is refused before anything is written.
 
 use std::fmt;
 use std::sync::Arc;
@@ -78,8 +78,8 @@ pub(crate) struct Applied {
 pub enum OpenError {
     /// It holds the data of somebody else.
     #[error(
-        "the data folder belongs to {found}, but the configuration says {expected}; point the configuration at the \
-         right folder, or join with an empty one"
+        "the data folder belongs to {found}, but the configuration says {expected}; point the \
+         configuration at the right folder, or join with an empty one"
     )]
     NotOurs {
         /// Whose data it is.
@@ -89,8 +89,8 @@ pub enum OpenError {
     },
     /// A newer version wrote it.
     #[error(
-        "the data folder has format {found}, this binary reads up to {supported}; start the version that wrote it, or \
-         a newer one"
+        "the data folder has format {found}, this binary reads up to {supported}; start the version \
+         that wrote it, or a newer one"
     )]
     FromTheFuture {
         /// Format of the folder.
@@ -99,7 +99,9 @@ pub enum OpenError {
         supported: u32,
     },
     /// A record cannot be read.
-    #[error("the data folder is damaged: {0}; restore it from a copy, or wipe it and join again under a new id")]
+    #[error(
+        "the data folder is damaged: {0}; restore it from a copy, or wipe it and join again under a new id"
+    )]
     Damaged(String),
     /// The storage engine failed.
     #[error("the storage engine failed: {0}; check the disk and the folder's permissions")]
@@ -126,14 +128,22 @@ impl From<Malformed> for OpenError {
 /// # Errors
 /// [`OpenError::FromTheFuture`], [`OpenError::Damaged`] or [`OpenError::Storage`].
 pub fn identity(engine: &dyn Engine) -> Result<Option<Identity>, OpenError> {
-    let Some(frame) = engine.get(Family::Meta, IDENTITY)? else { return Ok(None) };
+    let Some(frame) = engine.get(Family::Meta, IDENTITY)? else {
+        return Ok(None);
+    };
     let record: WireIdentity = codec::unseal(&frame)?;
     if record.format > FORMAT {
-        return Err(OpenError::FromTheFuture { found: record.format, supported: FORMAT });
+        return Err(OpenError::FromTheFuture {
+            found: record.format,
+            supported: FORMAT,
+        });
     }
-    let cluster_id =
-        Id::from_slice(&record.cluster_id).ok_or_else(|| OpenError::Damaged("its cluster id is no id".to_owned()))?;
-    Ok(Some(Identity { cluster_id, replica_id: record.replica_id }))
+    let cluster_id = Id::from_slice(&record.cluster_id)
+        .ok_or_else(|| OpenError::Damaged("its cluster id is no id".to_owned()))?;
+    Ok(Some(Identity {
+        cluster_id,
+        replica_id: record.replica_id,
+    }))
 }
 
 /// Checks that the engine is ours, or makes an empty one ours, durably.
@@ -157,7 +167,10 @@ pub(crate) fn claim(engine: &dyn Engine, expected: Identity) -> Result<(), OpenE
 }
 
 fn record<M: Message + Default>(engine: &dyn Engine, key: &[u8]) -> Result<Option<M>, OpenError> {
-    Ok(engine.get(Family::Meta, key)?.map(|frame| codec::unseal(&frame)).transpose()?)
+    Ok(engine
+        .get(Family::Meta, key)?
+        .map(|frame| codec::unseal(&frame))
+        .transpose()?)
 }
 
 pub(crate) fn load_vote(engine: &dyn Engine) -> Result<Option<Vote>, OpenError> {
@@ -187,7 +200,9 @@ pub(crate) fn pinned_applied(snapshot: &Arc<dyn Snapshot>) -> Result<Applied, Op
 }
 
 fn decode_applied(frame: Option<Bytes>) -> Result<Applied, OpenError> {
-    let Some(frame) = frame else { return Ok(Applied::default()) };
+    let Some(frame) = frame else {
+        return Ok(Applied::default());
+    };
     let record: WireApplied = codec::unseal(&frame)?;
     Ok(Applied {
         last: codec::to_maybe_log_id(record.last.as_ref()),

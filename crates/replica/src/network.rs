@@ -1,9 +1,10 @@
-//! openraft's network, client side: append streams, votes, snapshots and leader transfer over a [`PeerTransport`].
+//! openraft's network, client side: append streams, votes, snapshots and leader transfer over a
+//! [`PeerTransport`].
 //!
-//! openraft puts no time limit on append streams and snapshots; here everything has one. The timer of a stream runs
-//! only while requests are unanswered: an idle pipeline says nothing, rightly. Every failure is `Unreachable`, since
-//! openraft retries other kinds at once. Invariants: a vote that cannot be asked for is an error and never a grant;
-//! answers are matched to requests by order alone; nobody connects to itself.
+//! openraft puts no time limit on append streams and snapshots; here everything has one. The timer of a
+//! stream runs only while requests are unanswered: an idle pipeline says nothing, rightly. Every failure is
+//! `Unreachable`, since openraft retries other kinds at once. Invariants: a vote that cannot be asked for is
+//! an error and never a grant; answers are matched to requests by order alone; nobody connects to itself.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -17,7 +18,8 @@ use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{
-    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RaftNetworkFactory,
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RaftNetworkFactory,
 };
 use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
@@ -64,7 +66,11 @@ pub(crate) struct Client {
 
 impl Network {
     fn client(&self, to: u64, lane: Lane) -> Client {
-        Client { links: self.links.clone(), to, lane }
+        Client {
+            links: self.links.clone(),
+            to,
+            lane,
+        }
     }
 }
 
@@ -110,22 +116,35 @@ struct Sent {
 
 impl Flight {
     fn push(&self, sent: Sent) {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner).push_back(sent);
+        self.sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(sent);
         self.arrived.notify_one();
     }
 
     fn pop(&self) -> Option<Sent> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 
     fn oldest(&self) -> Option<platform::Instant> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner).front().map(|sent| sent.at)
+        self.sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .front()
+            .map(|sent| sent.at)
     }
 }
 
-/// The index of a commit that this very leader made: older ones may hide what an earlier leader committed since.
+/// The index of a commit that this very leader made: older ones may hide what an earlier leader committed
+/// since.
 pub(crate) fn own_commit(vote: &Vote, commit: Option<&LogId>) -> Option<u64> {
-    commit.filter(|id| id.leader_id == vote.leader_id).map(|id| id.index)
+    commit
+        .filter(|id| id.leader_id == vote.leader_id)
+        .map(|id| id.index)
 }
 
 impl Links {
@@ -141,8 +160,12 @@ impl Links {
             quorum_age_ms,
             echo,
         };
-        let sent =
-            Sent { at: platform::now(), boot_ms: now, vote: request.vote, commit: request.leader_commit };
+        let sent = Sent {
+            at: platform::now(),
+            boot_ms: now,
+            vote: request.vote,
+            commit: request.leader_commit,
+        };
         flight.push(sent);
         message.encode_to_vec().into()
     }
@@ -155,7 +178,9 @@ impl Links {
         let result = match reply.result.ok_or_else(|| lost("an empty answer"))? {
             append_reply::Result::Matched(matched) => Ok(codec::to_maybe_log_id(matched.log_id.as_ref())),
             append_reply::Result::Conflict(id) => Err(StreamAppendError::Conflict(codec::to_log_id(&id))),
-            append_reply::Result::HigherVote(vote) => Err(StreamAppendError::HigherVote(codec::to_vote(&vote))),
+            append_reply::Result::HigherVote(vote) => {
+                Err(StreamAppendError::HigherVote(codec::to_vote(&vote)))
+            }
         };
         if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
             let ack = Ack {
@@ -164,7 +189,8 @@ impl Links {
                 commit: own_commit(&sent.vote, sent.commit.as_ref()),
                 stamp: reply.stamp,
             };
-            self.freshness.acknowledged(to, ack, &self.members(), self.me.replica_id, platform::boot_ms());
+            self.freshness
+                .acknowledged(to, ack, &self.members(), self.me.replica_id, platform::boot_ms());
         }
         Ok(result)
     }
@@ -228,12 +254,18 @@ impl NetStreamAppend<TypeConfig> for Client {
     {
         let (links, to, lane) = (self.links.clone(), self.to, self.lane);
         let flight = Arc::new(Flight::default());
-        let idle = if lane == Lane::Heartbeat { option.hard_ttl() } else { REPLICATION_IDLE };
+        let idle = if lane == Lane::Heartbeat {
+            option.hard_ttl()
+        } else {
+            REPLICATION_IDLE
+        };
         Box::pin(async move {
-            // openraft pauses after failures by holding back a stream's first request. Connecting before asking for
-            // it would try a dead peer again at once, for ever.
+            // openraft pauses after failures by holding back a stream's first request. Connecting before
+            // asking for it would try a dead peer again at once, for ever.
             let mut input = input;
-            let Some(first) = input.next().await else { return Ok(stream::empty().boxed() as BoxStream<'s, _>) };
+            let Some(first) = input.next().await else {
+                return Ok(stream::empty().boxed() as BoxStream<'s, _>);
+            };
             let input = stream::iter([first]).chain(input);
             let requests = {
                 let (links, flight) = (links.clone(), flight.clone());
@@ -242,14 +274,23 @@ impl NetStreamAppend<TypeConfig> for Client {
                     complete.complete.store(true, Ordering::Release);
                     Poll::Ready(None)
                 });
-                input.map(move |request| links.encode_append(to, &request, &flight)).chain(end).boxed()
+                input
+                    .map(move |request| links.encode_append(to, &request, &flight))
+                    .chain(end)
+                    .boxed()
             };
             let bodies = match platform::timeout(SETUP, links.transport.append(to, lane, requests)).await {
                 Ok(Ok(bodies)) => bodies,
                 Ok(Err(error)) => return Err(unreachable(error)),
                 Err(_) => return Err(unreachable(PeerError::Timeout(SETUP))),
             };
-            let replies = Replies { links, to, bodies, flight, idle };
+            let replies = Replies {
+                links,
+                to,
+                bodies,
+                flight,
+                idle,
+            };
             let answers = stream::unfold(Some(replies), |replies| async move { replies?.next().await });
             Ok(answers.boxed() as BoxStream<'s, _>)
         })
@@ -263,7 +304,10 @@ impl Client {
         body: wire::request::Body,
         option: &RPCOption,
     ) -> Result<wire::response::Body, RpcError> {
-        self.links.call(self.to, method, body, option.hard_ttl()).await.map_err(unreachable)
+        self.links
+            .call(self.to, method, body, option.hard_ttl())
+            .await
+            .map_err(unreachable)
     }
 
     async fn ask_vote(
@@ -285,7 +329,11 @@ impl Client {
             return Err(unreachable("the answer to a vote request is none"));
         };
         let vote = codec::need_vote(answer.vote.as_ref()).map_err(unreachable)?;
-        Ok(VoteResponse::new(vote, codec::to_maybe_log_id(answer.last.as_ref()), answer.granted))
+        Ok(VoteResponse::new(
+            vote,
+            codec::to_maybe_log_id(answer.last.as_ref()),
+            answer.granted,
+        ))
     }
 }
 
@@ -368,7 +416,9 @@ impl NetSnapshot<TypeConfig> for Client {
         };
         let progress = Arc::new(Progress(Mutex::new(platform::now())));
         let taken = progress.clone();
-        let frames = snapshot::frames(header, view, generation).inspect(move |_| taken.touch()).boxed();
+        let frames = snapshot::frames(header, view, generation)
+            .inspect(move |_| taken.touch())
+            .boxed();
         let answer = tokio::select! {
             biased;
             answer = self.links.transport.snapshot(self.to, frames) => answer,
@@ -376,7 +426,9 @@ impl NetSnapshot<TypeConfig> for Client {
             () = progress.stalled(option.hard_ttl()) => Err(PeerError::Timeout(option.hard_ttl())),
         };
         let reply = answer
-            .and_then(|body| wire::SnapshotReply::decode(body).map_err(|error| PeerError::Lost(error.to_string())))
+            .and_then(|body| {
+                wire::SnapshotReply::decode(body).map_err(|error| PeerError::Lost(error.to_string()))
+            })
             .map_err(|error| failed(&error))?;
         let vote = codec::need_vote(reply.vote.as_ref()).map_err(|error| failed(&error))?;
         Ok(SnapshotResponse::new(vote))

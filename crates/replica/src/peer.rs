@@ -1,9 +1,10 @@
 //! The seam between Raft and whatever carries bytes between replicas.
 //!
-//! In production that is `transport` (gRPC over mTLS), in simulation a message bus. Bodies are opaque here: what is in
-//! them, and every check of them, belongs to `network` and `service`. Invariant for implementations: an answer comes
-//! from the replica that was addressed, the service is told who really called, streams keep their order, and what was
-//! never handed over is reported as [`PeerError::Unreachable`], never as a guess.
+//! In production that is `transport` (gRPC over mTLS), in simulation a message bus. Bodies are opaque here:
+//! what is in them, and every check of them, belongs to `network` and `service`. Invariant for
+//! implementations: an answer comes from the replica that was addressed, the service is told who really
+//! called, streams keep their order, and what was never handed over is reported as
+//! [`PeerError::Unreachable`], never as a guess.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use futures::stream::BoxStream;
 /// Bodies that the other side sends.
 pub type Bodies = BoxStream<'static, Result<Bytes, PeerError>>;
 
-/// What a stream of AppendEntries is for; each gets a connection of its own, so that bulk never delays heartbeats.
+/// What a stream of AppendEntries is for; each gets a connection of its own, so that bulk never delays
+/// heartbeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
     /// Log entries.
@@ -107,7 +109,10 @@ pub enum PeerError {
 
 impl PeerError {
     pub(crate) fn refused(refusal: Refusal, message: impl fmt::Display) -> PeerError {
-        PeerError::Refused { refusal, message: message.to_string() }
+        PeerError::Refused {
+            refusal,
+            message: message.to_string(),
+        }
     }
 }
 

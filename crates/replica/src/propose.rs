@@ -1,9 +1,9 @@
 //! Commands on their way into the log.
 //!
-//! Forwarding happens here and once: a command that arrived from another replica is taken by the leader or refused.
-//! Every retry carries the same request id, and the state machine answers a known one without applying it again; so a
-//! lost answer may be asked for again until the deadline, and only then is the outcome unknown. Invariant: `Unavailable`
-//! means that the command was appended nowhere.
+//! Forwarding happens here and once: a command that arrived from another replica is taken by the leader or
+//! refused. Every retry carries the same request id, and the state machine answers a known one without
+//! applying it again; so a lost answer may be asked for again until the deadline, and only then is the
+//! outcome unknown. Invariant: `Unavailable` means that the command was appended nowhere.
 
 use std::time::Duration;
 
@@ -55,7 +55,10 @@ pub enum ProposeError {
 
 /// What one attempt came to.
 pub(crate) enum Attempt {
-    Done { index: u64, answer: Result<Reply, Reject> },
+    Done {
+        index: u64,
+        answer: Result<Reply, Reject>,
+    },
     /// Not appended; the leader that was named.
     NotLeader(Option<u64>),
     Unknown,
@@ -64,14 +67,23 @@ pub(crate) enum Attempt {
 
 impl Core {
     /// Proposes until there is an answer, or `limit` passes.
-    pub(crate) async fn propose(&self, envelope: &Envelope, limit: Duration) -> Result<Committed, ProposeError> {
+    pub(crate) async fn propose(
+        &self,
+        envelope: &Envelope,
+        limit: Duration,
+    ) -> Result<Committed, ProposeError> {
         let bytes = Bytes::from(envelope.encode());
         if bytes.len() > limits::ENVELOPE_MAX {
-            return Err(ProposeError::TooLarge { size: bytes.len(), limit: limits::ENVELOPE_MAX });
+            return Err(ProposeError::TooLarge {
+                size: bytes.len(),
+                limit: limits::ENVELOPE_MAX,
+            });
         }
         let end = platform::now() + limit;
         let permits = u32::try_from(bytes.len().min(self.config.in_flight_bytes)).unwrap_or(u32::MAX);
-        let unavailable = || ProposeError::Unavailable { leader_hint: self.leader_hint() };
+        let unavailable = || ProposeError::Unavailable {
+            leader_hint: self.leader_hint(),
+        };
         let Ok(Ok(_room)) = platform::timeout(limit, self.in_flight.acquire_many(permits)).await else {
             return Err(unavailable());
         };
@@ -79,14 +91,19 @@ impl Core {
         loop {
             let left = end.saturating_duration_since(platform::now());
             if left.is_zero() || self.stopping() {
-                return Err(if ambiguous { ProposeError::Unknown } else { unavailable() });
+                return Err(if ambiguous {
+                    ProposeError::Unknown
+                } else {
+                    unavailable()
+                });
             }
             match self.attempt(&bytes, left).await {
                 Attempt::Done { index, answer } => return Ok(Committed { index, reply: answer }),
                 Attempt::Unknown => ambiguous = true,
                 Attempt::NotLeader(_) | Attempt::Stopped => {}
             }
-            self.changed(RETRY.min(end.saturating_duration_since(platform::now()))).await;
+            self.changed(RETRY.min(end.saturating_duration_since(platform::now())))
+                .await;
         }
     }
 
@@ -123,10 +140,16 @@ impl Core {
         if bytes.len() > limits::ENVELOPE_MAX {
             return Attempt::NotLeader(None);
         }
-        let command = LogCommand { at_ms: platform::wall_ms(), bytes };
+        let command = LogCommand {
+            at_ms: platform::wall_ms(),
+            bytes,
+        };
         match self.raft.client_write(command).await {
             Ok(written) => match written.data.0 {
-                Some(answer) => Attempt::Done { index: written.log_id.index, answer },
+                Some(answer) => Attempt::Done {
+                    index: written.log_id.index,
+                    answer,
+                },
                 None => Attempt::Unknown,
             },
             // Matched one by one: openraft's helper takes a discarded entry for one that was never appended.
@@ -149,7 +172,10 @@ impl Core {
         match self.links.call(leader, Method::Propose, body, left).await {
             Ok(wire::response::Body::Propose(response)) => match response.outcome {
                 Some(Outcome::Committed(committed)) => match codec::to_answer(committed.answer) {
-                    Ok(answer) => Attempt::Done { index: committed.index, answer },
+                    Ok(answer) => Attempt::Done {
+                        index: committed.index,
+                        answer,
+                    },
                     Err(_) => Attempt::Unknown,
                 },
                 Some(Outcome::NotLeader(hint)) => Attempt::NotLeader((hint != 0).then_some(hint)),
@@ -157,7 +183,10 @@ impl Core {
             },
             Ok(_) | Err(PeerError::Lost(_) | PeerError::Timeout(_)) => Attempt::Unknown,
             // It was on its way out: the entry may have been appended before.
-            Err(PeerError::Refused { refusal: Refusal::Stopped, .. }) => Attempt::Unknown,
+            Err(PeerError::Refused {
+                refusal: Refusal::Stopped,
+                ..
+            }) => Attempt::Unknown,
             Err(PeerError::Unreachable(_) | PeerError::Refused { .. }) => Attempt::NotLeader(None),
         }
     }

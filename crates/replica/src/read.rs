@@ -1,8 +1,8 @@
 //! Linearizable reads: learn what is committed now, wait until it is applied here, then read the local view.
 //!
-//! Reads that arrive while a round is under way share the next one, which starts after they arrived; so a round's
-//! index covers everything that was answered to anybody before any of its readers asked. Leader leases are not used: a
-//! restarted follower grants them wrongly.
+//! Reads that arrive while a round is under way share the next one, which starts after they arrived; so a
+//! round's index covers everything that was answered to anybody before any of its readers asked. Leader
+//! leases are not used: a restarted follower grants them wrongly.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -65,10 +65,18 @@ impl Core {
         if start {
             platform::spawn(rounds(self.clone())).detach();
         }
-        let unavailable = || ReadError::Unavailable { leader_hint: self.leader_hint() };
-        let Ok(Ok(index)) = platform::timeout(limit, answer).await else { return Err(unavailable()) };
+        let unavailable = || ReadError::Unavailable {
+            leader_hint: self.leader_hint(),
+        };
+        let Ok(Ok(index)) = platform::timeout(limit, answer).await else {
+            return Err(unavailable());
+        };
         let left = end.saturating_duration_since(platform::now());
-        if self.wait_applied(index, left).await { Ok(index) } else { Err(unavailable()) }
+        if self.wait_applied(index, left).await {
+            Ok(index)
+        } else {
+            Err(unavailable())
+        }
     }
 
     /// What must be applied before a read that begins now, as leader; else the leader that is known.
@@ -93,8 +101,14 @@ impl Core {
         }
         let limit = self.config.timing.election_max;
         let body = wire::request::Body::ReadIndex(wire::ReadIndexRequest {});
-        let answer = self.links.call(leader, Method::ReadIndex, body, limit).await.ok()?;
-        let wire::response::Body::ReadIndex(answer) = answer else { return None };
+        let answer = self
+            .links
+            .call(leader, Method::ReadIndex, body, limit)
+            .await
+            .ok()?;
+        let wire::response::Body::ReadIndex(answer) = answer else {
+            return None;
+        };
         match answer.result? {
             wire::read_index_response::Result::Index(id) => Some(codec::to_log_id(&id).index),
             wire::read_index_response::Result::NotLeader(_) => None,

@@ -1,8 +1,8 @@
 //! The server side of the peer protocol: bytes in, bytes out.
 //!
-//! Whoever carries the bytes says who the caller is (by its certificate); each message says it again, with cluster and
-//! addressee, and all of it must agree before Raft sees anything. A message that does not decode ends its stream:
-//! skipping it would leave a hole that the sender believes filled.
+//! Whoever carries the bytes says who the caller is (by its certificate); each message says it again, with
+//! cluster and addressee, and all of it must agree before Raft sees anything. A message that does not decode
+//! ends its stream: skipping it would leave a hole that the sender believes filled.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,11 +61,17 @@ struct Exchange {
 
 impl Exchange {
     fn push(&self, claim: Claim) {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner).push_back(claim);
+        self.claims
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(claim);
     }
 
     fn pop(&self) -> Option<Claim> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.claims
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 
     fn fail(&self, error: PeerError) {
@@ -93,21 +99,30 @@ impl PeerService {
     pub async fn handle_call(&self, from: u64, body: Bytes) -> Result<Bytes, PeerError> {
         let message = wire::Request::decode(body).map_err(malformed)?;
         self.links().check(from, message.origin.as_ref())?;
-        let body = message.body.ok_or_else(|| malformed("the request is empty, or of a kind not known here"))?;
+        let body = message
+            .body
+            .ok_or_else(|| malformed("the request is empty, or of a kind not known here"))?;
         let answer = match body {
             request::Body::Vote(asked) => response::Body::Vote(self.vote(from, asked, false).await?),
             request::Body::PreVote(asked) => response::Body::Vote(self.vote(from, asked, true).await?),
             request::Body::Transfer(asked) => response::Body::Transfer(self.transfer(from, asked).await?),
             request::Body::Propose(asked) => response::Body::Propose(self.propose(asked).await?),
             request::Body::ReadIndex(_) => response::Body::ReadIndex(self.read_index().await?),
-            request::Body::Application(asked) => {
-                response::Body::Application(self.core.handle_application(from, asked.topic, asked.body).await?)
-            }
+            request::Body::Application(asked) => response::Body::Application(
+                self.core
+                    .handle_application(from, asked.topic, asked.body)
+                    .await?,
+            ),
         };
         Ok(wire::Response { body: Some(answer) }.encode_to_vec().into())
     }
 
-    async fn vote(&self, from: u64, asked: wire::VoteRequest, pre: bool) -> Result<wire::VoteResponse, PeerError> {
+    async fn vote(
+        &self,
+        from: u64,
+        asked: wire::VoteRequest,
+        pre: bool,
+    ) -> Result<wire::VoteResponse, PeerError> {
         let vote = codec::need_vote(asked.vote.as_ref())?;
         Links::check_vote(from, &vote)?;
         let request = VoteRequest {
@@ -116,7 +131,11 @@ impl PeerService {
             leadership_transfer: asked.leadership_transfer,
         };
         let raft = &self.core.raft;
-        let answer = if pre { raft.pre_vote(request).await } else { raft.vote(request).await };
+        let answer = if pre {
+            raft.pre_vote(request).await
+        } else {
+            raft.vote(request).await
+        };
         let answer = answer.map_err(stopped)?;
         Ok(wire::VoteResponse {
             vote: Some(codec::vote(&answer.vote)),
@@ -125,13 +144,24 @@ impl PeerService {
         })
     }
 
-    async fn transfer(&self, from: u64, asked: wire::TransferRequest) -> Result<wire::TransferResponse, PeerError> {
+    async fn transfer(
+        &self,
+        from: u64,
+        asked: wire::TransferRequest,
+    ) -> Result<wire::TransferResponse, PeerError> {
         let leader = codec::need_vote(asked.from_leader.as_ref())?;
         Links::check_vote(from, &leader)?;
         let request =
             TransferLeaderRequest::new(leader, asked.to, codec::to_maybe_log_id(asked.last.as_ref()));
-        let result = self.core.raft.handle_transfer_leader(request).await.map_err(stopped)?;
-        Ok(wire::TransferResponse { refused: result.err().map(|error| error.to_string()).unwrap_or_default() })
+        let result = self
+            .core
+            .raft
+            .handle_transfer_leader(request)
+            .await
+            .map_err(stopped)?;
+        Ok(wire::TransferResponse {
+            refused: result.err().map(|error| error.to_string()).unwrap_or_default(),
+        })
     }
 
     /// A forwarded command: taken by a leader, never forwarded again.
@@ -140,14 +170,17 @@ impl PeerService {
         // An entry that nobody understands would stop every replica.
         palyra_state::decode(&asked.envelope).map_err(malformed)?;
         let outcome = match self.core.propose_here(asked.envelope).await {
-            Attempt::Done { index, answer } => {
-                Outcome::Committed(wire::Committed { index, answer: codec::answer(&answer) })
-            }
+            Attempt::Done { index, answer } => Outcome::Committed(wire::Committed {
+                index,
+                answer: codec::answer(&answer),
+            }),
             Attempt::NotLeader(hint) => Outcome::NotLeader(hint.unwrap_or(0)),
             Attempt::Unknown => Outcome::Unknown(wire::Blank {}),
             Attempt::Stopped => return Err(stopped("the replica is stopping")),
         };
-        Ok(wire::ProposeResponse { outcome: Some(outcome) })
+        Ok(wire::ProposeResponse {
+            outcome: Some(outcome),
+        })
     }
 
     async fn read_index(&self) -> Result<wire::ReadIndexResponse, PeerError> {
@@ -159,8 +192,8 @@ impl PeerService {
         Ok(wire::ReadIndexResponse { result: Some(result) })
     }
 
-    /// Answers a stream of AppendEntries of the replica `from`, in order. The stream ends after the first request
-    /// that is refused, cannot be understood, or that Raft rejects.
+    /// Answers a stream of AppendEntries of the replica `from`, in order. The stream ends after the first
+    /// request that is refused, cannot be understood, or that Raft rejects.
     pub fn handle_append(&self, from: u64, bodies: Bodies) -> Bodies {
         let exchange = Arc::new(Exchange::default());
         let requests = {
@@ -168,7 +201,10 @@ impl PeerService {
             stream::unfold(bodies, move |mut bodies| {
                 let (core, exchange) = (core.clone(), exchange.clone());
                 async move {
-                    let request = bodies.next().await?.and_then(|body| decode_append(&core.links, from, body));
+                    let request = bodies
+                        .next()
+                        .await?
+                        .and_then(|body| decode_append(&core.links, from, body));
                     match request {
                         Ok((request, claim)) => {
                             exchange.push(claim);
@@ -188,7 +224,8 @@ impl PeerService {
             let result = result.map_err(stopped)?;
             Ok(encode_append_reply(&core.links, result, exchange.pop()))
         });
-        let last = stream::once(async move { failed.take_failure() }).filter_map(|error| async move { error.map(Err) });
+        let last = stream::once(async move { failed.take_failure() })
+            .filter_map(|error| async move { error.map(Err) });
         replies.chain(last).boxed()
     }
 
@@ -200,7 +237,10 @@ impl PeerService {
         let header = self.snapshot_header(from, &mut bodies).await?;
         let vote = codec::need_vote(header.vote.as_ref())?;
         Links::check_vote(from, &vote)?;
-        let meta = header.meta.as_ref().ok_or_else(|| malformed("a snapshot without position"))?;
+        let meta = header
+            .meta
+            .as_ref()
+            .ok_or_else(|| malformed("a snapshot without position"))?;
         let meta = codec::to_snapshot_meta(meta)?;
         // One at a time: a newer transfer ends the older one, which its sender has given up.
         let turn = self.core.next_transfer();
@@ -211,16 +251,32 @@ impl PeerService {
         }
         let data = SnapshotData::Received(receiver.generation());
         let snapshot = openraft::Snapshot { meta, snapshot: data };
-        let answer = self.core.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        let answer = self
+            .core
+            .raft
+            .install_full_snapshot(vote, snapshot)
+            .await
+            .map_err(stopped)?;
         // Raft answers after the installation, or at once when it had no use for the snapshot.
         if self.core.machine.generation() != receiver.generation() {
             receiver.discard();
         }
-        Ok(wire::SnapshotReply { vote: Some(codec::vote(&answer.vote)) }.encode_to_vec().into())
+        Ok(wire::SnapshotReply {
+            vote: Some(codec::vote(&answer.vote)),
+        }
+        .encode_to_vec()
+        .into())
     }
 
-    async fn snapshot_header(&self, from: u64, bodies: &mut Bodies) -> Result<wire::SnapshotHeader, PeerError> {
-        let first = bodies.next().await.ok_or_else(|| malformed("an empty snapshot stream"))??;
+    async fn snapshot_header(
+        &self,
+        from: u64,
+        bodies: &mut Bodies,
+    ) -> Result<wire::SnapshotHeader, PeerError> {
+        let first = bodies
+            .next()
+            .await
+            .ok_or_else(|| malformed("an empty snapshot stream"))??;
         let frame = wire::SnapshotFrame::decode(first).map_err(malformed)?.frame;
         let Some(wire::snapshot_frame::Frame::Header(header)) = frame else {
             return Err(malformed("a snapshot must begin with its header"));
@@ -236,7 +292,12 @@ impl PeerService {
         Ok(header)
     }
 
-    async fn receive(&self, receiver: &mut Receiver, bodies: &mut Bodies, turn: u64) -> Result<(), PeerError> {
+    async fn receive(
+        &self,
+        receiver: &mut Receiver,
+        bodies: &mut Bodies,
+        turn: u64,
+    ) -> Result<(), PeerError> {
         while let Some(body) = bodies.next().await {
             if self.core.transfer() != turn {
                 return Err(PeerError::Lost("a newer snapshot transfer began".to_owned()));
@@ -245,7 +306,9 @@ impl PeerService {
                 return Ok(());
             }
         }
-        Err(PeerError::Lost("the snapshot stream ended before its trailer".to_owned()))
+        Err(PeerError::Lost(
+            "the snapshot stream ended before its trailer".to_owned(),
+        ))
     }
 }
 
@@ -264,7 +327,11 @@ fn decode_append(
         age_ms: message.quorum_age_ms,
         echo: message.echo,
     };
-    let entries = message.entries.into_iter().map(codec::to_entry).collect::<Result<Vec<_>, _>>()?;
+    let entries = message
+        .entries
+        .into_iter()
+        .map(codec::to_entry)
+        .collect::<Result<Vec<_>, _>>()?;
     let request = AppendEntriesRequest {
         vote,
         prev_log_id: codec::to_maybe_log_id(message.prev.as_ref()),
@@ -281,14 +348,25 @@ fn encode_append_reply(
 ) -> Bytes {
     use wire::append_reply::Result as Outcome;
     if !matches!(result, Err(StreamAppendError::HigherVote(_)))
-        && let Some(Claim { commit: Some(commit), age_ms: Some(age), echo: Some(echo) }) = claim
+        && let Some(Claim {
+            commit: Some(commit),
+            age_ms: Some(age),
+            echo: Some(echo),
+        }) = claim
     {
         links.freshness.heard(commit, echo, age);
     }
     let result = match result {
-        Ok(matched) => Outcome::Matched(wire::Matched { log_id: codec::maybe_log_id(matched.as_ref()) }),
+        Ok(matched) => Outcome::Matched(wire::Matched {
+            log_id: codec::maybe_log_id(matched.as_ref()),
+        }),
         Err(StreamAppendError::Conflict(id)) => Outcome::Conflict(codec::log_id(&id)),
         Err(StreamAppendError::HigherVote(vote)) => Outcome::HigherVote(codec::vote(&vote)),
     };
-    wire::AppendReply { result: Some(result), stamp: platform::boot_ms() }.encode_to_vec().into()
+    wire::AppendReply {
+        result: Some(result),
+        stamp: platform::boot_ms(),
+    }
+    .encode_to_vec()
+    .into()
 }

@@ -1,8 +1,8 @@
 //! A snapshot on its way: header, chunks with checksums, trailer with count and digest.
 //!
-//! The sender reads pages of a pinned view, so memory stays bounded whatever the state's size. The receiver writes
-//! under a generation of its own and hands it over only after the trailer fits. Invariant: a transfer that breaks off
-//! leaves nothing behind but a generation that is removed at once, or at the next start.
+//! The sender reads pages of a pinned view, so memory stays bounded whatever the state's size. The receiver
+//! writes under a generation of its own and hands it over only after the trailer fits. Invariant: a transfer
+//! that breaks off leaves nothing behind but a generation that is removed at once, or at the next start.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -44,7 +44,10 @@ impl Tally {
     }
 
     fn trailer(self) -> wire::SnapshotTrailer {
-        wire::SnapshotTrailer { count: self.count, sha256: self.hasher.finalize().to_vec().into() }
+        wire::SnapshotTrailer {
+            count: self.count,
+            sha256: self.hasher.finalize().to_vec().into(),
+        }
     }
 }
 
@@ -66,7 +69,13 @@ pub(crate) fn frames(
             let (frame, next) = match stage {
                 Stage::Header(header) => {
                     let after = disk_key(generation, &[]);
-                    (Frame::Header(header), Stage::Pairs { after, tally: Tally::default() })
+                    (
+                        Frame::Header(header),
+                        Stage::Pairs {
+                            after,
+                            tally: Tally::default(),
+                        },
+                    )
                 }
                 Stage::Pairs { after, tally } => {
                     platform::io_point("snapshot.send").await;
@@ -74,7 +83,10 @@ pub(crate) fn frames(
                 }
                 Stage::End => return None,
             };
-            Some((wire::SnapshotFrame { frame: Some(frame) }.encode_to_vec().into(), next))
+            Some((
+                wire::SnapshotFrame { frame: Some(frame) }.encode_to_vec().into(),
+                next,
+            ))
         }
     })
 }
@@ -84,20 +96,25 @@ fn page(view: &dyn Snapshot, generation: u32, from: Vec<u8>, mut tally: Tally) -
     let mut pairs = Vec::new();
     let mut bytes = 0;
     let mut after = from.clone();
-    let scanned = view.scan(Family::State, &from, &disk_key(generation + 1, &[]), &mut |key, value| {
-        if bytes > 0 && bytes + key.len() + value.len() > CHUNK_BYTES {
-            return ControlFlow::Break(());
-        }
-        bytes += key.len() + value.len();
-        after = [key, &[0]].concat();
-        let pair = wire::Pair {
-            key: Bytes::copy_from_slice(&key[PREFIX..]),
-            value: Bytes::copy_from_slice(value),
-        };
-        tally.add(&pair);
-        pairs.push(pair);
-        ControlFlow::Continue(())
-    });
+    let scanned = view.scan(
+        Family::State,
+        &from,
+        &disk_key(generation + 1, &[]),
+        &mut |key, value| {
+            if bytes > 0 && bytes + key.len() + value.len() > CHUNK_BYTES {
+                return ControlFlow::Break(());
+            }
+            bytes += key.len() + value.len();
+            after = [key, &[0]].concat();
+            let pair = wire::Pair {
+                key: Bytes::copy_from_slice(&key[PREFIX..]),
+                value: Bytes::copy_from_slice(value),
+            };
+            tally.add(&pair);
+            pairs.push(pair);
+            ControlFlow::Continue(())
+        },
+    );
     if let Err(error) = scanned {
         platform::abort(&format!("the state cannot be read for a snapshot: {error}"));
     }
@@ -106,7 +123,10 @@ fn page(view: &dyn Snapshot, generation: u32, from: Vec<u8>, mut tally: Tally) -
     }
     let pairs: Bytes = wire::Pairs { pairs }.encode_to_vec().into();
     let crc32c = crc32c::crc32c(&pairs);
-    (Frame::Chunk(wire::SnapshotChunk { pairs, crc32c }), Stage::Pairs { after, tally })
+    (
+        Frame::Chunk(wire::SnapshotChunk { pairs, crc32c }),
+        Stage::Pairs { after, tally },
+    )
 }
 
 /// The receiving side of one transfer. Dropping it leaves a generation that the next start removes.
@@ -119,7 +139,11 @@ pub(crate) struct Receiver {
 impl Receiver {
     pub(crate) fn new(machine: Machine) -> Receiver {
         let generation = machine.new_generation();
-        Receiver { machine, generation, tally: Tally::default() }
+        Receiver {
+            machine,
+            generation,
+            tally: Tally::default(),
+        }
     }
 
     /// Takes a frame after the header; true when it was the trailer and everything fits.
@@ -150,7 +174,10 @@ impl Receiver {
             self.tally.add(pair);
         }
         platform::io_point("snapshot.receive").await;
-        self.machine.receive(self.generation, pairs.into_iter().map(|pair| (pair.key, pair.value)));
+        self.machine.receive(
+            self.generation,
+            pairs.into_iter().map(|pair| (pair.key, pair.value)),
+        );
         Ok(())
     }
 

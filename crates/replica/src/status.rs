@@ -156,14 +156,18 @@ fn members(metrics: &Metrics) -> Members {
 }
 
 fn peers(metrics: &Metrics, me: u64) -> Vec<Peer> {
-    let Some(replication) = &metrics.replication else { return Vec::new() };
+    let Some(replication) = &metrics.replication else {
+        return Vec::new();
+    };
     let heartbeat = metrics.heartbeat.as_ref();
     let others = replication.iter().filter(|(id, _)| **id != me);
     others
         .map(|(id, matched)| Peer {
             id: *id,
             matched: matched.as_ref().map(|id| id.index),
-            silent_for: heartbeat.and_then(|times| times.get(id)).and_then(|at| at.as_ref().map(|at| at.elapsed())),
+            silent_for: heartbeat
+                .and_then(|times| times.get(id))
+                .and_then(|at| at.as_ref().map(|at| at.elapsed())),
         })
         .collect()
 }

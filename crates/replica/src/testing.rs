@@ -1,7 +1,8 @@
-//! A message bus between replicas of one process, for tests: the peer protocol without sockets and certificates.
+//! A message bus between replicas of one process, for tests: the peer protocol without sockets and
+//! certificates.
 //!
-//! Links can be cut in either direction. A cut link swallows messages, as a network does: senders learn of it by their
-//! own time limits only. Never used in production.
+//! Links can be cut in either direction. A cut link swallows messages, as a network does: senders learn of it
+//! by their own time limits only. Never used in production.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,7 +43,10 @@ impl Bus {
     /// What the replica `from` sends through.
     #[must_use]
     pub fn transport(self: &Arc<Self>, from: u64) -> Arc<dyn PeerTransport> {
-        Arc::new(Sender { bus: self.clone(), from })
+        Arc::new(Sender {
+            bus: self.clone(),
+            from,
+        })
     }
 
     /// Makes a replica reachable.
@@ -63,7 +67,12 @@ impl Bus {
     /// Cuts a replica off from all others, both ways.
     pub fn isolate(&self, id: u64) {
         let mut state = self.state();
-        let others: Vec<u64> = state.services.keys().copied().filter(|other| *other != id).collect();
+        let others: Vec<u64> = state
+            .services
+            .keys()
+            .copied()
+            .filter(|other| *other != id)
+            .collect();
         for other in others {
             state.cut.insert((id, other));
             state.cut.insert((other, id));
@@ -101,7 +110,8 @@ async fn task_of(
     answer: impl Future<Output = Result<Bytes, PeerError>> + Send + 'static,
 ) -> Result<Bytes, PeerError> {
     let task = platform::scope_sync(to, || platform::spawn(answer));
-    task.await.unwrap_or_else(|ended| Err(PeerError::Lost(ended.to_string())))
+    task.await
+        .unwrap_or_else(|ended| Err(PeerError::Lost(ended.to_string())))
 }
 
 /// Drops messages while the link is cut.
@@ -111,7 +121,9 @@ fn link<T: Send + 'static>(
     to: u64,
     messages: BoxStream<'static, T>,
 ) -> BoxStream<'static, T> {
-    messages.filter(move |_| std::future::ready(bus.passes(from, to))).boxed()
+    messages
+        .filter(move |_| std::future::ready(bus.passes(from, to)))
+        .boxed()
 }
 
 impl PeerTransport for Sender {
@@ -136,7 +148,9 @@ impl PeerTransport for Sender {
             answer
         };
         Box::pin(async move {
-            platform::timeout(timeout, exchange).await.unwrap_or(Err(PeerError::Timeout(timeout)))
+            platform::timeout(timeout, exchange)
+                .await
+                .unwrap_or(Err(PeerError::Timeout(timeout)))
         })
     }
 
@@ -152,7 +166,9 @@ impl PeerTransport for Sender {
             let requests = link(bus.clone(), from, to, requests).map(Ok).boxed();
             let replies = platform::scope(to, async move { service.handle_append(from, requests) }).await;
             let alive = bus.clone();
-            let replies = replies.take_while(move |_| std::future::ready(alive.service(to).is_ok())).boxed();
+            let replies = replies
+                .take_while(move |_| std::future::ready(alive.service(to).is_ok()))
+                .boxed();
             Ok(link(bus, to, from, replies))
         })
     }

@@ -1,4 +1,5 @@
-//! What openraft is parametrised with: our command and answer, replica ids, and a runtime that goes through `platform`.
+//! What openraft is parametrised with: our command and answer, replica ids, and a runtime that goes through
+//! `platform`.
 //!
 //! Nothing here leaves the crate. Addresses are not part of Raft's membership (`EmptyNode`): they live in the
 //! replicated state and in the address book, so that a changed address can never change who votes.
@@ -116,7 +117,10 @@ impl AsyncRuntime for Runtime {
         Tokio::sleep_until(deadline)
     }
 
-    fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {
+    fn timeout<R, F: Future<Output = R> + OptionalSend>(
+        duration: Duration,
+        future: F,
+    ) -> Self::Timeout<R, F> {
         Tokio::timeout(duration, future)
     }
 
@@ -147,11 +151,11 @@ impl AsyncRuntime for Runtime {
         Tokio::run(future)
     }
 
-    fn spawn_blocking<F, T>(body: F) -> impl Future<Output = Result<T, io::Error>> + Send
+    async fn spawn_blocking<F, T>(body: F) -> Result<T, io::Error>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        async move { Ok(platform::blocking(body).await) }
+        Ok(platform::blocking(body).await)
     }
 }

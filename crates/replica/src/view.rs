@@ -1,8 +1,9 @@
 //! Reading the state: a pinned view of it, and the overlay under which entries of one batch see each other.
 //!
-//! State keys on disk carry the generation in front (4 bytes, big endian); nothing above this file knows that. The
-//! generation and the position are read through the same pinned view as the state, so they always belong together.
-//! Invariant: reading the state cannot fail; a disk error ends the process, since an entry must never be half applied.
+//! State keys on disk carry the generation in front (4 bytes, big endian); nothing above this file knows
+//! that. The generation and the position are read through the same pinned view as the state, so they always
+//! belong together. Invariant: reading the state cannot fail; a disk error ends the process, since an entry
+//! must never be half applied.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -47,12 +48,18 @@ impl Read for Generation<'_> {
 
     fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) {
         let (from, to) = (disk_key(self.number, from), disk_key(self.number, to));
-        ok(self.source.scan(Family::State, &from, &to, &mut |key, value| visit(&key[PREFIX..], value)));
+        ok(self.source.scan(Family::State, &from, &to, &mut |key, value| {
+            visit(&key[PREFIX..], value)
+        }));
     }
 
     fn scan_rev(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) {
         let (from, to) = (disk_key(self.number, from), disk_key(self.number, to));
-        ok(self.source.scan_rev(Family::State, &from, &to, &mut |key, value| visit(&key[PREFIX..], value)));
+        ok(self
+            .source
+            .scan_rev(Family::State, &from, &to, &mut |key, value| {
+                visit(&key[PREFIX..], value)
+            }));
     }
 }
 
@@ -91,11 +98,17 @@ impl View {
     /// Position of the last entry that the view holds.
     #[must_use]
     pub fn position(&self) -> Option<Position> {
-        self.applied.last.map(|id| Position { term: id.leader_id.term, index: id.index })
+        self.applied.last.map(|id| Position {
+            term: id.leader_id.term,
+            index: id.index,
+        })
     }
 
     fn generation(&self) -> Generation<'_> {
-        Generation { source: &*self.snapshot, number: self.applied.generation }
+        Generation {
+            source: &*self.snapshot,
+            number: self.applied.generation,
+        }
     }
 }
 
@@ -127,7 +140,10 @@ pub(crate) struct Overlay<'a> {
 
 impl<'a> Overlay<'a> {
     pub(crate) fn new(base: Generation<'a>) -> Overlay<'a> {
-        Overlay { base, writes: BTreeMap::new() }
+        Overlay {
+            base,
+            writes: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn absorb(&mut self, writes: Writes) {
@@ -184,15 +200,30 @@ impl Read for Overlay<'_> {
 
     fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) {
         if from < to {
-            let writes = self.writes.range::<[u8], _>((bound(from), std::ops::Bound::Excluded(to)));
-            merge(|visit| self.base.scan(from, to, visit), writes, |a, b| a.cmp(b), visit);
+            let writes = self
+                .writes
+                .range::<[u8], _>((bound(from), std::ops::Bound::Excluded(to)));
+            merge(
+                |visit| self.base.scan(from, to, visit),
+                writes,
+                |a, b| a.cmp(b),
+                visit,
+            );
         }
     }
 
     fn scan_rev(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) {
         if from < to {
-            let writes = self.writes.range::<[u8], _>((bound(from), std::ops::Bound::Excluded(to))).rev();
-            merge(|visit| self.base.scan_rev(from, to, visit), writes, |a, b| b.cmp(a), visit);
+            let writes = self
+                .writes
+                .range::<[u8], _>((bound(from), std::ops::Bound::Excluded(to)))
+                .rev();
+            merge(
+                |visit| self.base.scan_rev(from, to, visit),
+                writes,
+                |a, b| b.cmp(a),
+                visit,
+            );
         }
     }
 }
@@ -212,9 +243,17 @@ mod tests {
         let mut seen = Vec::new();
         let mut visit = |key: &[u8], value: &[u8]| {
             seen.push((key.to_vec(), value.to_vec()));
-            if seen.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if seen.len() < limit {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         };
-        if reverse { r.scan_rev(b"b", b"y", &mut visit) } else { r.scan(b"b", b"y", &mut visit) }
+        if reverse {
+            r.scan_rev(b"b", b"y", &mut visit)
+        } else {
+            r.scan(b"b", b"y", &mut visit)
+        }
         seen
     }
 
@@ -230,7 +269,10 @@ mod tests {
         // A neighbour generation must stay out of sight.
         batch.put(Family::State, disk_key(4, b"d"), &b"other"[..]);
         engine.write(batch).unwrap();
-        let mut overlay = Overlay::new(Generation { source: &engine, number: 3 });
+        let mut overlay = Overlay::new(Generation {
+            source: &engine,
+            number: 3,
+        });
         let writes = Writes::from([
             (b"b".to_vec(), Some(Bytes::from_static(b"new"))),
             (b"c".to_vec(), None),
@@ -242,7 +284,11 @@ mod tests {
         overlay.absorb(writes);
         for reverse in [false, true] {
             for limit in 1..6 {
-                assert_eq!(keys(&overlay, reverse, limit), keys(&model, reverse, limit), "{reverse} {limit}");
+                assert_eq!(
+                    keys(&overlay, reverse, limit),
+                    keys(&model, reverse, limit),
+                    "{reverse} {limit}"
+                );
             }
         }
         for key in [b"a", b"b", b"c", b"d", b"e", b"w"] {

@@ -11,7 +11,8 @@ use futures::future::BoxFuture;
 use kit::{PATIENCE, World, death, get, run, set, until};
 use palyra_platform as platform;
 use palyra_replica::{
-    Compaction, FeedItem, MemberError, OpenError, PeerError, PeerHandler, ProposeError, ReadError, Refusal, Role,
+    Compaction, FeedItem, MemberError, OpenError, PeerError, PeerHandler, ProposeError, ReadError, Refusal,
+    Role,
 };
 use palyra_state::{Actor, Code, Cursor, Envelope, cluster};
 
@@ -68,7 +69,10 @@ fn the_cluster_survives_its_leader_within_the_promised_time() {
             assert_eq!(get(&world.replicas[&leader].view()), 2);
         });
     }
-    assert!(worst <= Duration::from_millis(2_500), "the next write took {worst:?}");
+    assert!(
+        worst <= Duration::from_millis(2_500),
+        "the next write took {worst:?}"
+    );
 }
 
 #[test]
@@ -82,18 +86,30 @@ fn an_isolated_leader_answers_neither_writes_nor_reads() {
         let write = world.envelope(set(666));
         let patience = Duration::from_secs(3);
         let error = lonely.propose_within(write, patience).await.unwrap_err();
-        assert!(matches!(error, ProposeError::Unknown | ProposeError::Unavailable { .. }), "{error:?}");
+        assert!(
+            matches!(error, ProposeError::Unknown | ProposeError::Unavailable { .. }),
+            "{error:?}"
+        );
         let read = lonely.read_barrier_within(patience).await.unwrap_err();
         assert!(matches!(read, ReadError::Unavailable { .. }));
         let other = world.replicas.keys().copied().find(|id| *id != old).unwrap();
         let index = world.set(other, 2).await;
-        assert!(lonely.quorum_age().unwrap() > Duration::from_secs(2), "{:?}", lonely.quorum_age());
+        assert!(
+            lonely.quorum_age().unwrap() > Duration::from_secs(2),
+            "{:?}",
+            lonely.quorum_age()
+        );
         world.bus.heal();
         world.converged(index).await;
         let now = lonely.read_barrier().await.unwrap();
         assert!(now >= index);
         assert_eq!(get(&lonely.view()), 2);
-        until(&lonely, |status| status.quorum_age.is_some_and(|age| age < Duration::from_millis(500))).await;
+        until(&lonely, |status| {
+            status
+                .quorum_age
+                .is_some_and(|age| age < Duration::from_millis(500))
+        })
+        .await;
     });
 }
 
@@ -103,7 +119,12 @@ fn freshness_is_known_everywhere_and_ages_with_the_silence() {
         let mut world = World::born(3).await;
         world.set(1, 1).await;
         for replica in world.replicas.values() {
-            until(replica, |status| status.quorum_age.is_some_and(|age| age < Duration::from_millis(400))).await;
+            until(replica, |status| {
+                status
+                    .quorum_age
+                    .is_some_and(|age| age < Duration::from_millis(400))
+            })
+            .await;
         }
         let leader = world.leader().await;
         let follower = world.replicas.keys().copied().find(|id| *id != leader).unwrap();
@@ -123,7 +144,11 @@ fn freshness_is_known_everywhere_and_ages_with_the_silence() {
 fn the_feed_is_the_same_everywhere_and_misses_nothing() {
     run(5, || async {
         let mut world = World::born(3).await;
-        let mut feeds: Vec<_> = world.replicas.values().map(|replica| replica.feed(Cursor::default())).collect();
+        let mut feeds: Vec<_> = world
+            .replicas
+            .values()
+            .map(|replica| replica.feed(Cursor::default()))
+            .collect();
         let mut last = 0;
         for value in 1..=20 {
             last = world.set(value % 3 + 1, value).await;
@@ -150,7 +175,11 @@ fn the_feed_is_the_same_everywhere_and_misses_nothing() {
 fn a_replica_that_is_far_behind_gets_a_snapshot() {
     run(6, || async {
         let mut world = World::new();
-        world.compaction = Compaction { snapshot_every: 30, keep: 5, purge_batch: 1 };
+        world.compaction = Compaction {
+            snapshot_every: 30,
+            keep: 5,
+            purge_batch: 1,
+        };
         world.birth(3).await;
         let follower = 3;
         if world.leader().await == follower {
@@ -161,7 +190,10 @@ fn a_replica_that_is_far_behind_gets_a_snapshot() {
         for value in 1..=100 {
             index = world.set(1, value).await;
         }
-        until(&world.replicas[&world.leader().await], |status| status.purged > 20).await;
+        until(&world.replicas[&world.leader().await], |status| {
+            status.purged > 20
+        })
+        .await;
         let before = world.bus.snapshots();
         world.boot(follower).await;
         world.converged(index).await;
@@ -177,20 +209,56 @@ fn a_replica_that_is_far_behind_gets_a_snapshot() {
 }
 
 #[test]
+fn a_log_of_large_commands_stays_within_its_bytes() {
+    run(23, || async {
+        let mut world = World::new();
+        world.log_bytes = 12 * 1024 * 1024;
+        world.birth(1).await;
+        let large = cluster::MintJoinToken {
+            secret_key_sealed: Bytes::from(vec![7; 900_000]),
+            ..cluster::MintJoinToken::default()
+        };
+        for _ in 0..40 {
+            let envelope = world.envelope(large.clone());
+            // It is refused; the entry is in the log all the same.
+            world.replicas[&1]
+                .propose(envelope)
+                .await
+                .unwrap()
+                .reply
+                .unwrap_err();
+        }
+        until(&world.replicas[&1], |status| status.purged > 20).await;
+    });
+}
+
+#[test]
 fn members_come_as_learners_and_go_for_good() {
     run(7, || async {
         let mut world = World::born(3).await;
         world.boot(4).await;
         world.enlarge(4).await;
         let leader = world.replicas[&world.leader().await].clone();
-        until(&leader, |status| status.members.voters == [1, 2, 3, 4].into() && !status.members.joint).await;
+        until(&leader, |status| {
+            status.members.voters == [1, 2, 3, 4].into() && !status.members.joint
+        })
+        .await;
         assert!(matches!(leader.promote(9).await, Err(MemberError::Impossible(_))));
-        assert!(matches!(leader.remove(leader.id()).await, Err(MemberError::Impossible(_))));
+        assert!(matches!(
+            leader.remove(leader.id()).await,
+            Err(MemberError::Impossible(_))
+        ));
         let follower = world.replicas.values().find(|replica| !replica.leads()).unwrap();
-        assert!(matches!(follower.add_learner(5).await, Err(MemberError::NotLeader { .. })));
+        assert!(matches!(
+            follower.add_learner(5).await,
+            Err(MemberError::NotLeader { .. })
+        ));
         let gone = follower.id();
         leader.remove(gone).await.unwrap();
-        until(&leader, |status| !status.members.voters.contains(&gone) && !status.members.joint).await;
+        until(&leader, |status| {
+            !status.members.voters.contains(&gone) && !status.members.joint
+        })
+        .await;
         assert!(!leader.status().members.learners.contains(&gone));
         world.kill(gone);
         let index = world.set(leader.id(), 3).await;
@@ -209,7 +277,11 @@ fn leadership_is_handed_over_without_waiting_for_a_timeout() {
         let start = platform::now();
         world.replicas[&old].transfer_leader(Some(to)).await.unwrap();
         until(&world.replicas[&to], |status| status.role == Role::Leader).await;
-        assert!(platform::now() - start < Duration::from_millis(400), "{:?}", platform::now() - start);
+        assert!(
+            platform::now() - start < Duration::from_millis(400),
+            "{:?}",
+            platform::now() - start
+        );
         let index = world.set(old, 2).await;
         world.converged(index).await;
         // A replica that stops in good order leaves a leader behind.
@@ -219,7 +291,11 @@ fn leadership_is_handed_over_without_waiting_for_a_timeout() {
         let start = platform::now();
         let rest = *world.replicas.keys().next().unwrap();
         world.set(rest, 3).await;
-        assert!(platform::now() - start < Duration::from_millis(400), "{:?}", platform::now() - start);
+        assert!(
+            platform::now() - start < Duration::from_millis(400),
+            "{:?}",
+            platform::now() - start
+        );
         assert_eq!(death(stopping), None);
     });
 }
@@ -234,7 +310,10 @@ fn a_folder_of_somebody_else_is_refused() {
         let error = world.try_boot(2).await.unwrap_err();
         assert!(matches!(error, OpenError::NotOurs { .. }), "{error:?}");
         let text = error.to_string();
-        assert!(text.contains("replica 1 of cluster") && text.contains("replica 2 of cluster"), "{text}");
+        assert!(
+            text.contains("replica 1 of cluster") && text.contains("replica 2 of cluster"),
+            "{text}"
+        );
     });
 }
 
@@ -242,7 +321,12 @@ struct Echo;
 
 impl PeerHandler for Echo {
     fn handle(&self, from: u64, topic: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerError>> {
-        Box::pin(async move { Ok(Bytes::from(format!("{from} {topic} {}", String::from_utf8_lossy(&body)))) })
+        Box::pin(async move {
+            Ok(Bytes::from(format!(
+                "{from} {topic} {}",
+                String::from_utf8_lossy(&body)
+            )))
+        })
     }
 }
 
@@ -253,12 +337,30 @@ fn the_layer_above_can_call_its_like() {
         let limit = Duration::from_secs(1);
         let one = &world.replicas[&1];
         let none = one.call_peer(2, "echo", Bytes::new(), limit).await.unwrap_err();
-        assert!(matches!(none, PeerError::Refused { refusal: Refusal::Unsupported, .. }), "{none:?}");
+        assert!(
+            matches!(
+                none,
+                PeerError::Refused {
+                    refusal: Refusal::Unsupported,
+                    ..
+                }
+            ),
+            "{none:?}"
+        );
         world.replicas[&2].set_peer_handler(Arc::new(Echo));
-        let answer = one.call_peer(2, "echo", Bytes::from_static(b"hello"), limit).await.unwrap();
+        let answer = one
+            .call_peer(2, "echo", Bytes::from_static(b"hello"), limit)
+            .await
+            .unwrap();
         assert_eq!(&answer[..], b"1 echo hello");
-        assert!(matches!(one.call_peer(1, "echo", Bytes::new(), limit).await, Err(PeerError::Unreachable(_))));
-        assert!(matches!(one.call_peer(9, "echo", Bytes::new(), limit).await, Err(PeerError::Unreachable(_))));
+        assert!(matches!(
+            one.call_peer(1, "echo", Bytes::new(), limit).await,
+            Err(PeerError::Unreachable(_))
+        ));
+        assert!(matches!(
+            one.call_peer(9, "echo", Bytes::new(), limit).await,
+            Err(PeerError::Unreachable(_))
+        ));
     });
 }
 
@@ -267,14 +369,32 @@ fn the_service_refuses_strangers() {
     run(22, || async {
         let world = World::born(2).await;
         let service = world.replicas[&2].peer_service();
-        let malformed = service.handle_call(1, Bytes::from_static(b"\xff\xff")).await.unwrap_err();
-        assert!(matches!(malformed, PeerError::Refused { refusal: Refusal::Malformed, .. }), "{malformed:?}");
+        let malformed = service
+            .handle_call(1, Bytes::from_static(b"\xff\xff"))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(
+                malformed,
+                PeerError::Refused {
+                    refusal: Refusal::Malformed,
+                    ..
+                }
+            ),
+            "{malformed:?}"
+        );
         // A request of replica 1 to 2 that arrives with another certificate, and one that 2 did not get.
         let origin = |cluster: u128, from, to| {
             use palyra_proto::peer::v1::{Origin, ReadIndexRequest, Request, request::Body};
-            let origin = Origin { cluster_id: Bytes::copy_from_slice(&cluster.to_be_bytes()), from, to };
-            let request =
-                Request { origin: Some(origin), body: Some(Body::ReadIndex(ReadIndexRequest {})) };
+            let origin = Origin {
+                cluster_id: Bytes::copy_from_slice(&cluster.to_be_bytes()),
+                from,
+                to,
+            };
+            let request = Request {
+                origin: Some(origin),
+                body: Some(Body::ReadIndex(ReadIndexRequest {})),
+            };
             Bytes::from(prost::Message::encode_to_vec(&request))
         };
         for (body, from, expected) in [
@@ -283,7 +403,10 @@ fn the_service_refuses_strangers() {
             (origin(7, 1, 2), 1, Refusal::WrongCluster),
         ] {
             let refused = service.handle_call(from, body).await.unwrap_err();
-            assert!(matches!(refused, PeerError::Refused { refusal, .. } if refusal == expected), "{refused:?}");
+            assert!(
+                matches!(refused, PeerError::Refused { refusal, .. } if refusal == expected),
+                "{refused:?}"
+            );
         }
         service.handle_call(1, origin(kit::CLUSTER, 1, 2)).await.unwrap();
     });

@@ -48,7 +48,12 @@ impl Pki {
         let domain = TrustDomain::for_cluster(&id).unwrap();
         let root = Root::create(&id, &domain, platform::wall_ms(), &mut Os).unwrap();
         let bundle = TrustBundle::new(&id, domain.clone(), vec![root.der().to_vec()]).unwrap();
-        Pki { root, domain, trust: SharedTrust::new(bundle), clock: Clock::new(platform::wall_ms) }
+        Pki {
+            root,
+            domain,
+            trust: SharedTrust::new(bundle),
+            clock: Clock::new(platform::wall_ms),
+        }
     }
 
     fn identity(&self, id: u64) -> Arc<SharedIdentity> {
@@ -57,7 +62,10 @@ impl Pki {
         let hosts = HostNames::from_hosts(["127.0.0.1"]);
         let day = 24 * 3600 * 1000;
         let csr = key.make_csr().unwrap();
-        let leaf = self.root.issue_from_csr(&csr, &name, day, &hosts, platform::wall_ms(), &mut Os).unwrap();
+        let leaf = self
+            .root
+            .issue_from_csr(&csr, &name, day, &hosts, platform::wall_ms(), &mut Os)
+            .unwrap();
         SharedIdentity::new(vec![leaf.der], &key).unwrap()
     }
 
@@ -65,8 +73,14 @@ impl Pki {
         let (domain, trust, clock) = (self.domain.clone(), self.trust.clone(), self.clock.clone());
         Arc::new(move |to| {
             let expected = SpiffeId::replica(domain.clone(), to).unwrap();
-            client_verified(trust.clone(), Some(expected), Some(identity.clone()), &clock, &[b"h2"])
-                .map_err(|error| error.to_string())
+            client_verified(
+                trust.clone(),
+                Some(expected),
+                Some(identity.clone()),
+                &clock,
+                &[b"h2"],
+            )
+            .map_err(|error| error.to_string())
         })
     }
 }
@@ -83,13 +97,21 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
@@ -103,14 +125,27 @@ impl AsyncWrite for Connection {
 }
 
 async fn accept(pki: &Pki, identity: Arc<SharedIdentity>, listener: TcpListener, replica: Replica) {
-    let config = server_mutual(identity, pki.trust.clone(), &[Role::Replica], &pki.clock, &[b"h2"]).unwrap();
+    let config = server_mutual(
+        identity,
+        pki.trust.clone(),
+        &[Role::Replica],
+        &pki.clock,
+        &[b"h2"],
+    )
+    .unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(config);
     let incoming = futures::stream::unfold((listener, acceptor), |(listener, acceptor)| async move {
         loop {
             let (socket, _) = listener.accept().await.unwrap();
-            let Ok(tls) = acceptor.accept(socket).await else { continue };
+            let Ok(tls) = acceptor.accept(socket).await else {
+                continue;
+            };
             let certificate = tls.get_ref().1.peer_certificates().unwrap()[0].clone();
-            let peer = PeerIdentity::from_der(&certificate).unwrap().id.replica_id().unwrap();
+            let peer = PeerIdentity::from_der(&certificate)
+                .unwrap()
+                .id
+                .replica_id()
+                .unwrap();
             let connection = Connection(tls, PeerReplica(peer));
             return Some((Ok::<_, std::io::Error>(connection), (listener, acceptor)));
         }
@@ -139,7 +174,12 @@ async fn node(pki: &Arc<Pki>, book: &Arc<AddressBook>, id: u64) -> Node {
     let (pki, served) = (pki.clone(), replica.clone());
     let server = platform::spawn(async move { accept(&pki, identity, listener, served).await });
     replica.start();
-    Node { replica, server, address, _folder: folder }
+    Node {
+        replica,
+        server,
+        address,
+        _folder: folder,
+    }
 }
 
 fn envelope(serial: u64, command: impl Into<Command>) -> Envelope {
@@ -158,7 +198,13 @@ async fn leader(nodes: &BTreeMap<u64, Node>) -> u64 {
         if let Some((id, _)) = nodes.iter().find(|(_, node)| node.replica.leads()) {
             return *id;
         }
-        nodes.values().next().unwrap().replica.changed(Duration::from_millis(50)).await;
+        nodes
+            .values()
+            .next()
+            .unwrap()
+            .replica
+            .changed(Duration::from_millis(50))
+            .await;
     }
 }
 
@@ -177,7 +223,10 @@ async fn three_replicas_over_sockets_and_disks() {
         first.add_learner(id).await.unwrap();
         let target = first.status().last_log;
         until(&first, |status| {
-            status.peers.iter().any(|peer| peer.id == id && peer.matched.is_some_and(|at| at >= target))
+            status
+                .peers
+                .iter()
+                .any(|peer| peer.id == id && peer.matched.is_some_and(|at| at >= target))
         })
         .await;
         first.promote(id).await.unwrap();
@@ -202,31 +251,66 @@ async fn three_replicas_over_sockets_and_disks() {
 }
 
 /// What the other side of a real connection says reaches the caller as what it is.
-async fn strangers_are_told_why(pki: &Pki, book: &Arc<AddressBook>, nodes: &BTreeMap<u64, Node>, dead: &Node) {
+async fn strangers_are_told_why(
+    pki: &Pki,
+    book: &Arc<AddressBook>,
+    nodes: &BTreeMap<u64, Node>,
+    dead: &Node,
+) {
     let limit = Duration::from_secs(5);
     let to = *nodes.keys().next().unwrap();
     let transport = GrpcTransport::new(book.clone(), pki.dialler(pki.identity(9)));
     // A certificate of replica 9, a body that is none.
-    let error = transport.call(to, Method::Vote, Bytes::from_static(b"\xff"), limit).await.unwrap_err();
-    assert!(matches!(error, PeerError::Refused { refusal: Refusal::Malformed, .. }), "{error:?}");
+    let error = transport
+        .call(to, Method::Vote, Bytes::from_static(b"\xff"), limit)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            PeerError::Refused {
+                refusal: Refusal::Malformed,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
     let requests = futures::stream::iter([Bytes::from_static(b"\xff")]).boxed();
     let mut answers = transport.append(to, Lane::Replication, requests).await.unwrap();
     let error = answers.next().await.unwrap().unwrap_err();
-    assert!(matches!(error, PeerError::Refused { refusal: Refusal::Malformed, .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            PeerError::Refused {
+                refusal: Refusal::Malformed,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
     assert!(answers.next().await.is_none());
     // Nobody listens there any more, and nobody ever did.
     book.set(20, dead.address.to_string());
     for id in [20, 21] {
-        let error = transport.call(id, Method::Vote, Bytes::new(), limit).await.unwrap_err();
+        let error = transport
+            .call(id, Method::Vote, Bytes::new(), limit)
+            .await
+            .unwrap_err();
         assert!(matches!(error, PeerError::Unreachable(_)), "{error:?}");
     }
     // The right address with another replica's certificate.
     book.set(22, nodes[&to].address.to_string());
-    let error = transport.call(22, Method::Vote, Bytes::new(), limit).await.unwrap_err();
+    let error = transport
+        .call(22, Method::Vote, Bytes::new(), limit)
+        .await
+        .unwrap_err();
     assert!(matches!(error, PeerError::Unreachable(_)), "{error:?}");
     // A certificate of another cluster.
     let stranger = Pki::new();
     let transport = GrpcTransport::new(book.clone(), stranger.dialler(stranger.identity(9)));
-    let error = transport.call(to, Method::Vote, Bytes::new(), limit).await.unwrap_err();
+    let error = transport
+        .call(to, Method::Vote, Bytes::new(), limit)
+        .await
+        .unwrap_err();
     assert!(matches!(error, PeerError::Unreachable(_)), "{error:?}");
 }

@@ -1,5 +1,5 @@
-//! Crashes at every step that touches the disk, and power losses: nothing acknowledged is lost, nothing half done
-//! stays, and replicas that hold the same index hold the same state.
+//! Crashes at every step that touches the disk, and power losses: nothing acknowledged is lost, nothing half
+//! done stays, and replicas that hold the same index hold the same state.
 #![allow(clippy::unwrap_used)]
 
 mod kit;
@@ -10,7 +10,8 @@ use kit::{PATIENCE, World, death, forget_deaths, get, light_fuse, run, set, unti
 use palyra_platform as platform;
 use palyra_replica::{Compaction, ProposeError};
 
-/// Writes the numbers up to `count` at replica `at`, as far as it lives; returns the last that was acknowledged.
+/// Writes the numbers up to `count` at replica `at`, as far as it lives; returns the last that was
+/// acknowledged.
 async fn write_until_death(world: &mut World, at: u64, count: u64) -> u64 {
     let mut acked = 0;
     for value in 1..=count {
@@ -36,7 +37,11 @@ async fn write_until_death(world: &mut World, at: u64, count: u64) -> u64 {
 /// One replica that makes snapshots and purges all the time, and dies at its `fuse`-th IO point.
 async fn lonely_life(fuse: u64, power: bool) -> bool {
     let mut world = World::new();
-    world.compaction = Compaction { snapshot_every: 7, keep: 2, purge_batch: 1 };
+    world.compaction = Compaction {
+        snapshot_every: 7,
+        keep: 2,
+        purge_batch: 1,
+    };
     world.birth(1).await;
     let index = world.set(1, 0).await;
     assert!(world.replicas[&1].wait_applied(index, PATIENCE).await);
@@ -44,14 +49,24 @@ async fn lonely_life(fuse: u64, power: bool) -> bool {
     let acked = write_until_death(&mut world, 1, 30).await;
     let died = death(1).is_some();
     forget_deaths();
-    if power { world.power_loss(1, 0) } else { world.kill(1) }
+    if power {
+        world.power_loss(1, 0)
+    } else {
+        world.kill(1)
+    }
     world.boot(1).await;
     let after = world.set(1, 1_000).await;
     world.replicas[&1].read_barrier().await.unwrap();
     assert_eq!(get(&world.replicas[&1].view()), 1_000);
     let rows = palyra_state::journal::last_rows(&world.replicas[&1].view(), usize::MAX);
-    let seen = rows.iter().filter(|row| row.action == "cluster.replica_moved").count() as u64;
-    assert!(seen > acked, "fuse {fuse}: {acked} writes were acknowledged, {seen} rows are there");
+    let seen = rows
+        .iter()
+        .filter(|row| row.action == "cluster.replica_moved")
+        .count() as u64;
+    assert!(
+        seen > acked,
+        "fuse {fuse}: {acked} writes were acknowledged, {seen} rows are there"
+    );
     palyra_state::journal::verify_all(&world.replicas[&1].view()).unwrap();
     assert!(after > acked);
     died
@@ -116,14 +131,22 @@ fn a_disk_that_lies_is_what_these_tests_can_see() {
             world.boot(id).await;
         }
         world.replicas[&1].read_barrier().await.unwrap();
-        assert_eq!(get(&world.replicas[&1].view()), 1, "an acknowledged write survived a disk that never synced it");
+        assert_eq!(
+            get(&world.replicas[&1].view()),
+            1,
+            "an acknowledged write survived a disk that never synced it"
+        );
     });
 }
 
 /// A follower that dies at its `fuse`-th IO point while a snapshot is sent to it.
 async fn installing(fuse: u64, power: bool) -> bool {
     let mut world = World::new();
-    world.compaction = Compaction { snapshot_every: 20, keep: 2, purge_batch: 1 };
+    world.compaction = Compaction {
+        snapshot_every: 20,
+        keep: 2,
+        purge_batch: 1,
+    };
     world.birth(3).await;
     let follower = if world.leader().await == 3 { 2 } else { 3 };
     let index = world.set(1, 1).await;
@@ -133,19 +156,29 @@ async fn installing(fuse: u64, power: bool) -> bool {
     for value in 2..=60 {
         index = world.set(world.leader().await, value).await;
     }
-    until(&world.replicas[&world.leader().await], |status| status.purged > 30).await;
+    until(&world.replicas[&world.leader().await], |status| {
+        status.purged > 30
+    })
+    .await;
     light_fuse(follower, fuse);
     world.try_boot(follower).await.unwrap();
     let replica = world.replicas[&follower].clone();
     let caught_up = async {
         while death(follower).is_none() && !replica.wait_applied(index, Duration::from_millis(50)).await {}
     };
-    platform::timeout(PATIENCE, caught_up).await.expect("it dies or it catches up");
+    platform::timeout(PATIENCE, caught_up)
+        .await
+        .expect("it dies or it catches up");
     drop(replica);
     let died = death(follower).is_some();
     forget_deaths();
-    if power { world.power_loss(follower, 0) } else { world.kill(follower) }
-    // What is there now is the old state or the new one: a replica that could not tell would differ, or not open.
+    if power {
+        world.power_loss(follower, 0)
+    } else {
+        world.kill(follower)
+    }
+    // What is there now is the old state or the new one: a replica that could not tell would differ, or not
+    // open.
     world.boot(follower).await;
     let index = world.set(follower, 61).await;
     world.converged(index).await;
@@ -173,7 +206,12 @@ fn a_follower_can_die_at_every_step_of_an_installation() {
 #[test]
 fn a_disk_that_fails_ends_the_replica_and_not_the_cluster() {
     use palyra_storage::Fault;
-    for fault in [Fault::SyncFails, Fault::WriteFails, Fault::WriteFindsNoSpace, Fault::SyncFindsNoSpace] {
+    for fault in [
+        Fault::SyncFails,
+        Fault::WriteFails,
+        Fault::WriteFindsNoSpace,
+        Fault::SyncFindsNoSpace,
+    ] {
         run(50, || async {
             forget_deaths();
             let mut world = World::born(3).await;

@@ -1,7 +1,8 @@
 //! Where the other replicas can be reached, as far as this process knows.
 //!
-//! The truth is in the replicated state; whoever follows it writes it here. A copy on disk lets a restarted replica
-//! find its peers before it has a leader. Addresses are no authority: the TLS handshake decides whom one reached.
+//! The truth is in the replicated state; whoever follows it writes it here. A copy on disk lets a restarted
+//! replica find its peers before it has a leader. Addresses are no authority: the TLS handshake decides whom
+//! one reached.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,12 +24,15 @@ impl AddressBook {
         Arc::new(AddressBook::default())
     }
 
-    /// A book that begins with what `file` holds, and keeps it up to date. A file that cannot be read is no error:
-    /// the book is then empty, and the file is replaced by the next change.
+    /// A book that begins with what `file` holds, and keeps it up to date. A file that cannot be read is no
+    /// error: the book is then empty, and the file is replaced by the next change.
     #[must_use]
     pub fn cached(file: PathBuf) -> Arc<AddressBook> {
         let entries = peers_cache::load(&file).unwrap_or_default();
-        Arc::new(AddressBook { entries: Mutex::new(entries), cache: Some(file) })
+        Arc::new(AddressBook {
+            entries: Mutex::new(entries),
+            cache: Some(file),
+        })
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<u64, String>> {

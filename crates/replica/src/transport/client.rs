@@ -33,8 +33,8 @@ const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 /// DNS names are not looked at: the verifier in the configuration compares SPIFFE ids.
 const SERVER_NAME: &str = "replica.palyra.internal";
 
-/// The TLS configuration for dialling a replica: presents our certificate, accepts none but `replica/<id>`'s, and
-/// offers `h2`. Asked for at each connection, so that a renewed certificate is used from the next one on.
+/// The TLS configuration for dialling a replica: presents our certificate, accepts none but `replica/<id>`'s,
+/// and offers `h2`. Asked for at each connection, so that a renewed certificate is used from the next one on.
 pub type TlsFor = Arc<dyn Fn(u64) -> Result<Arc<rustls::ClientConfig>, String> + Send + Sync>;
 
 type Tls = tokio_rustls::client::TlsStream<Socket>;
@@ -53,7 +53,11 @@ impl GrpcTransport {
     /// A transport that finds peers in `book` and secures connections as `tls` says.
     #[must_use]
     pub fn new(book: Arc<AddressBook>, tls: TlsFor) -> Arc<GrpcTransport> {
-        Arc::new(GrpcTransport { book, tls, pool: Mutex::default() })
+        Arc::new(GrpcTransport {
+            book,
+            tls,
+            pool: Mutex::default(),
+        })
     }
 
     fn client(&self, to: u64, lane: Lane) -> Result<PeerClient<Channel>, PeerError> {
@@ -90,7 +94,10 @@ impl GrpcTransport {
             async move {
                 let connected = platform::timeout(CONNECT, connect(to, &address, &tls)).await;
                 let stream = connected.unwrap_or_else(|_| {
-                    Err(io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")))
+                    Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("{address} does not answer"),
+                    ))
                 })?;
                 Ok::<_, io::Error>(TokioIo::new(stream))
             }
@@ -105,14 +112,23 @@ async fn connect(to: u64, address: &str, tls: &TlsFor) -> io::Result<Tls> {
     let socket = Socket::connect(address).await?;
     socket.set_nodelay(true)?;
     let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
-    tokio_rustls::TlsConnector::from(config).connect(name, socket).await
+    tokio_rustls::TlsConnector::from(config)
+        .connect(name, socket)
+        .await
 }
 
 /// What a status means for who asked: whether the request can have had an effect.
 fn failure(to: u64, status: &Status) -> PeerError {
-    let refusal = status.metadata().get(REFUSAL).and_then(|value| value.to_str().ok()).and_then(parse_refusal);
+    let refusal = status
+        .metadata()
+        .get(REFUSAL)
+        .and_then(|value| value.to_str().ok())
+        .and_then(parse_refusal);
     if let Some(refusal) = refusal {
-        return PeerError::Refused { refusal, message: status.message().to_owned() };
+        return PeerError::Refused {
+            refusal,
+            message: status.message().to_owned(),
+        };
     }
     let mut cause: Option<&(dyn Error + 'static)> = status.source();
     while let Some(error) = cause {
@@ -122,9 +138,10 @@ fn failure(to: u64, status: &Status) -> PeerError {
         cause = error.source();
     }
     match status.code() {
-        Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => {
-            PeerError::Refused { refusal: Refusal::Unsupported, message: status.message().to_owned() }
-        }
+        Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => PeerError::Refused {
+            refusal: Refusal::Unsupported,
+            message: status.message().to_owned(),
+        },
         _ => PeerError::Lost(format!("replica {to}: {status}")),
     }
 }
@@ -157,7 +174,9 @@ impl Stream for Outgoing {
     type Item = Body;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Body>> {
-        self.0.poll_next_unpin(cx).map(|body| body.map(|body| Body { body }))
+        self.0
+            .poll_next_unpin(cx)
+            .map(|body| body.map(|body| Body { body }))
     }
 }
 
@@ -208,7 +227,9 @@ impl PeerTransport for GrpcTransport {
         let frames = Outgoing(frames);
         Box::pin(async move {
             let answer = client?.snapshot(frames).await;
-            answer.map(|answer| answer.into_inner().body).map_err(|status| failure(to, &status))
+            answer
+                .map(|answer| answer.into_inner().body)
+                .map_err(|status| failure(to, &status))
         })
     }
 }

@@ -1,7 +1,8 @@
 //! The addresses of peers in a local file that may be lost, and the only place that uses bincode.
 //!
-//! bincode has no schema and its encoding does not outlive a change of the type, so it serves for nothing that
-//! matters: magic, schema number and SHA-256 stand in front, sizes are limited, and what does not fit is ignored.
+//! bincode has no schema and its encoding does not outlive a change of the type, so it serves for nothing
+//! that matters: magic, schema number and SHA-256 stand in front, sizes are limited, and what does not fit is
+//! ignored.
 
 // A disposable cache is not durable data: it stays out of the engine on purpose.
 #![allow(clippy::disallowed_methods)]
@@ -20,7 +21,9 @@ const LIMIT: u64 = 1024 * 1024;
 const HEADER: usize = 8 + 2 + 32;
 
 fn options() -> impl Options {
-    bincode::DefaultOptions::new().with_limit(LIMIT).with_fixint_encoding()
+    bincode::DefaultOptions::new()
+        .with_limit(LIMIT)
+        .with_fixint_encoding()
 }
 
 /// What the file holds, if it is ours and whole.

@@ -1,4 +1,5 @@
-//! The answering side: a tonic service over [`PeerService`]. The listener and its TLS acceptor are the server's.
+//! The answering side: a tonic service over [`PeerService`]. The listener and its TLS acceptor are the
+//! server's.
 
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt};
@@ -12,7 +13,8 @@ use super::{MESSAGE_MAX, REFUSAL};
 use crate::peer::{Bodies, PeerError, Refusal};
 use crate::service::PeerService;
 
-/// Which replica a connection's certificate names. The listener inserts it into the extensions of each request.
+/// Which replica a connection's certificate names. The listener inserts it into the extensions of each
+/// request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerReplica(pub u64);
 
@@ -31,11 +33,14 @@ pub fn peer_server(service: PeerService) -> PeerServer<PeerEndpoint> {
 
 fn caller<T>(request: &Request<T>) -> Result<u64, Status> {
     let peer = request.extensions().get::<PeerReplica>();
-    peer.map(|peer| peer.0).ok_or_else(|| Status::unauthenticated("only replicas of the cluster speak on this port"))
+    peer.map(|peer| peer.0)
+        .ok_or_else(|| Status::unauthenticated("only replicas of the cluster speak on this port"))
 }
 
 fn status(error: PeerError) -> Status {
-    let PeerError::Refused { refusal, message } = error else { return Status::unavailable(error.to_string()) };
+    let PeerError::Refused { refusal, message } = error else {
+        return Status::unavailable(error.to_string());
+    };
     let code = match refusal {
         Refusal::WrongCluster | Refusal::WrongReplica => Code::FailedPrecondition,
         Refusal::Impostor => Code::PermissionDenied,
@@ -44,13 +49,17 @@ fn status(error: PeerError) -> Status {
         Refusal::Unsupported => Code::Unimplemented,
     };
     let mut status = Status::new(code, message);
-    status.metadata_mut().insert(REFUSAL, MetadataValue::from_static(refusal.as_str()));
+    status
+        .metadata_mut()
+        .insert(REFUSAL, MetadataValue::from_static(refusal.as_str()));
     status
 }
 
 fn bodies(from: u64, stream: Streaming<Body>) -> Bodies {
     let lost = move |status: Status| PeerError::Lost(format!("replica {from}: {}", status.message()));
-    stream.map(move |message| message.map(|message| message.body).map_err(lost)).boxed()
+    stream
+        .map(move |message| message.map(|message| message.body).map_err(lost))
+        .boxed()
 }
 
 fn reply(result: Result<Bytes, PeerError>) -> Result<Response<Body>, Status> {
@@ -66,9 +75,14 @@ impl Peer for PeerEndpoint {
 
     type AppendStream = BoxStream<'static, Result<Body, Status>>;
 
-    async fn append(&self, request: Request<Streaming<Body>>) -> Result<Response<Self::AppendStream>, Status> {
+    async fn append(
+        &self,
+        request: Request<Streaming<Body>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
         let from = caller(&request)?;
-        let answers = self.service.handle_append(from, bodies(from, request.into_inner()));
+        let answers = self
+            .service
+            .handle_append(from, bodies(from, request.into_inner()));
         let answers = answers.map(|answer| answer.map(|body| Body { body }).map_err(status));
         Ok(Response::new(answers.boxed()))
     }
@@ -78,6 +92,10 @@ impl Peer for PeerEndpoint {
         let (service, frames) = (self.service.clone(), bodies(from, request.into_inner()));
         // A task of its own: when the connection breaks, what was received must still be cleared away.
         let received = platform::spawn(async move { service.handle_snapshot(from, frames).await });
-        reply(received.await.unwrap_or_else(|ended| Err(PeerError::Lost(ended.to_string()))))
+        reply(
+            received
+                .await
+                .unwrap_or_else(|ended| Err(PeerError::Lost(ended.to_string()))),
+        )
     }
 }

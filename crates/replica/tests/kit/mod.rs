@@ -1,7 +1,7 @@
 //! Replicas of one process on a message bus, under virtual time, that can be killed and lose their power.
 //!
-//! The hooks are those of a simulation, kept per thread: each test runs on a thread of its own. Tasks carry the id of
-//! their replica, so killing one aborts exactly its tasks.
+//! The hooks are those of a simulation, kept per thread: each test runs on a thread of its own. Tasks carry
+//! the id of their replica, so killing one aborts exactly its tasks.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::cell::RefCell;
@@ -60,7 +60,9 @@ impl Hooks for Simulated {
         SEED.with(|seed| {
             for byte in buf {
                 let mut seed = seed.borrow_mut();
-                *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                *seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 *byte = (*seed >> 33) as u8;
             }
         });
@@ -77,7 +79,13 @@ impl Hooks for Simulated {
                 _ => false,
             }
         });
-        Box::pin(async move { if burnt { IoVerdict::Crash } else { IoVerdict::Continue } })
+        Box::pin(async move {
+            if burnt {
+                IoVerdict::Crash
+            } else {
+                IoVerdict::Continue
+            }
+        })
     }
 
     fn abort(&self, tag: Option<u64>, reason: &str) {
@@ -88,7 +96,10 @@ impl Hooks for Simulated {
 }
 
 fn kill_tasks(tag: u64) {
-    for task in TASKS.with(|tasks| tasks.borrow_mut().remove(&tag)).unwrap_or_default() {
+    for task in TASKS
+        .with(|tasks| tasks.borrow_mut().remove(&tag))
+        .unwrap_or_default()
+    {
         task.abort();
     }
 }
@@ -98,7 +109,11 @@ pub fn run<F: Future<Output = ()>>(seed: u64, body: impl FnOnce() -> F) {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| platform::install(&Simulated));
     SEED.with(|state| *state.borrow_mut() = seed);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
     runtime.block_on(body());
 }
 
@@ -109,7 +124,13 @@ pub fn light_fuse(id: u64, at: u64) {
 
 /// Why a replica died first, if it died by itself.
 pub fn death(id: u64) -> Option<String> {
-    DEATHS.with(|deaths| deaths.borrow().iter().find(|(dead, _)| *dead == id).map(|(_, why)| why.clone()))
+    DEATHS.with(|deaths| {
+        deaths
+            .borrow()
+            .iter()
+            .find(|(dead, _)| *dead == id)
+            .map(|(_, why)| why.clone())
+    })
 }
 
 pub fn forget_deaths() {
@@ -122,6 +143,7 @@ pub struct World {
     pub disks: BTreeMap<u64, Arc<Disk>>,
     pub replicas: BTreeMap<u64, Replica>,
     pub compaction: Compaction,
+    pub log_bytes: u64,
     requests: u128,
 }
 
@@ -131,7 +153,12 @@ impl World {
             bus: Bus::new(),
             disks: BTreeMap::new(),
             replicas: BTreeMap::new(),
-            compaction: Compaction { snapshot_every: 100_000, keep: 100_000, purge_batch: 1 },
+            compaction: Compaction {
+                snapshot_every: 100_000,
+                keep: 100_000,
+                purge_batch: 1,
+            },
+            log_bytes: u64::MAX,
             requests: 0,
         }
     }
@@ -159,7 +186,10 @@ impl World {
         leader.add_learner(id).await.unwrap();
         let target = leader.status().last_log;
         until(leader, |status| {
-            status.peers.iter().any(|peer| peer.id == id && peer.matched.is_some_and(|at| at >= target))
+            status
+                .peers
+                .iter()
+                .any(|peer| peer.id == id && peer.matched.is_some_and(|at| at >= target))
         })
         .await;
         leader.promote(id).await.unwrap();
@@ -168,6 +198,7 @@ impl World {
     pub fn config(&self, id: u64) -> ReplicaConfig {
         let mut config = ReplicaConfig::new(id, Id::from_bytes(CLUSTER.to_be_bytes()));
         config.compaction = self.compaction.clone();
+        config.log_bytes = self.log_bytes;
         config
     }
 
@@ -176,7 +207,11 @@ impl World {
     }
 
     pub async fn try_boot(&mut self, id: u64) -> Result<(), OpenError> {
-        let disk = self.disks.entry(id).or_insert_with(|| Disk::new(format!("r{id}"))).clone();
+        let disk = self
+            .disks
+            .entry(id)
+            .or_insert_with(|| Disk::new(format!("r{id}")))
+            .clone();
         let config = self.config(id);
         let transport = self.bus.transport(id);
         let replica = platform::scope(id, async move {
@@ -237,7 +272,9 @@ impl World {
     pub async fn propose_at(&mut self, id: u64, command: impl Into<Command>) -> u64 {
         let envelope = self.envelope(command);
         let replica = self.replicas[&id].clone();
-        let task = platform::scope_sync(id, || platform::spawn(async move { replica.propose(envelope).await }));
+        let task = platform::scope_sync(id, || {
+            platform::spawn(async move { replica.propose(envelope).await })
+        });
         let committed = task.await.unwrap().unwrap();
         committed.reply.unwrap();
         committed.index
@@ -251,13 +288,21 @@ impl World {
     /// Waits until all running replicas have applied `index`, and compares their states.
     pub async fn converged(&self, index: u64) {
         for replica in self.replicas.values() {
-            assert!(replica.wait_applied(index, PATIENCE).await, "replica {} stays behind {index}", replica.id());
+            assert!(
+                replica.wait_applied(index, PATIENCE).await,
+                "replica {} stays behind {index}",
+                replica.id()
+            );
         }
         let mut at: BTreeMap<u64, Digest> = BTreeMap::new();
         for replica in self.replicas.values() {
             let status = replica.status();
             let hash = at.entry(status.applied).or_insert(status.state_hash);
-            assert_eq!(*hash, status.state_hash, "states differ at index {}", status.applied);
+            assert_eq!(
+                *hash, status.state_hash,
+                "states differ at index {}",
+                status.applied
+            );
         }
     }
 }
@@ -298,16 +343,32 @@ pub fn genesis() -> cluster::Genesis {
 }
 
 fn addresses(value: u64) -> Addresses {
-    Addresses { peer: format!("h{value}:7444"), node: "h:7441".into(), enrol: "h:7442".into(), ..Addresses::default() }
+    Addresses {
+        peer: format!("h{value}:7444"),
+        node: "h:7441".into(),
+        enrol: "h:7442".into(),
+        ..Addresses::default()
+    }
 }
 
 /// A command that sets a register: replica 1's peer address.
 pub fn set(value: u64) -> cluster::UpdateReplicaAddresses {
-    cluster::UpdateReplicaAddresses { replica_id: 1, addresses: addresses(value) }
+    cluster::UpdateReplicaAddresses {
+        replica_id: 1,
+        addresses: addresses(value),
+    }
 }
 
 /// What the register holds.
 pub fn get(view: &dyn Read) -> u64 {
-    let peer = cluster::replica(view, 1).expect("genesis is applied").addresses.peer;
-    peer.trim_start_matches('h').split(':').next().unwrap().parse().unwrap()
+    let peer = cluster::replica(view, 1)
+        .expect("genesis is applied")
+        .addresses
+        .peer;
+    peer.trim_start_matches('h')
+        .split(':')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap()
 }
