@@ -15,7 +15,10 @@ use crate::cluster::Cluster;
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// A test: its name, and what it does with the cluster.
-pub type Test = (&'static str, for<'a> fn(&'a mut Cluster) -> LocalBoxFuture<'a, ()>);
+pub type Test = (
+    &'static str,
+    for<'a> fn(&'a mut Cluster) -> LocalBoxFuture<'a, ()>,
+);
 
 /// Runs those whose name contains one of the words on the command line, all without words, in order. Answers
 /// the exit code: 0 when each held, 101 otherwise. `--list` prints the names.

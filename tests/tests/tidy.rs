@@ -85,7 +85,8 @@ fn nothing_is_left_over() {
 /// Four-digit error codes that stand as string literals or words in a text.
 fn codes(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for (at, _) in text.match_indices("\"E") {
+    let starts = text.match_indices("\"E").chain(text.match_indices("\"N"));
+    for (at, _) in starts {
         let code: String = text[at + 1..].chars().take(5).collect();
         let closed = text[at + 1..].chars().nth(5) == Some('"');
         if closed && code.len() == 5 && code[1..].chars().all(|c| c.is_ascii_digit()) {
@@ -105,7 +106,7 @@ fn every_error_code_has_a_page_and_every_page_a_code() {
     let pages: BTreeSet<String> = std::fs::read_dir(root().join("docs/errors"))
         .unwrap()
         .filter_map(|entry| entry.ok()?.file_name().to_string_lossy().strip_suffix(".md").map(String::from))
-        .filter(|name| name.starts_with('E'))
+        .filter(|name| name.starts_with(['E', 'N']))
         .collect();
     let mut problems: Vec<String> =
         used.difference(&pages).map(|c| format!("docs/errors/{c}.md is missing")).collect();

@@ -20,7 +20,7 @@ use crate::jobs::Jobs;
 use crate::link::Link;
 use crate::route::Route;
 use crate::service::AgentStatus;
-use crate::session::{End, final_error, known, register};
+use crate::session::{End, known, register};
 use crate::work::Event;
 use crate::{Home, Result, poll, session};
 
@@ -118,7 +118,6 @@ impl Agent {
                 Err(end) => end,
             };
             self.disconnected(&address, &end);
-            let not_after_ms = self.link.describe().1;
             match end {
                 End::Stopped => return Ok(()),
                 // The session was as good as any: connect to the same replica again, at once.
@@ -129,13 +128,21 @@ impl Agent {
                     if credential && self.link.refused() {
                         continue;
                     }
-                    if let Some(error) = final_error(&end, not_after_ms) {
+                    if let Some(error) = self.is_final(&end) {
                         return Err(error);
                     }
                     self.route.failed();
                 }
             }
         }
+    }
+
+    /// The failure that ends the agent. A certificate that is over by our own clock only counts when no
+    /// replica takes it: the clock may be the one that is wrong.
+    fn is_final(&self, end: &End) -> Option<crate::Error> {
+        let over = self.link.describe().1 <= wall_ms();
+        let by_none = matches!(end, End::Lost { .. }) && self.route.was_all_round();
+        session::final_error(end, over, over && by_none)
     }
 
     /// Waits as the route says, with work going on. False when the agent is to stop.

@@ -193,14 +193,13 @@ impl Jobs {
             tracing::warn!(%dispatch, %code, %why, "the control plane refused a result for good");
         }
         self.held.remove(&answer.dispatch_id);
-        let forgotten = self
-            .ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .forget(&answer.dispatch_id);
-        if let Err(error) = forgotten {
-            tracing::warn!(dispatch = %answer.dispatch_id, %error, "the ledger was not updated");
-        }
+        let (ledger, id) = (Arc::clone(&self.ledger), answer.dispatch_id.clone());
+        // Another dispatch may be in the middle of a slow sync; a session must not wait for that.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = ledger.lock().unwrap_or_else(PoisonError::into_inner).forget(&id) {
+                tracing::warn!(dispatch = %id, %error, "the ledger was not updated");
+            }
+        });
     }
 
     /// The control plane doesn't want a dispatch any more. A result that is there already is still reported,

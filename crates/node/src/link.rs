@@ -216,3 +216,7 @@ fn half_life(peer: &PeerIdentity) -> u64 {
     let life = peer.not_after_ms.saturating_sub(peer.not_before_ms);
     peer.not_before_ms + life / 2 + random_below(life / 10 + 1)
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

@@ -60,6 +60,11 @@ impl Route {
         }
     }
 
+    /// Whether every replica failed since one last served.
+    pub(crate) fn was_all_round(&self) -> bool {
+        usize::try_from(self.failures).is_ok_and(|failures| failures >= self.replicas.len())
+    }
+
     /// The replicas that there are now. Keeps the order of those that stay. Answers whether anything changed.
     pub(crate) fn learn(&mut self, now: Vec<KnownReplica>) -> bool {
         let mut now: Vec<KnownReplica> = now
@@ -125,7 +130,9 @@ mod tests {
         route.failed();
         let third = route.address().unwrap();
         assert!(first != second && second != third && third != first);
+        assert!(!route.was_all_round());
         route.failed();
+        assert!(route.was_all_round());
         assert_eq!(route.address().unwrap(), first);
         route.served();
         assert_eq!((route.address().unwrap(), route.pause()), (first, Duration::ZERO));

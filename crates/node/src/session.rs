@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use palyra_client::error::{Failure, classify};
-use palyra_client::{Error as ClientError, new_ulid, wall_ms};
+use palyra_client::{Error as ClientError, new_ulid};
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::node_message::Body;
 use palyra_proto::node::v1::node_service_client::NodeServiceClient;
@@ -341,16 +341,20 @@ pub(crate) fn known(endpoints: &[wire::NodeEndpoint]) -> Vec<KnownReplica> {
     known.collect()
 }
 
-/// The failure that the agent ends with, when an end is final.
-pub(crate) fn final_error(end: &End, not_after_ms: u64) -> Option<Error> {
+/// The failure that the agent ends with, when an end is final. `over` says that the certificate ran out,
+/// `untaken` that in addition no replica lets it in.
+pub(crate) fn final_error(end: &End, over: bool, untaken: bool) -> Option<Error> {
     use crate::Kind::{Auth, Conflict};
-    match end {
-        End::Revoked(_) | End::CredentialRefused(_) if not_after_ms <= wall_ms() => Some(Error::new(
+    let refused = matches!(end, End::Revoked(_) | End::CredentialRefused(_));
+    if untaken || (over && refused) {
+        return Some(Error::new(
             Auth,
             "N0503",
             "the certificate of this node is over: it was not connected when it should have been renewed",
             "pair again with a new PIN or ticket: palyra node pair --replace",
-        )),
+        ));
+    }
+    match end {
         End::Revoked(words) => Some(Error::new(
             Auth,
             "N0501",

@@ -344,12 +344,16 @@ impl Worker {
         };
         let (ledger, id) = (Arc::clone(&self.ledger), task.id.clone());
         let note = move |pid| {
-            if let Some(process) = lock::identify(pid) {
+            let Some(process) = lock::identify(pid) else {
+                return;
+            };
+            // Not waited for: another dispatch may be in the middle of a slow sync.
+            tokio::task::spawn_blocking(move || {
                 let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Err(error) = ledger.process(&id, process) {
                     tracing::warn!(dispatch = %id, %error, "the process was not noted in the ledger");
                 }
-            }
+            });
         };
         exec::run(run, stop, note).await
     }

@@ -322,3 +322,41 @@ pub(crate) async fn a_once_job_is_not_run_again(cluster: &mut Cluster) {
     assert_eq!(done.state, "succeeded");
     retire(cluster, &device_id).await;
 }
+
+pub(crate) async fn the_agent_runs_in_the_background(cluster: &mut Cluster) {
+    let dir = cluster.pair_node("background").await;
+    let (device_id, _) = identity(&dir);
+    let folder = dir.display().to_string();
+    let file = capabilities(cluster).display().to_string();
+    let node = |verb: &str, more: &[&str]| {
+        let mut arguments = vec!["node", verb, "--data-dir", &folder];
+        arguments.extend_from_slice(more);
+        cluster.palyra(&arguments)
+    };
+    let _ = node("start", &["--capabilities", &file]).ok();
+    cluster.online(&device_id).await;
+    let again = node("start", &[]);
+    assert!(
+        again.code == 11 && again.err.contains("already"),
+        "{} {}",
+        again.code,
+        again.err
+    );
+    let status = eventually("the agent to be connected", async || {
+        let status = node("status", &["-o", "json"]).ok();
+        (status.field("state") == "connected").then_some(status)
+    });
+    let status = status.await;
+    assert_eq!(status.field("device_id"), device_id.as_str());
+    let done = invoke(cluster, 1, request(&device_id, "notes.append", "\"from behind\"")).await;
+    assert_eq!(done.state, "succeeded", "{done:?}");
+    let pid = status.field("pid").as_u64().unwrap();
+    let _ = node("restart", &["--capabilities", &file]).ok();
+    let status = node("status", &["-o", "json"]).ok();
+    assert_ne!(status.field("pid"), pid, "another process");
+    cluster.online(&device_id).await;
+    let _ = node("stop", &[]).ok();
+    assert!(!palyra_node::service::status(&dir).await.unwrap().running);
+    let _ = node("stop", &[]).ok();
+    retire(cluster, &device_id).await;
+}

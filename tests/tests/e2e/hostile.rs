@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use palyra_client::{ConnectOptions, connect};
-use palyra_pki::KeyPair;
 use palyra_pki::tls::SeenServer;
+use palyra_pki::{Credential, KeyPair};
 use palyra_proto::dispatch::v1::GetRequest;
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::fleet_service_client::FleetServiceClient;
 use palyra_proto::node::v1::node_message::Body;
 use palyra_proto::node::v1::node_service_client::NodeServiceClient;
+use palyra_proto::node::v1::server_message::Body as Said;
 use palyra_proto::pairing::v1 as pairing;
 use palyra_proto::pairing::v1::enrol_service_client::EnrolServiceClient;
 use palyra_tests::cluster::{Cluster, eventually};
@@ -143,7 +144,7 @@ pub(crate) async fn messages_in_anothers_name(cluster: &mut Cluster) {
         .unwrap();
     let goodbye = loop {
         match victim.hear().await.unwrap() {
-            Some(palyra_proto::node::v1::server_message::Body::Goodbye(goodbye)) => break goodbye,
+            Some(Said::Goodbye(goodbye)) => break goodbye,
             Some(_) => {}
             None => panic!("no goodbye"),
         }
@@ -332,4 +333,114 @@ pub(crate) async fn a_nonce_on_another_connection(cluster: &mut Cluster) {
         enrol(cluster).await.hello(pairing::HelloRequest {}).await.ok()
     })
     .await;
+}
+
+pub(crate) async fn a_node_without_streams_polls(cluster: &mut Cluster) {
+    let dir = cluster.pair_node("poller").await;
+    let (device_id, credential) = identity(&dir);
+    let mut client = NodeServiceClient::new(dial(&credential, &cluster.node_addr(2)).await.unwrap());
+    client.register(registration(&device_id)).await.unwrap();
+    let attach = wire::Attach {
+        request_id: palyra_client::new_ulid(),
+        held: vec![],
+    };
+    let poll = |epoch: u64, attach: Option<wire::Attach>| wire::PollRequest {
+        device_id: device_id.clone(),
+        epoch,
+        // Attaching waits for work as well; there is none yet.
+        wait_ms: if attach.is_some() { 0 } else { 5_000 },
+        attach,
+    };
+    let epoch = client
+        .poll(poll(0, Some(attach)))
+        .await
+        .unwrap()
+        .into_inner()
+        .epoch;
+    assert_ne!(epoch, 0);
+    let mut second = client.clone();
+    let (sent, polled) = tokio::join!(
+        invoke(cluster, 1, queued(&device_id)),
+        second.poll(poll(epoch, None))
+    );
+    let mut messages = polled.unwrap().into_inner().messages;
+    if messages.is_empty() {
+        messages = client
+            .poll(poll(epoch, None))
+            .await
+            .unwrap()
+            .into_inner()
+            .messages;
+    }
+    let Some(Said::Assignment(assignment)) = messages.remove(0).body else {
+        panic!("no assignment")
+    };
+    assert_eq!(
+        (assignment.dispatch_id.as_str(), assignment.epoch),
+        (sent.id.as_str(), epoch)
+    );
+    let result = wire::Result {
+        request_id: palyra_client::new_ulid(),
+        dispatch_id: sent.id.clone(),
+        epoch,
+        outcome: "succeeded".to_owned(),
+        payload: "[true]".into(),
+        ..Default::default()
+    };
+    let report = wire::ReportRequest {
+        device_id: device_id.clone(),
+        result: Some(result),
+    };
+    let answer = client.report(report).await.unwrap().into_inner().answer.unwrap();
+    assert!(answer.accepted, "{answer:?}");
+    let ended = cluster
+        .client()
+        .wait_dispatch(&sent.id, 5_000)
+        .await
+        .unwrap()
+        .dispatch
+        .unwrap();
+    assert_eq!(
+        (ended.state.as_str(), &ended.result[..]),
+        ("succeeded", &b"[true]"[..])
+    );
+    let stale = client.poll(poll(epoch - 1, None)).await.unwrap_err();
+    assert!(!refusal(&stale).0.is_empty(), "{stale}");
+}
+
+pub(crate) async fn a_renewed_certificate_works_beside_the_old(cluster: &mut Cluster) {
+    let dir = cluster.pair_node("renewer").await;
+    let (device_id, old) = identity(&dir);
+    let mut client = NodeServiceClient::new(dial(&old, &cluster.node_addr(1)).await.unwrap());
+    let key = KeyPair::generate(&mut palyra_client::fill_random).unwrap();
+    let renew = |device_id: &str, csr: Vec<u8>| wire::RenewRequest {
+        request_id: palyra_client::new_ulid(),
+        device_id: device_id.to_owned(),
+        csr: csr.into(),
+    };
+    let csr = key.make_csr().unwrap();
+    for (name, request) in [
+        ("no CSR", renew(&device_id, vec![1, 2, 3])),
+        ("another device", renew("01JD7ZA1B2C3D4E5F6G7H8J9K0", csr.clone())),
+    ] {
+        let status = client.renew(request).await.unwrap_err();
+        assert!(!refusal(&status).0.is_empty(), "{name}: {status}");
+    }
+    let chain = client
+        .renew(renew(&device_id, csr))
+        .await
+        .unwrap()
+        .into_inner()
+        .chain;
+    let chain: Vec<Vec<u8>> = chain.iter().map(|der| der.to_vec()).collect();
+    let new = Credential::new(&old.trust().unwrap(), old.endpoints.clone(), &chain, &key).unwrap();
+    assert_eq!(new.identity().unwrap().id.id(), device_id);
+    for (credential, at) in [(&new, 2), (&old, 3), (&new, 1)] {
+        let channel = dial(credential, &cluster.node_addr(at)).await.unwrap();
+        let registered = eventually("the certificate to be known", async || {
+            let mut client = NodeServiceClient::new(channel.clone());
+            client.register(registration(&device_id)).await.ok()
+        });
+        registered.await;
+    }
 }

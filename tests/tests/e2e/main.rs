@@ -85,6 +85,15 @@ const TESTS: &[Test] = &[
     ("a_nonce_is_worth_nothing_on_another_connection", |c| {
         Box::pin(hostile::a_nonce_on_another_connection(c))
     }),
+    ("a_node_without_streams_polls", |c| {
+        Box::pin(hostile::a_node_without_streams_polls(c))
+    }),
+    ("a_renewed_certificate_works_beside_the_old", |c| {
+        Box::pin(hostile::a_renewed_certificate_works_beside_the_old(c))
+    }),
+    ("the_agent_runs_in_the_background", |c| {
+        Box::pin(dispatch::the_agent_runs_in_the_background(c))
+    }),
     ("a_node_survives_each_replica_in_turn", |c| {
         Box::pin(faults::a_node_survives_each_replica_in_turn(c))
     }),

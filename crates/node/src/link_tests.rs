@@ -1,0 +1,190 @@
+//! Renewal against a replica in the test that signs with an authority of its own.
+
+use std::sync::Arc;
+
+use palyra_pki::ca::HostNames;
+use palyra_pki::{Authority, Root, SpiffeId, TrustBundle, TrustDomain};
+use palyra_proto::node::v1::node_service_server::{NodeService, NodeServiceServer};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::{Endpoint, Server};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::*;
+
+const DEVICE: &str = "01JD7ZA1B2C3D4E5F6G7H8J9K0";
+const CLUSTER: &str = "01JD7ZA1B2C3D4E5F6G7H8J9K1";
+const LIFE_MS: u64 = 3_600_000;
+
+struct Issuer {
+    root: Root,
+    authority: Authority,
+    domain: TrustDomain,
+}
+
+impl Issuer {
+    fn new() -> Arc<Self> {
+        let domain = TrustDomain::for_cluster(CLUSTER).unwrap();
+        let root = Root::create(CLUSTER, &domain, wall_ms(), &mut fill_random).unwrap();
+        let key = KeyPair::generate(&mut fill_random).unwrap();
+        let csr = key.make_csr().unwrap();
+        let signed = root.sign_authority(&csr, 1, wall_ms(), &mut fill_random).unwrap();
+        Arc::new(Self {
+            root,
+            authority: Authority::new(signed.der, key).unwrap(),
+            domain,
+        })
+    }
+
+    fn chain(&self, device: &str, csr: &[u8], now_ms: u64) -> Vec<Vec<u8>> {
+        let id = SpiffeId::new(self.domain.clone(), Role::Node, device).unwrap();
+        let names = HostNames::default();
+        let leaf = self
+            .authority
+            .issue_from_csr(csr, &id, LIFE_MS, &names, now_ms, &mut fill_random);
+        vec![leaf.unwrap().der, self.authority.der().to_vec()]
+    }
+
+    fn credential(&self, now_ms: u64) -> Credential {
+        let key = KeyPair::generate(&mut fill_random).unwrap();
+        let roots = vec![self.root.der().to_vec()];
+        let trust = TrustBundle::new(CLUSTER, self.domain.clone(), roots).unwrap();
+        let chain = self.chain(DEVICE, &key.make_csr().unwrap(), now_ms);
+        Credential::new(&trust, vec!["127.0.0.1:1".to_owned()], &chain, &key).unwrap()
+    }
+}
+
+struct Fake {
+    issuer: Arc<Issuer>,
+    device: &'static str,
+}
+
+#[tonic::async_trait]
+impl NodeService for Fake {
+    async fn register(
+        &self,
+        _: Request<wire::RegisterRequest>,
+    ) -> std::result::Result<Response<wire::RegisterResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    type SessionStream = ReceiverStream<std::result::Result<wire::ServerMessage, Status>>;
+
+    async fn session(
+        &self,
+        _: Request<Streaming<wire::NodeMessage>>,
+    ) -> std::result::Result<Response<Self::SessionStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn poll(
+        &self,
+        _: Request<wire::PollRequest>,
+    ) -> std::result::Result<Response<wire::PollResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn report(
+        &self,
+        _: Request<wire::ReportRequest>,
+    ) -> std::result::Result<Response<wire::ReportResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<wire::RenewRequest>,
+    ) -> std::result::Result<Response<wire::RenewResponse>, Status> {
+        let request = request.into_inner();
+        assert_eq!(request.device_id, DEVICE);
+        let chain = self.issuer.chain(self.device, &request.csr, wall_ms());
+        let chain = chain.into_iter().map(Into::into).collect();
+        Ok(Response::new(wire::RenewResponse { chain, write: None }))
+    }
+}
+
+async fn channel(issuer: &Arc<Issuer>, device: &'static str) -> Channel {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let fake = Fake {
+        issuer: Arc::clone(issuer),
+        device,
+    };
+    let incoming = TcpListenerStream::new(listener);
+    tokio::spawn(
+        Server::builder()
+            .add_service(NodeServiceServer::new(fake))
+            .serve_with_incoming(incoming),
+    );
+    Endpoint::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
+}
+
+fn paired(issuer: &Issuer, dir: &tempfile::TempDir, now_ms: u64) -> (Home, TlsLink) {
+    let home = Home::create(&dir.path().join("home")).unwrap();
+    home.set_credential(&issuer.credential(now_ms), false).unwrap();
+    let link = TlsLink::open(&home).unwrap();
+    (home, link)
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_replaces_the_old_one_once_it_was_served() {
+    let (issuer, dir) = (Issuer::new(), tempfile::tempdir().unwrap());
+    // Three quarters of its life are over.
+    let (home, mut link) = paired(&issuer, &dir, wall_ms() - LIFE_MS * 3 / 4);
+    assert!(link.renew_due());
+    let old = link.describe();
+    let outcome = link.renew(channel(&issuer, DEVICE).await).await;
+    assert!(!link.renew_due(), "one renewal at a time");
+    assert!(link.renewed(outcome), "connect anew with it");
+    let new = link.describe();
+    assert!(new.0 != old.0 && new.1 > old.1);
+    let stored = home.credential().unwrap().unwrap().identity().unwrap();
+    assert_eq!(
+        hex::encode(stored.fingerprint),
+        old.0,
+        "the old one is in place until the new one was served"
+    );
+    assert_eq!(
+        TlsLink::open(&home).unwrap().describe(),
+        new,
+        "a restart goes on with the new one"
+    );
+    link.served().unwrap();
+    let stored = home.credential().unwrap().unwrap().identity().unwrap();
+    assert_eq!(hex::encode(stored.fingerprint), new.0);
+    assert!(
+        home.next_credential().unwrap().is_none() && !link.refused(),
+        "nothing to fall back on"
+    );
+}
+
+#[tokio::test]
+async fn a_refused_renewal_leaves_the_old_certificate_in_use() {
+    let (issuer, dir) = (Issuer::new(), tempfile::tempdir().unwrap());
+    let (home, mut link) = paired(&issuer, &dir, wall_ms());
+    assert!(!link.renew_due(), "it is fresh");
+    let old = link.describe();
+    let outcome = link.renew(channel(&issuer, DEVICE).await).await;
+    assert!(link.renewed(outcome));
+    assert!(link.refused(), "the old one is there to fall back on");
+    assert_eq!(link.describe(), old);
+    assert!(home.next_credential().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_certificate_for_somebody_else_or_of_another_cluster_is_not_taken() {
+    let (issuer, dir) = (Issuer::new(), tempfile::tempdir().unwrap());
+    let (home, mut link) = paired(&issuer, &dir, wall_ms());
+    let before = link.describe();
+    for (other, device) in [(Arc::clone(&issuer), CLUSTER), (Issuer::new(), DEVICE)] {
+        let outcome = link.renew(channel(&other, device).await).await;
+        assert_eq!(outcome.as_ref().unwrap_err().code, "N0504");
+        assert!(!link.renewed(outcome));
+    }
+    assert_eq!(link.describe(), before);
+    assert!(home.next_credential().unwrap().is_none());
+}
