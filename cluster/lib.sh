@@ -31,7 +31,9 @@ start() {
     shift
     mkdir -p "$run/logs"
     setsid nohup "$@" >"$run/logs/$name.out" 2>"$run/logs/$name.err" </dev/null &
-    remember "$name" $!
+    local pid=$!
+    disown "$pid" # or this shell would comment on its end
+    remember "$name" "$pid"
 }
 
 # stop NAME SIGNAL: ends exactly that process, and waits until it is gone; after 10 s it is killed.
@@ -66,14 +68,18 @@ start_replica() { # start_replica N: runs the replica whose folder exists alread
 voters() { palyra cluster status -o json | field voters; }
 has_voters() { [ "$(voters)" = "$1" ]; }
 
+# Puts palyrad and palyra into $run/bin: built here, or taken from the folder that PALYRA_BIN names.
 build() {
-    . "$here/../.ci/toolchain.sh"
-    say "building (the first time compiles RocksDB: about twenty minutes on two cores)"
-    (cd "$here/.." && cargo build --locked --workspace --bins) || die "the build failed"
+    if [ -z "${PALYRA_BIN:-}" ]; then
+        . "$here/../.ci/toolchain.sh"
+        say "building (the first time compiles RocksDB: about twenty minutes on two cores)"
+        (cd "$here/.." && cargo build --locked --workspace --bins) || die "the build failed"
+        PALYRA_BIN=$CARGO_TARGET_DIR/debug
+    fi
     mkdir -p "$run/bin"
     # A running program's file cannot be written, but it can be replaced.
     for program in palyrad palyra; do
-        cp "$CARGO_TARGET_DIR/debug/$program" "$run/bin/$program.new" && mv -f "$run/bin/$program.new" "$run/bin/$program"
+        cp "$PALYRA_BIN/$program" "$run/bin/$program.new" && mv -f "$run/bin/$program.new" "$run/bin/$program"
     done
 }
 
