@@ -5,13 +5,13 @@
 //! known is said to be unknown; what a caller reads after its own write contains the write.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use palyra_pki::{Authority, Kek, TrustBundle, TrustDomain};
 use palyra_platform as platform;
 use palyra_replica::{ProposeError, Replica, View};
-use palyra_state::{Actor, Command, Envelope, Id, Reply, cluster};
+use palyra_state::{Actor, Command, Envelope, Id, Read, Reply, cluster};
 use tokio::sync::{Semaphore, watch};
 
 use crate::caller::millis;
@@ -46,6 +46,16 @@ pub struct Keys {
     pub authority: Authority,
     /// The cluster's key encryption key.
     pub kek: Kek,
+}
+
+/// The way back from what must not keep a stopped control plane alive.
+#[derive(Clone)]
+pub(crate) struct WeakControl(Weak<Inner>);
+
+impl WeakControl {
+    pub(crate) fn upgrade(&self) -> Option<Control> {
+        self.0.upgrade().map(|inner| Control { inner })
+    }
 }
 
 /// The control plane of one replica. Cheap to clone.
@@ -135,8 +145,11 @@ impl Control {
             }),
         };
         control.serve_peers();
-        platform::spawn(control.clone().follow()).detach();
+        let start = control.replica().view().index();
+        control.enforced().send_replace(start);
+        platform::spawn(control.clone().follow(start)).detach();
         platform::spawn(control.clone().watch_sessions()).detach();
+        platform::spawn(control.clone().sweep_orphans()).detach();
         platform::spawn(control.clone().reconcile()).detach();
         control
     }
@@ -159,6 +172,10 @@ impl Control {
             );
         }
         self.inner.stopping.send_replace(true);
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakControl {
+        WeakControl(Arc::downgrade(&self.inner))
     }
 
     /// This replica.
@@ -248,6 +265,11 @@ impl Control {
 
     pub(crate) fn is_stopping(&self) -> bool {
         *self.inner.stopping.borrow()
+    }
+
+    /// The time by which expiry is judged here: this replica's clock, but never before the state's.
+    pub(crate) fn now_ms(&self, view: &dyn Read) -> u64 {
+        platform::wall_ms().max(palyra_state::clock(view))
     }
 
     pub(crate) fn fresh_id(&self) -> Id {

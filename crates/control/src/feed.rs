@@ -15,10 +15,9 @@ use crate::outbox::{End, Waiting};
 use crate::registry::Entry;
 
 impl Control {
-    /// Follows the feed until this replica stops.
-    pub(crate) async fn follow(self) {
-        let start = self.replica().view().index();
-        self.enforced().send_replace(start);
+    /// Follows the feed from the row after `start` on, until this replica stops. `start` must have been read before
+    /// the first connection was accepted: whoever comes later looks at the state and sees what lies before.
+    pub(crate) async fn follow(self, start: u64) {
         let mut feed = self.replica().feed(Cursor {
             index: start,
             ordinal: u32::MAX,
@@ -48,9 +47,7 @@ impl Control {
                 ("dispatch", Some(id)) => self.on_dispatch(&view, id),
                 ("pairing", Some(id)) => self.waiters().wake(id),
                 ("node", Some(id)) => self.on_node(&view, id),
-                ("identity", Some(id)) => self.on_identity(id),
-                // An operator or a certificate; there are few of them.
-                ("identity" | "access", None) => self.recheck_connections(None),
+                ("identity" | "access", id) => self.on_identity(id, &row.subject),
                 _ => {}
             }
         }
@@ -96,14 +93,17 @@ impl Control {
         }
     }
 
-    /// A device's certificates changed: closes what admission would refuse now.
-    fn on_identity(&self, device_id: Id) {
-        for entry in self.registry().of_device(device_id) {
+    /// The certificates of a device or an operator changed: closes what admission would refuse now.
+    fn on_identity(&self, device_id: Option<Id>, subject: &str) {
+        let sessions = device_id
+            .map(|id| self.registry().of_device(id))
+            .unwrap_or_default();
+        for entry in sessions {
             if self.may_stay(&entry.peer).is_err() {
                 self.end_session(&entry, End::Revoked);
             }
         }
-        self.recheck_connections(Some(&device_id.to_string()));
+        self.recheck_connections(Some(subject));
     }
 
     fn on_dispatch(&self, view: &dyn Read, id: Id) {

@@ -13,7 +13,7 @@ use palyra_platform as platform;
 use palyra_replica::{PeerError, PeerHandler, Refusal as PeerRefusal};
 use prost::Message;
 
-use crate::control::Control;
+use crate::control::{Control, WeakControl};
 
 /// The topic of all calls of this layer.
 const TOPIC: &str = "control";
@@ -112,7 +112,7 @@ struct AnswerFrame {
 impl Control {
     /// Answers the questions of other replicas from now on.
     pub(crate) fn serve_peers(&self) {
-        self.replica().set_peer_handler(Arc::new(self.clone()));
+        self.replica().set_peer_handler(Arc::new(Door(self.downgrade())));
     }
 
     /// Asks another replica.
@@ -161,9 +161,12 @@ impl Control {
     }
 }
 
-impl PeerHandler for Control {
+/// What the replica holds of this layer. Weak, or neither could ever be let go.
+struct Door(WeakControl);
+
+impl PeerHandler for Door {
     fn handle(&self, from: u64, topic: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerError>> {
-        let control = self.clone();
+        let control = self.0.upgrade();
         async move {
             if topic != TOPIC {
                 let message =
@@ -173,7 +176,11 @@ impl PeerHandler for Control {
                     message,
                 });
             }
-            control.answer_peer(body).await
+            let stopped = || PeerError::Refused {
+                refusal: PeerRefusal::Stopped,
+                message: "the control plane has stopped".to_owned(),
+            };
+            control.ok_or_else(stopped)?.answer_peer(body).await
         }
         .boxed()
     }

@@ -84,13 +84,17 @@ impl Control {
 
     /// How long until an open dispatch is too late.
     fn until_next_deadline(&self) -> Duration {
-        let next = dispatch::next_deadline(&self.replica().view()).unwrap_or(u64::MAX);
-        Duration::from_millis(next.saturating_sub(platform::wall_ms()).max(1))
+        let view = self.replica().view();
+        let next = dispatch::next_deadline(&view).unwrap_or(u64::MAX);
+        Duration::from_millis(next.saturating_sub(self.now_ms(&view)).max(1))
     }
 
     /// Ends dispatches whose deadline has passed.
     async fn expire_dispatches(&self) -> Result<(), Error> {
-        let ids = dispatch::due(&self.replica().view(), platform::wall_ms(), limits::EXPIRE_BATCH);
+        let ids = {
+            let view = self.replica().view();
+            dispatch::due(&view, self.now_ms(&view), limits::EXPIRE_BATCH)
+        };
         if ids.is_empty() {
             return Ok(());
         }
@@ -99,9 +103,9 @@ impl Control {
 
     /// Writes down which codes and pairing requests the clock has ended.
     async fn expire_pairing(&self) -> Result<(), Error> {
-        let now = platform::wall_ms();
         let (mut codes, mut requests) = {
             let view = self.replica().view();
+            let now = self.now_ms(&view);
             (pairing::due_codes(&view, now), pairing::due_requests(&view, now))
         };
         codes.truncate(limits::EXPIRE_BATCH);
@@ -169,6 +173,15 @@ impl Control {
             );
             match record.status() {
                 ReplicaStatus::Allocated => {}
+                // The leader cannot take itself out; the next one will.
+                ReplicaStatus::Removed if id == self.replica_id() => {
+                    self.change(
+                        id,
+                        "hand over before the removal of",
+                        self.replica().transfer_leader(None),
+                    )
+                    .await?;
+                }
                 ReplicaStatus::Removed => {
                     if is_voter || is_learner {
                         self.change(id, "remove", self.replica().remove(id)).await?;

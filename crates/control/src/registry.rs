@@ -265,21 +265,23 @@ impl Registry {
             .all()
             .into_iter()
             .filter(|entry| entry.outbox.end().is_none());
-        live.filter_map(|entry| {
-            // A poll may be away for as long as the node takes to come back with the next one.
-            let patience = if entry.transport == Transport::Poll {
-                silent * 2
-            } else {
-                silent
-            };
-            if entry.silence() > patience {
-                Some((entry, End::Silent))
-            } else if entry.outbox.stalled() > stalled {
-                Some((entry, End::SlowReader))
-            } else {
-                None
-            }
-        })
-        .collect()
+        // An attach that waits for its commit is bounded by itself.
+        live.filter(|entry| entry.epoch() != 0)
+            .filter_map(|entry| {
+                // A poll may be away for as long as the node takes to come back with the next one.
+                let patience = if entry.transport == Transport::Poll {
+                    silent * 2
+                } else {
+                    silent
+                };
+                if entry.silence() > patience {
+                    Some((entry, End::Silent))
+                } else if entry.outbox.stalled() > stalled {
+                    Some((entry, End::SlowReader))
+                } else {
+                    None
+                }
+            })
+            .collect()
     }
 }

@@ -298,7 +298,21 @@ impl Control {
             }
             self.end_lapsed_sessions();
             self.polled().sweep();
-            self.detach_orphans().await;
+        }
+    }
+
+    /// Looks for orphans now and then, apart from the watch over sessions, which must not wait for a commit.
+    pub(crate) async fn sweep_orphans(self) {
+        let mut stopping = self.stopping();
+        loop {
+            if self.check_fresh().is_ok() {
+                self.detach_orphans().await;
+            }
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => return,
+                () = platform::sleep(self.timings().heartbeat_interval) => {}
+            }
         }
     }
 
@@ -383,6 +397,8 @@ impl Session {
                 }
             }
         }
+        // What was taken in may have waited for a commit; the node was not silent meanwhile.
+        self.entry.touch();
         Ok(())
     }
 
@@ -489,7 +505,7 @@ impl Control {
             capability: open.capability,
             payload: dispatch::payload(&view, id)?,
             deadline_at_ms: open.deadline_at,
-            remaining_ms: open.deadline_at.saturating_sub(platform::wall_ms()),
+            remaining_ms: open.deadline_at.saturating_sub(self.now_ms(&view)),
             attempt: open.attempt,
         })
     }

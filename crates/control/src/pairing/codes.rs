@@ -144,9 +144,10 @@ impl Control {
     }
 
     fn code_view(&self, code_id: Id) -> Result<CodeView, Error> {
-        let record = records::code(&self.replica().view(), code_id)
+        let state = self.replica().view();
+        let record = records::code(&state, code_id)
             .ok_or_else(|| Error::Internal(format!("code {code_id} is not where it was written")))?;
-        Ok(view(record))
+        Ok(view(record, self.now_ms(&state)))
     }
 
     /// The codes, newest last; only the open ones unless `all`.
@@ -155,7 +156,11 @@ impl Control {
     /// What a read can say.
     pub async fn list_codes(&self, read: ReadOptions, all: bool) -> Result<(Vec<CodeView>, ReadInfo), Error> {
         let (state, info) = self.read(read).await?;
-        let mut found: Vec<CodeView> = records::codes(&state).into_iter().map(view).collect();
+        let now = self.now_ms(&state);
+        let mut found: Vec<CodeView> = records::codes(&state)
+            .into_iter()
+            .map(|code| view(code, now))
+            .collect();
         found.retain(|code| all || code.status == CodeStatus::Open);
         Ok((found, info))
     }
@@ -182,10 +187,10 @@ impl Control {
     }
 }
 
-fn view(mut record: Code) -> CodeView {
+fn view(mut record: Code, now: u64) -> CodeView {
     record.sealed = bytes::Bytes::new();
     CodeView {
-        status: records::code_status(&record, platform::wall_ms()),
+        status: records::code_status(&record, now),
         record,
     }
 }

@@ -62,12 +62,13 @@ impl Control {
         let wait = bounded_wait(wait_ms, Duration::ZERO, POLL_WAIT_MAX);
         let seen = self.waiters().until(id, wait, || {
             let view = self.replica().view();
-            let status = records::request(&view, id).map(|request| self.request_view(request).status);
+            let now = self.now_ms(&view);
+            let status = records::request(&view, id).map(|request| records::request_status(&request, now));
             (view, status != Some(RequestStatus::PendingApproval))
         });
         let view = seen.await?;
         let request = records::request(&view, id).ok_or(Refusal::WrongFetchToken)?;
-        let PairingView { record, status } = self.request_view(request);
+        let PairingView { record, status } = seen_at(request, self.now_ms(&view));
         let chain = match (status, record.certificate) {
             (RequestStatus::Approved | RequestStatus::Completed, Some(fingerprint)) => {
                 chain_of(&view, fingerprint)?
@@ -156,17 +157,9 @@ impl Control {
     }
 
     fn pairing_view(&self, id: Id) -> Result<PairingView, Error> {
-        let found = records::request(&self.replica().view(), id);
-        found
-            .map(|request| self.request_view(request))
-            .ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]).into())
-    }
-
-    fn request_view(&self, record: Request) -> PairingView {
-        PairingView {
-            status: records::request_status(&record, platform::wall_ms()),
-            record,
-        }
+        let view = self.replica().view();
+        let found = records::request(&view, id).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]))?;
+        Ok(seen_at(found, self.now_ms(&view)))
     }
 
     /// Pairing requests by id, oldest first; `status` may be empty for all.
@@ -182,6 +175,7 @@ impl Control {
     ) -> Result<Page<PairingView>, Error> {
         let (view, info) = self.read(read).await?;
         let wanted = parse_status(status)?;
+        let now = self.now_ms(&view);
         let limit = page_size(limit);
         let mut after = page_start(after)?;
         let mut items = Vec::new();
@@ -189,7 +183,7 @@ impl Control {
             let page = records::requests(&view, after, limit);
             let Some(last) = page.last() else { break };
             after = Some(last.id);
-            let seen = page.into_iter().map(|request| self.request_view(request));
+            let seen = page.into_iter().map(|request| seen_at(request, now));
             items.extend(seen.filter(|seen| wanted.is_none_or(|wanted| seen.status == wanted)));
         }
         let next = next_page(&mut items, limit, |seen| seen.record.id.to_string());
@@ -212,7 +206,7 @@ impl Control {
         let (view, info) = self.read(read).await?;
         let id = selector::pairing_request(&view, selector)?;
         let found = records::request(&view, id).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]))?;
-        Ok((self.request_view(found), info))
+        Ok((seen_at(found, self.now_ms(&view)), info))
     }
 
     /// Signs a node's certificate over the key in a CSR.
@@ -252,6 +246,14 @@ impl Control {
                 other => signing(other.to_string()),
             })?;
         new_certificate(&issued, self.replica_id())
+    }
+}
+
+/// A request as it stands at a time.
+fn seen_at(record: Request, now: u64) -> PairingView {
+    PairingView {
+        status: records::request_status(&record, now),
+        record,
     }
 }
 
