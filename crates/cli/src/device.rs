@@ -147,7 +147,8 @@ async fn show(client: &Client, out: Out, device: String) -> Result {
 
 async fn revoke_device(global: &Global, client: &Client, revoke: Revoke) -> Result {
     required_reason(&revoke.reason)?;
-    // By its id from here on: a name means a device only while it is trusted, and the question is asked again.
+    // By its id from here on: a name means a device only while it is trusted, and the question is asked
+    // again.
     let found = client
         .get_device(GetDeviceRequest {
             device_id: revoke.device,

@@ -20,6 +20,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than the deadline the command waits: what passes it is ended by the cluster, and that is
 /// told too.
 const GRACE: Duration = Duration::from_secs(5);
+/// The exit code of a command that was interrupted, as shells have it.
+const INTERRUPTED: u8 = 130;
 /// The largest input that is read; the cluster's own limit is smaller and says so itself.
 const INPUT_MAX: u64 = 16 * 1024 * 1024;
 
@@ -98,16 +100,23 @@ pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Res
         },
     };
     let again = |id: &str| format!("the same command with --request-id {id}, or: palyra job ls");
-    let answer = client
-        .invoke(request)
-        .await
-        .map_err(|error| Failure::from(error).look_again(again))?;
+    let request_id = request.request_id.clone();
+    let answer = tokio::select! {
+        answer = client.invoke(request) => answer.map_err(|error| Failure::from(error).look_again(again))?,
+        () = interrupt() => {
+            note(&format!("interrupted; the job may be accepted: {}", again(&request_id)));
+            return Err(Failure::Silent(INTERRUPTED));
+        }
+    };
     let mut source = Source::from(answer.write);
     let mut dispatch = answer.dispatch.unwrap_or_default();
     if wait && !is_over(&dispatch.state) {
         let duplicate = source.duplicate;
         let id = dispatch.id.clone();
-        let ended = wait_for_end(client, dispatch, source, until).await;
+        let ended = tokio::select! {
+            ended = wait_for_end(client, dispatch, source, until) => ended,
+            () = interrupt() => Err(Failure::Silent(INTERRUPTED)),
+        };
         // It was accepted, so it goes on without us: whoever waited needs its name.
         (dispatch, source) =
             ended.inspect_err(|_| note(&format!("look again: palyra job get {id} --wait")))?;
@@ -116,6 +125,13 @@ pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Res
     let view = JobView::from(dispatch);
     print(global.out(), &view, source, wait)?;
     if wait { view.verdict() } else { Ok(()) }
+}
+
+/// Ctrl-C: the wait ends, the job does not. Never, when the signal can't be watched for.
+async fn interrupt() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 fn print(out: Out, view: &JobView, source: Source, wait: bool) -> Result {
@@ -144,12 +160,16 @@ fn print(out: Out, view: &JobView, source: Source, wait: bool) -> Result {
             note(&format!("  {value}"));
         }
     }
-    if !is_over(&view.state)
-        || view
-            .verdict()
-            .is_err_and(|failure| failure.exit_code() == UNKNOWN)
+    if !is_over(&view.state) {
+        note(&format!(
+            "  it goes on; look again: palyra job get {} --wait",
+            view.id
+        ));
+    } else if view
+        .verdict()
+        .is_err_and(|failure| failure.exit_code() == UNKNOWN)
     {
-        note(&format!("  look again: palyra job get {} --wait", view.id));
+        note("  whether the program ran, and how far, is not known here");
     }
     Ok(())
 }
