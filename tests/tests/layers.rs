@@ -1,4 +1,4 @@
-//! Holds the layering of docs/ARCHITECTURE.md: who may depend on whom, who owns which library, and under which licences.
+//! Holds the layering of docs/ARCHITECTURE.md: who may depend on whom, who owns which library, under which licences.
 //!
 //! It reads `cargo metadata` and nothing else, so that an edge between crates cannot appear unnoticed.
 #![allow(clippy::unwrap_used)]

@@ -1,7 +1,7 @@
 //! What `palyrad` does with a data folder that no replica runs on: `journal-verify`.
 //!
-//! Nothing here listens, joins or votes. Opening a folder replays its write-ahead log, so a folder under investigation is
-//! best copied first; the folder's lock keeps two processes apart.
+//! Nothing here listens, joins or votes. Opening a folder replays its write-ahead log, so a folder under
+//! investigation is best copied first; the folder's lock keeps two processes apart.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -21,7 +21,11 @@ use crate::exit::{Code, Failure};
 pub(crate) fn verify_journal(data_dir: &Path, as_json: bool) -> Result<(), Failure> {
     let db = data_dir.join(layout::DB);
     if !db.is_dir() {
-        let message = format!("{} is no data folder of a replica: it has no {}", data_dir.display(), layout::DB);
+        let message = format!(
+            "{} is no data folder of a replica: it has no {}",
+            data_dir.display(),
+            layout::DB
+        );
         return Err(Failure::new(Code::Precondition, message));
     }
     let verdict = match examine(&db) {
@@ -37,7 +41,9 @@ type Verdict = Result<journal::Summary, (Option<Cursor>, String)>;
 fn examine(db: &Path) -> Result<Verdict, EngineError> {
     let engine = RocksEngine::open(db, Options::default())?;
     // Reads every block with its checksum: from here on nothing can fail halfway.
-    engine.scan(Family::State, &[], &[0xff; 8], &mut |_, _| ControlFlow::Continue(()))?;
+    engine.scan(Family::State, &[], &[0xff; 8], &mut |_, _| {
+        ControlFlow::Continue(())
+    })?;
     let pinned: &dyn Engine = &engine;
     let view = match View::of(pinned) {
         Ok(view) => view,
@@ -57,7 +63,10 @@ fn report(verdict: Verdict, as_json: bool) -> Result<(), Failure> {
                 "last": place(summary.last),
                 "head": summary.head.to_string(),
             }),
-            format!("the journal is intact: {} rows, head {}", summary.rows, summary.head),
+            format!(
+                "the journal is intact: {} rows, head {}",
+                summary.rows, summary.head
+            ),
             true,
         ),
         Err((cursor, problem)) => (
@@ -67,7 +76,11 @@ fn report(verdict: Verdict, as_json: bool) -> Result<(), Failure> {
         ),
     };
     println!("{}", if as_json { value.to_string() } else { sentence });
-    if intact { Ok(()) } else { Err(Failure::new(Code::Problems, "the journal is not intact")) }
+    if intact {
+        Ok(())
+    } else {
+        Err(Failure::new(Code::Problems, "the journal is not intact"))
+    }
 }
 
 #[cfg(test)]
@@ -100,7 +113,10 @@ mod tests {
     /// Flips a byte in the middle of the largest file that holds data.
     fn flip_a_byte(db: &Path) {
         let data = |name: &str| name.ends_with(".sst") || name.ends_with(".log");
-        let mut files: Vec<_> = std::fs::read_dir(db).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> = std::fs::read_dir(db)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         files.retain(|path| data(&path.to_string_lossy()));
         files.sort_by_key(|path| std::fs::metadata(path).unwrap().len());
         let path = files.last().unwrap();
