@@ -86,8 +86,9 @@ impl Core {
 
     /// Waits until vote, role, leader or membership change, at most for `limit`.
     pub(crate) async fn changed(&self, limit: Duration) {
-        // Not the other metrics: Raft's core publishes those after every message. A command that a cut-off leader
-        // refuses would wake itself up by being refused, and be tried again at once, until its deadline.
+        // Not the other metrics: Raft's core publishes those after every message. A command that a cut-off
+        // leader refuses would wake itself up by being refused, and be tried again at once, until its
+        // deadline.
         let mut metrics = self.raft.server_metrics();
         metrics.borrow_and_update();
         let change = async {

@@ -196,7 +196,8 @@ impl Replica {
         self.core.leader().is_some_and(|(_, leads)| leads)
     }
 
-    /// Waits until vote, role, leader or membership change, at most for `limit`. Progress: see [`Replica::applied`].
+    /// Waits until vote, role, leader or membership change, at most for `limit`. Progress: see
+    /// [`Replica::applied`].
     pub async fn changed(&self, limit: Duration) {
         self.core.changed(limit).await;
     }

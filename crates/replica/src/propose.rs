@@ -22,6 +22,10 @@ use crate::types::LogCommand;
 /// Pause before a command is tried again when nothing is heard of a new leader.
 const RETRY: Duration = Duration::from_millis(50);
 
+/// How often a wait for a forwarded command's answer looks whether its leader still leads, besides being
+/// told.
+const DEPOSED: Duration = Duration::from_millis(250);
+
 /// A command that is in the log and applied on the replica that led.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Committed {
@@ -127,11 +131,8 @@ impl Core {
 
     /// Waits until another leader than `leader` is known.
     async fn deposed(&self, leader: u64) {
-        loop {
-            self.changed(Duration::from_secs(1)).await;
-            if self.leader_hint().is_some_and(|now| now != leader) {
-                return;
-            }
+        while self.leader_hint().is_none_or(|now| now == leader) {
+            self.changed(DEPOSED).await;
         }
     }
 

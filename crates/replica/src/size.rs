@@ -1,7 +1,8 @@
 //! How many bytes the log holds, well enough to keep it within a limit.
 //!
-//! Commands may be large: a log that is kept by number of entries alone could fill the disk. Sizes are counted from the
-//! start of the process in coarse steps; what was there before counts as nothing until it is purged by number.
+//! Commands may be large: a log that is kept by number of entries alone could fill the disk. Sizes are
+//! counted from the start of the process in coarse steps; what was there before counts as nothing until it is
+//! purged by number.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,8 @@
 //! The log's IO task: drains the queue into one batch, writes, syncs once, answers in order.
 //!
-//! Everything durable of a replica passes here, so what a crash leaves is a prefix of this queue. Nothing is retried:
-//! after a failed write or sync nobody knows what the disk holds, so whoever waits is told, and the process ends.
+//! Everything durable of a replica passes here, so what a crash leaves is a prefix of this queue. Nothing is
+//! retried: after a failed write or sync nobody knows what the disk holds, so whoever waits is told, and the
+//! process ends.
 
 use std::io;
 use std::sync::Arc;
