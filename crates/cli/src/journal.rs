@@ -194,7 +194,7 @@ async fn verify_folder(out: Out, data_dir: PathBuf) -> Result {
                 "the journal in {} could not be checked: {cause}",
                 data_dir.display()
             );
-            let next = "stop the palyrad that uses the folder, or check a copy of it";
+            let next = "give the data folder of a replica that does not run, or a copy of one";
             Err(Failure::local(palyra_client::Class::Precondition, message, next))
         }
     }

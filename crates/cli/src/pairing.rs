@@ -38,7 +38,7 @@ pub(crate) enum Verb {
     /// Shows one request: the check digits, the key, where it came from
     #[command(after_help = "Example:\n  palyra pairing show 01J9ZK")]
     Show {
-        /// Pairing id or device id, or the beginning of one
+        /// Pairing id, device id, the beginning of one, or the name of a machine that waits
         id: String,
     },
     /// Lets a machine in; compare the check digits first
@@ -49,7 +49,7 @@ pub(crate) enum Verb {
     /// Turns a machine away
     #[command(after_help = "Example:\n  palyra pairing reject 01J9ZK --reason \"nobody expects it\"")]
     Reject {
-        /// Pairing id or device id, or the beginning of one
+        /// Pairing id, device id, the beginning of one, or the name of a machine that waits
         id: String,
         /// Why; kept in the journal and told to the machine
         #[arg(long)]
@@ -102,7 +102,7 @@ pub(crate) struct List {
 /// How a machine is let in.
 #[derive(Debug, Args)]
 pub(crate) struct Approve {
-    /// Pairing id or device id, or the beginning of one
+    /// Pairing id, device id, the beginning of one, or the name of a machine that waits
     id: String,
     /// The six check digits on the machine's screen: refused unless they are the same here
     #[arg(long, default_value = "", hide_default_value = true)]
