@@ -414,3 +414,6 @@ fn store(args: &JoinArgs, token: &JoinToken, admitted: &Admitted) -> Result<(), 
     let pending: PathBuf = args.data_dir.join(PENDING);
     Ok(files::remove(&pending)?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -255,6 +255,9 @@ pub(crate) struct Addresses {
 #[error("{0}")]
 pub(crate) struct ConfigError(pub(crate) String);
 
+/// The key that is to blame, and why.
+type Problem = (&'static str, String);
+
 impl Config {
     /// Reads and checks a file.
     pub(crate) fn load(path: &Path) -> Result<Config, ConfigError> {
@@ -297,84 +300,94 @@ impl Config {
         Ok(config)
     }
 
-    /// What the types can't say. The key that is to blame, and why.
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        if self.replica.id == 0 {
-            return Err(("replica.id", "0 is no replica id; the first is 1".to_owned()));
-        }
-        if !identity::is_name(&self.replica.name) {
-            return Err((
-                "replica.name",
-                format!("{:?} is no name; use a-z, 0-9, '.', '-', '_'", self.replica.name),
-            ));
-        }
-        if !identity::is_ulid(&self.replica.cluster_id) {
-            return Err((
-                "replica.cluster_id",
-                format!("{:?} is no ULID", self.replica.cluster_id),
-            ));
-        }
-        TrustDomain::new(&self.replica.trust_domain)
-            .map_err(|error| ("replica.trust_domain", error.to_string()))?;
+    /// What the types can't say.
+    fn check(&self) -> Result<(), Problem> {
+        self.check_replica()?;
         if u16::MAX - layout::METRICS_PORT < self.listen.base_port || self.listen.base_port < 1024 {
-            return Err((
-                "listen.base_port",
-                format!(
-                    "{} leaves no room; 1024 to 65530 is allowed",
-                    self.listen.base_port
-                ),
-            ));
+            let cause = format!(
+                "{} leaves no room; 1024 to 65530 is allowed",
+                self.listen.base_port
+            );
+            return Err(("listen.base_port", cause));
         }
         self.check_addresses()?;
+        self.check_reachable()?;
+        let need = |holds: bool, key, rule: &str| {
+            if holds {
+                Ok(())
+            } else {
+                Err((key, rule.to_owned()))
+            }
+        };
+        let (timers, raft) = (&self.timers, &self.raft);
+        need(
+            timers.heartbeat_timeout.get() >= 2 * timers.heartbeat.get(),
+            "timers.heartbeat_timeout",
+            "it must be at least twice timers.heartbeat",
+        )?;
+        need(
+            raft.election_min.get() >= 3 * raft.heartbeat.get(),
+            "raft.election_min",
+            "it must be at least three times raft.heartbeat",
+        )?;
+        need(
+            raft.election_max.get() > raft.election_min.get(),
+            "raft.election_max",
+            "it must be more than raft.election_min",
+        )?;
+        need(
+            is_level(&self.log.level),
+            "log.level",
+            "it must be error, warn, info, debug or trace, or a list like info,palyra_replica=debug",
+        )
+    }
+
+    fn check_replica(&self) -> Result<(), Problem> {
+        let ReplicaSection {
+            id,
+            name,
+            cluster_id,
+            trust_domain,
+            ..
+        } = &self.replica;
+        if *id == 0 {
+            return Err(("replica.id", "0 is no replica id; the first is 1".to_owned()));
+        }
+        if !identity::is_name(name) {
+            return Err((
+                "replica.name",
+                format!("{name:?} is no name; use a-z, 0-9, '.', '-', '_'"),
+            ));
+        }
+        if !identity::is_ulid(cluster_id) {
+            return Err(("replica.cluster_id", format!("{cluster_id:?} is no ULID")));
+        }
+        TrustDomain::new(trust_domain).map_err(|error| ("replica.trust_domain", error.to_string()))?;
+        Ok(())
+    }
+
+    /// Others must be told something that they can connect to.
+    fn check_reachable(&self) -> Result<(), Problem> {
         let told = self.advertised_addresses();
-        let unreachable = |address: &&String| {
+        for address in [&told.node, &told.enrol, &told.peers] {
             let host = split(address)
                 .map_or("", |(host, _)| host)
                 .trim_matches(['[', ']']);
-            host.parse::<std::net::IpAddr>()
+            if host
+                .parse::<std::net::IpAddr>()
                 .is_ok_and(|ip| ip.is_unspecified())
-        };
-        if let Some(address) = [&told.node, &told.enrol, &told.peers]
-            .into_iter()
-            .find(unreachable)
-        {
-            let next = "set it to a name or address of this machine that the others reach";
-            return Err((
-                "advertise.host",
-                format!("nobody can connect to {address}; {next}"),
-            ));
-        }
-        if self.timers.heartbeat_timeout.get() < 2 * self.timers.heartbeat.get() {
-            return Err((
-                "timers.heartbeat_timeout",
-                "it must be at least twice timers.heartbeat".to_owned(),
-            ));
-        }
-        if self.raft.election_min.get() < 3 * self.raft.heartbeat.get() {
-            return Err((
-                "raft.election_min",
-                "it must be at least three times raft.heartbeat".to_owned(),
-            ));
-        }
-        if self.raft.election_max.get() <= self.raft.election_min.get() {
-            return Err((
-                "raft.election_max",
-                "it must be more than raft.election_min".to_owned(),
-            ));
-        }
-        if !is_level(&self.log.level) {
-            return Err((
-                "log.level",
-                format!(
-                    "{:?} is no level; write error, warn, info, debug or trace",
-                    self.log.level
-                ),
-            ));
+            {
+                let next = "set it to a name or address of this machine that the others reach";
+                return Err((
+                    "advertise.host",
+                    format!("nobody can connect to {address}; {next}"),
+                ));
+            }
         }
         Ok(())
     }
 
-    fn check_addresses(&self) -> Result<(), (&'static str, String)> {
+    fn check_addresses(&self) -> Result<(), Problem> {
         let listen = [
             ("listen.node", &self.listen.node),
             ("listen.enrol", &self.listen.enrol),
