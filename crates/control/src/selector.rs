@@ -64,7 +64,7 @@ fn devices_named(view: &dyn Read, name: &str) -> Vec<Id> {
     }
 }
 
-/// The pairing request that a selector names: its id, the id of a device that waits, or a prefix.
+/// The pairing request that a selector names: its id, the id or name of a device that waits, or a prefix of an id.
 pub(crate) fn pairing_request(view: &dyn Read, selector: &str) -> Result<Id, Error> {
     if let Some(id) = Id::parse(selector) {
         return Ok(pairing::pending_of(view, id).map_or(id, |request| request.id));
@@ -88,10 +88,8 @@ pub(crate) fn pairing_request(view: &dyn Read, selector: &str) -> Result<Id, Err
     one("pairing request", selector, devices)
 }
 
-fn devices_waiting(view: &dyn Read, prefix: &str) -> Vec<Id> {
-    let Some((first, last)) = Id::prefix_range(prefix) else {
-        return Vec::new();
-    };
+fn devices_waiting(view: &dyn Read, selector: &str) -> Vec<Id> {
+    let range = Id::prefix_range(selector);
     let mut found = Vec::new();
     let mut after = None;
     loop {
@@ -103,7 +101,10 @@ fn devices_waiting(view: &dyn Read, prefix: &str) -> Vec<Id> {
             .filter(|r| r.status() == pairing::RequestStatus::PendingApproval);
         found.extend(
             pending
-                .filter(|r| (first..=last).contains(&r.device_id))
+                .filter(|r| {
+                    let prefixed = range.is_some_and(|(first, last)| (first..=last).contains(&r.device_id));
+                    prefixed || r.device_name == selector
+                })
                 .map(|r| r.id),
         );
     }
