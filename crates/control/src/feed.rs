@@ -15,8 +15,9 @@ use crate::outbox::{End, Waiting};
 use crate::registry::Entry;
 
 impl Control {
-    /// Follows the feed from the row after `start` on, until this replica stops. `start` must have been read before
-    /// the first connection was accepted: whoever comes later looks at the state and sees what lies before.
+    /// Follows the feed from the row after `start` on, until this replica stops. `start` must have been read
+    /// before the first connection was accepted: whoever comes later looks at the state and sees what lies
+    /// before.
     pub(crate) async fn follow(self, start: u64) {
         let mut feed = self.replica().feed(Cursor {
             index: start,

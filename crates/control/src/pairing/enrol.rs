@@ -416,8 +416,8 @@ impl Control {
         Ok((counted, code))
     }
 
-    /// Refuses, at no cost for the log, what the state machine would refuse without counting it: whoever knows no
-    /// open code must not be able to make the log grow.
+    /// Refuses, at no cost for the log, what the state machine would refuse without counting it: whoever
+    /// knows no open code must not be able to make the log grow.
     async fn may_begin(
         &self,
         device_id: Id,

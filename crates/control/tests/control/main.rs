@@ -1,10 +1,11 @@
 //! The control plane over a real replica: one voter, an engine in memory, no sockets.
 //!
-//! Nothing here sleeps to let something happen: every wait is for an event, and a bound on it turns a hang into a
-//! failure.
+//! Nothing here sleeps to let something happen: every wait is for an event, and a bound on it turns a hang
+//! into a failure.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod dispatching;
+mod members;
 mod pairing;
 mod sessions;
 mod support;

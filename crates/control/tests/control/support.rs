@@ -6,21 +6,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use palyra_control::{
     AttachRequest, BeginPin, Caller, Completion, Control, ControlConfig, EnrolSource, Error, FinishPin,
-    Invoke, Keys, Limits, Mint, Outbound, Outgoing, PinBegun, ProofAccepted, ProveTicket, Registration,
+    Invoke, Join, Keys, Limits, Mint, Outbound, Outgoing, PinBegun, ProofAccepted, ProveTicket, Registration,
     Session, Timings, Transport, found,
 };
 use palyra_pki::ca::HostNames;
+use palyra_pki::join::JoinRequest;
 use palyra_pki::seal::Purpose;
+use palyra_pki::ticket::Secret;
 use palyra_pki::transcript::Opening;
 use palyra_pki::{
-    Authority, IssuedCert, Kek, KeyPair, Method, PeerIdentity, Pin, Role as CertificateRole, Root, SpiffeId,
-    Ticket, Transcript, TrustDomain, pin, sha256,
+    Authority, IssuedCert, JoinToken, Kek, KeyPair, Method, PeerIdentity, Pin, Role as CertificateRole, Root,
+    SpiffeId, Ticket, Transcript, TrustDomain, pin, sha256,
 };
 use palyra_platform as platform;
 use palyra_replica::testing::Bus;
-use palyra_replica::{Replica, ReplicaConfig};
+use palyra_replica::{Replica, ReplicaConfig, View};
 use palyra_state::access::Role;
-use palyra_state::cluster::{Addresses, Genesis};
+use palyra_state::cluster::{self, Addresses, Genesis, Replica as Record, ReplicaStatus};
 use palyra_state::identity::NewCertificate;
 use palyra_state::nodes::{Capability, Effect};
 use palyra_state::{Actor, Envelope, Fingerprint, Id};
@@ -69,6 +71,75 @@ pub(crate) struct Cluster {
     pub(crate) admin: PeerIdentity,
     pub(crate) domain: TrustDomain,
     pub(crate) root: Root,
+    pub(crate) bus: Arc<Bus>,
+    timings: Timings,
+}
+
+/// A replica that joined.
+pub(crate) struct Member {
+    pub(crate) control: Control,
+    pub(crate) replica: Replica,
+}
+
+/// Waits until the state of a replica is as wanted.
+pub(crate) async fn until(replica: &Replica, wanted: impl Fn(&View) -> bool) {
+    let mut applied = replica.applied();
+    soon(async {
+        while !wanted(&replica.view()) {
+            applied.changed().await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// A replica that wants to join, with its side of the protocol.
+pub(crate) struct Joining {
+    token: JoinToken,
+    authority_key: KeyPair,
+    replica_csr: Vec<u8>,
+    authority_csr: Vec<u8>,
+}
+
+impl Joining {
+    pub(crate) fn new(token: &str) -> Joining {
+        let authority_key = KeyPair::generate(&mut rng).unwrap();
+        Joining {
+            token: JoinToken::parse(token).unwrap(),
+            replica_csr: KeyPair::generate(&mut rng).unwrap().make_csr().unwrap(),
+            authority_csr: authority_key.make_csr().unwrap(),
+            authority_key,
+        }
+    }
+
+    fn transcript<T>(&self, name: &str, use_it: impl FnOnce(&JoinRequest<'_>, &Secret) -> T) -> T {
+        let listens = addresses();
+        let request = JoinRequest {
+            cluster_id: &self.token.cluster_id,
+            token_id: &self.token.id,
+            replica_csr: &self.replica_csr,
+            authority_csr: &self.authority_csr,
+            name,
+            addresses: &[listens.peer, listens.node, listens.enrol, listens.metrics],
+            server_end_point: [7; 32],
+        };
+        use_it(&request, &self.token.secret)
+    }
+
+    pub(crate) fn message(&self, name: &str) -> Join {
+        let listens = addresses();
+        Join {
+            token_id: self.token.id.clone(),
+            proof: self.transcript(name, |request, secret| request.proof(secret).to_vec()),
+            name: name.to_owned(),
+            replica_csr: self.replica_csr.clone(),
+            authority_csr: self.authority_csr.clone(),
+            peer_addr: listens.peer,
+            node_addr: listens.node,
+            enrol_addr: listens.enrol,
+            metrics_addr: listens.metrics,
+            request_id: String::new(),
+        }
+    }
 }
 
 pub(crate) fn quick() -> Timings {
@@ -148,6 +219,7 @@ impl Cluster {
             replica.clone(),
             Keys { authority, kek },
         );
+        bus.attach(1, replica.peer_service());
         replica.start();
         soon(found(&replica, Envelope::new(fresh_id(), Actor::System, genesis)))
             .await
@@ -159,7 +231,56 @@ impl Cluster {
             admin,
             domain,
             root,
+            bus,
+            timings,
         }
+    }
+
+    /// Another replica, by a token of this cluster, up and running; it becomes a voter in its own time.
+    pub(crate) async fn join(&self, name: &str) -> Member {
+        let minted = self
+            .control
+            .mint_join_token(&self.operator(), "", name, 0)
+            .await
+            .unwrap();
+        let asked = Joining::new(&minted.token);
+        let joined = self.control.join(&source(1), asked.message(name)).await.unwrap();
+        let kek = asked.transcript(name, |request, secret| {
+            request.unwrap_kek(secret, &joined.wrapped_kek).unwrap()
+        });
+        let authority = Authority::new(joined.authority_certificate, asked.authority_key).unwrap();
+        let (id, cluster_id) = (joined.replica_id, self.control.cluster_id());
+        let engine = Arc::new(MemEngine::open(&Disk::new(name)).unwrap());
+        let config = ReplicaConfig::new(id, cluster_id);
+        let replica = Replica::open(config, engine, self.bus.transport(id))
+            .await
+            .unwrap();
+        let config = ControlConfig {
+            replica_id: id,
+            cluster_id,
+            trust_domain: self.domain.clone(),
+            version: "test".to_owned(),
+            timings: self.timings,
+            limits: Limits::default(),
+        };
+        let control = Control::start(config, replica.clone(), Keys { authority, kek });
+        self.bus.attach(id, replica.peer_service());
+        replica.start();
+        Member { control, replica }
+    }
+
+    /// Two more replicas, all three voters.
+    pub(crate) async fn of_three(timings: Timings) -> (Cluster, Member, Member) {
+        let cluster = Cluster::found_with(timings, Limits::default()).await;
+        let (two, three) = (cluster.join("r2").await, cluster.join("r3").await);
+        for replica in [&cluster.replica, &two.replica, &three.replica] {
+            until(replica, |view| {
+                let voter = |replica: &&Record| replica.status() == ReplicaStatus::Voter;
+                cluster::replicas(view).iter().filter(voter).count() == 3
+            })
+            .await;
+        }
+        (cluster, two, three)
     }
 
     pub(crate) fn operator(&self) -> Caller {
@@ -302,8 +423,8 @@ impl Machine {
         }
     }
 
-    /// Begins a PIN exchange and prepares the last message. A wrong PIN shows in the second message already; then a
-    /// last message is made up, as an attacker would.
+    /// Begins a PIN exchange and prepares the last message. A wrong PIN shows in the second message already;
+    /// then a last message is made up, as an attacker would.
     pub(crate) async fn begin(
         &mut self,
         cluster: &Cluster,
@@ -385,13 +506,17 @@ impl Machine {
     }
 
     pub(crate) async fn attach(&self, cluster: &Cluster, held: &[Id]) -> Result<Session, Error> {
+        self.attach_at(&cluster.control, held).await
+    }
+
+    pub(crate) async fn attach_at(&self, control: &Control, held: &[Id]) -> Result<Session, Error> {
         let request = AttachRequest {
             device_id: self.device_id.to_string(),
             held: held.iter().map(ToString::to_string).collect(),
             transport: Transport::Stream,
             connection: 0,
         };
-        soon(cluster.control.attach(self.peer(), request)).await
+        soon(control.attach(self.peer(), request)).await
     }
 
     pub(crate) fn invoke(&self, capability: &str, payload: &'static str) -> Invoke {
