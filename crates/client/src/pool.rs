@@ -23,6 +23,9 @@ use crate::story::{Story, note, unreachable};
 
 /// The longest pause between two rounds over all replicas.
 const PAUSE_MAX_MS: u64 = 1_000;
+/// How long a connection may take while there are other replicas that were not tried yet: one that hangs must
+/// not cost every command its full timeout. The second round has the patience that slow networks need.
+const FIRST_CONNECT: Duration = Duration::from_millis(800);
 /// The longest first pause.
 const PAUSE_MIN_MS: u64 = 50;
 
@@ -191,16 +194,16 @@ impl Pool {
         let mut refusal = None;
         let mut order = self.order();
         order.sort_by_key(|(_, slot)| avoid == Some(slot.address.as_str()));
-        for (index, slot) in order {
-            match self.channel(&slot).await {
-                Ok(channel) => {
-                    self.inner.good.store(index, Ordering::Relaxed);
-                    return Ok(Reached {
-                        address: slot.address.clone(),
-                        channel,
-                    });
+        for connect in [self.first_connect(), self.inner.options] {
+            for (index, slot) in &order {
+                match self.channel(slot, &connect).await {
+                    Ok(channel) => {
+                        self.inner.good.store(*index, Ordering::Relaxed);
+                        let address = slot.address.clone();
+                        return Ok(Reached { address, channel });
+                    }
+                    Err(error) => note(&mut attempts, &mut refusal, error),
                 }
-                Err(error) => note(&mut attempts, &mut refusal, error),
             }
         }
         Err(unreachable(refusal, attempts))
@@ -228,10 +231,11 @@ impl Pool {
         let deadline = since + limits.total;
         let mut story = Story::default();
         let mut pause = PAUSE_MIN_MS;
+        let mut connect = self.first_connect();
         loop {
             for (index, slot) in self.order() {
                 let until = deadline.min(Instant::now() + limits.attempt);
-                match self.attempt(&slot, until, &send).await {
+                match self.attempt(&slot, connect, until, &send).await {
                     Outcome::Answer(value) => {
                         self.inner.good.store(index, Ordering::Relaxed);
                         return Ok(value);
@@ -263,15 +267,31 @@ impl Pool {
             }
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(PAUSE_MAX_MS);
+            connect = self.inner.options;
         }
     }
 
-    async fn attempt<T, F, Fut>(&self, slot: &Slot, until: Instant, send: &F) -> Outcome<T>
+    /// How the first round over all replicas connects.
+    fn first_connect(&self) -> ConnectOptions {
+        let mut options = self.inner.options;
+        if self.slots().len() > 1 {
+            options.connect_timeout = options.connect_timeout.min(FIRST_CONNECT);
+        }
+        options
+    }
+
+    async fn attempt<T, F, Fut>(
+        &self,
+        slot: &Slot,
+        connect: ConnectOptions,
+        until: Instant,
+        send: &F,
+    ) -> Outcome<T>
     where
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        let channel = match timeout_at(until, self.channel(slot)).await {
+        let channel = match timeout_at(until, self.channel(slot, &connect)).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Outcome::NotSent(error),
             Err(_) => {
@@ -303,13 +323,13 @@ impl Pool {
         }
     }
 
-    async fn channel(&self, slot: &Slot) -> Result<Channel, ConnectError> {
+    async fn channel(&self, slot: &Slot, options: &ConnectOptions) -> Result<Channel, ConnectError> {
         // Held while connecting: calls that come together share one connection.
         let mut place = slot.channel.lock().await;
         if let Some(channel) = place.as_ref() {
             return Ok(channel.clone());
         }
-        let channel = connect(&slot.address, &self.inner.tls, &self.inner.options).await?;
+        let channel = connect(&slot.address, &self.inner.tls, options).await?;
         *place = Some(channel.clone());
         Ok(channel)
     }

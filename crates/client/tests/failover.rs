@@ -98,6 +98,25 @@ async fn no_leader_until_the_deadline_is_unavailable() {
 }
 
 #[tokio::test]
+async fn a_replica_that_accepts_and_says_nothing_costs_less_than_a_second() {
+    let cluster = Cluster::new();
+    // Like a stopped process: the kernel completes the connection, nobody answers the handshake.
+    let frozen = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = frozen.local_addr().unwrap().to_string();
+    let second = cluster.start(2, Behaviour::Works).await;
+    let endpoints = Endpoints::new([address.as_str(), second.address.as_str()]).unwrap();
+    let client = Client::new(&cluster.credential(), Some(endpoints), ConnectOptions::default()).unwrap();
+    let begun = std::time::Instant::now();
+    client.remove_operator(request()).await.unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_millis(1_500),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(second.asked().len(), 1);
+}
+
+#[tokio::test]
 async fn another_cluster_is_told_at_once_and_gets_no_request() {
     let (cluster, other) = (Cluster::new(), Cluster::new());
     let replica = other.start(1, Behaviour::Works).await;
