@@ -101,7 +101,8 @@ mod tests {
         {
             let engine = RocksEngine::open(&db, Options::default()).unwrap();
             let mut batch = palyra_storage::Batch::new();
-            batch.put(Family::State, vec![0, 0, 0, 0, 1], vec![7; 4096]);
+            // Under a tag that no table has: bytes that nobody decodes.
+            batch.put(Family::State, vec![0, 0, 0, 0, 0xfe], vec![7; 4096]);
             engine.write(batch).unwrap();
             engine.sync().unwrap();
         }
