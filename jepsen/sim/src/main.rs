@@ -9,6 +9,7 @@ mod chance;
 mod fleet;
 mod fork;
 mod history;
+mod oracle;
 mod run;
 mod world;
 

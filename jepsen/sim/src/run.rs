@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use palyra_platform as platform;
 use palyra_replica::{Committed, Compaction, ProposeError, ReadError, Replica, ReplicaConfig, Timing};
-use palyra_state::{Envelope, Id, MemRead, Read, Writes};
-use palyra_storage::{Disk, MemEngine};
+use palyra_state::{Envelope, Id, MemRead};
+use palyra_storage::{Disk, Fault, MemEngine};
 
 use crate::bus::Bus;
 use crate::chance;
 use crate::fleet;
 use crate::history::{self, Asked, History, Op, Outcome};
-use crate::world::{Life, World};
+use crate::oracle::{self, Glimpse, Oracle};
+use crate::world::{self, Life, World};
 
 /// Replicas of a simulated cluster.
 pub(crate) const REPLICAS: u64 = 3;
@@ -28,6 +29,10 @@ const KEYS: usize = 4;
 const CLIENTS: u64 = 5;
 /// Virtual seconds in which a healed cluster must agree and serve.
 const SETTLE: Duration = Duration::from_secs(60);
+/// Virtual time between two comparisons of the replicas.
+const COMPARE: Duration = Duration::from_millis(97);
+/// Longest stall of a disk, in virtual milliseconds; beyond the trust that a follower has in a silent leader.
+const STALL_MS: u64 = 3_000;
 
 /// The cluster of a run.
 pub(crate) struct Cluster {
@@ -117,6 +122,10 @@ impl Cluster {
                 self.bus.plug(life, replica.peer_service());
                 self.live.borrow_mut().insert(id, (life, replica));
             }
+            Ok(Err(error)) if world::by_broken_disk(&error.to_string()) => {
+                self.world.kill(life);
+                self.disks[&id].kill();
+            }
             Ok(Err(error)) => self.problem(format!("r{id} does not start: {error}")),
             // It died while it started; the nemesis starts it again.
             Ok(Ok(_)) | Err(_) => {
@@ -124,6 +133,13 @@ impl Cluster {
                 self.disks[&id].kill();
                 self.bury();
             }
+        }
+    }
+
+    /// Starts every replica that is dead.
+    async fn start_all(&self) {
+        for id in 1..=REPLICAS {
+            self.start(id).await;
         }
     }
 
@@ -208,9 +224,7 @@ impl Cluster {
 
     /// Births the cluster and pairs the devices that hold the registers.
     pub(crate) async fn birth(&self) -> Vec<Id> {
-        for id in 1..=REPLICAS {
-            self.start(id).await;
-        }
+        self.start_all().await;
         let Some((life, first)) = self.replica(1) else {
             return Vec::new();
         };
@@ -234,35 +248,70 @@ impl Cluster {
         let mut at = 1 + number % REPLICAS;
         while !self.calm.get() {
             let key = keys[usize::try_from(chance::below(keys.len() as u64)).unwrap_or(0)];
-            let invoked = self.history.borrow_mut().tick();
-            let (asked, outcome) = if chance::percent(60) {
+            let outcome = if chance::percent(60) {
                 value += 1;
-                self.write_once(at, key, value).await
+                self.write_at(at, key, value).await
             } else {
-                let read = self.read(at, key).await;
-                let asked = Asked::Read {
-                    key,
-                    value: read.map_or(0, |(_, value)| value),
-                };
-                (
-                    asked,
-                    read.map_or(Outcome::Unknown, |(index, _)| Outcome::Ok(index)),
-                )
+                self.read_at(at, key).await
             };
-            self.world
-                .note(&format!("client {number} at r{at}: {asked:?} {outcome:?}"));
-            let failed = !matches!(outcome, Outcome::Ok(_));
-            let returned = self.history.borrow_mut().tick();
-            self.history.borrow_mut().push(Op {
-                asked,
-                outcome,
-                invoked,
-                returned,
-            });
-            if failed || chance::percent(10) {
+            if !matches!(outcome, Outcome::Ok(_)) || chance::percent(10) {
                 at = 1 + chance::below(REPLICAS);
             }
             platform::sleep(Duration::from_millis(chance::between(1, 40))).await;
+        }
+    }
+
+    /// A read as clients make it, in the history.
+    async fn read_at(&self, at: u64, key: Id) -> Outcome {
+        let invoked = self.history.borrow_mut().tick();
+        let read = self.read(at, key).await;
+        let asked = Asked::Read {
+            key,
+            value: read.map_or(0, |(_, value)| value),
+        };
+        let outcome = read.map_or(Outcome::Unknown, |(index, _)| Outcome::Ok(index));
+        self.record(at, asked, outcome, invoked)
+    }
+
+    /// A write as clients make it, in the history.
+    async fn write_at(&self, at: u64, key: Id, value: u64) -> Outcome {
+        let invoked = self.history.borrow_mut().tick();
+        let (asked, outcome) = self.write_once(at, key, value).await;
+        self.record(at, asked, outcome, invoked)
+    }
+
+    fn record(&self, at: u64, asked: Asked, outcome: Outcome, invoked: u64) -> Outcome {
+        self.world.note(&format!("r{at}: {asked:?} {outcome:?}"));
+        let mut history = self.history.borrow_mut();
+        let returned = history.tick();
+        history.push(Op {
+            asked,
+            outcome: outcome.clone(),
+            invoked,
+            returned,
+        });
+        outcome
+    }
+
+    /// Compares the replicas all the time, as far as they show themselves.
+    async fn compare(self: Rc<Self>) {
+        let mut oracle = Oracle::default();
+        loop {
+            platform::sleep(COMPARE).await;
+            for id in 1..=REPLICAS {
+                let Some((life, replica)) = self.replica(id) else {
+                    continue;
+                };
+                // In a task of the replica: what it cannot read ends it, not us.
+                let task = platform::scope_sync(life.tag(), || {
+                    platform::spawn(async move { Glimpse::of(&replica) })
+                });
+                if let Ok(glimpse) = task.await {
+                    for problem in oracle.look(life, &glimpse) {
+                        self.problem(problem);
+                    }
+                }
+            }
         }
     }
 
@@ -316,30 +365,60 @@ async fn grow(first: Replica) -> bool {
 }
 
 /// Everything between birth and peace: faults of the seed's choice.
-pub(crate) async fn faults(cluster: &Cluster) {
+async fn faults(cluster: &Cluster) {
     for _ in 0..chance::between(6, 14) {
         platform::sleep(Duration::from_millis(chance::between(150, 1200))).await;
         cluster.bury();
         let victim = 1 + chance::below(REPLICAS);
-        match chance::below(9) {
+        match chance::below(12) {
             0 => cluster.kill(victim, false),
             1 => cluster.kill(victim, true),
             2 => (1..=REPLICAS).for_each(|id| cluster.kill(id, true)),
             3 => cluster.world.crash_at_io_point(victim, chance::between(1, 40)),
             4 => isolate(cluster, victim),
-            5 => cluster
-                .world
-                .skew(victim, i64::try_from(chance::below(8_000)).unwrap_or(0) - 4_000),
+            5 => skew(cluster, victim),
             6 => snapshot(cluster, victim).await,
+            7 => break_disk(cluster, victim),
+            8 => cluster.world.stall_disk(victim, chance::between(100, STALL_MS)),
+            9 => hand_over(cluster, victim).await,
             _ => {
                 cluster.world.note("heal");
                 cluster.bus.heal(false);
-                for id in 1..=REPLICAS {
-                    cluster.start(id).await;
-                }
+                cluster.start_all().await;
             }
         }
     }
+}
+
+fn skew(cluster: &Cluster, victim: u64) {
+    let ms = i64::try_from(chance::below(8_000)).unwrap_or(0) - 4_000;
+    cluster.world.note(&format!("skew r{victim} {ms} ms"));
+    cluster.world.skew(victim, ms);
+}
+
+/// Fails one operation of the victim's disk: it must end itself, and come back with what it had promised.
+fn break_disk(cluster: &Cluster, victim: u64) {
+    let faults = [
+        Fault::WriteFails,
+        Fault::WriteFindsNoSpace,
+        Fault::SyncFails,
+        Fault::SyncFindsNoSpace,
+    ];
+    let fault = faults[usize::try_from(chance::below(4)).unwrap_or(0)];
+    cluster.world.note(&format!("disk of r{victim}: {fault:?}"));
+    cluster.disks[&victim].inject(fault);
+}
+
+/// Lets the victim hand leadership over, if it leads.
+async fn hand_over(cluster: &Cluster, at: u64) {
+    let Some((life, replica)) = cluster.replica(at) else {
+        return;
+    };
+    cluster.world.note(&format!("hand over r{at}"));
+    let task = platform::scope_sync(life.tag(), || {
+        platform::spawn(async move { drop(replica.transfer_leader(None).await) })
+    });
+    drop(task.await);
 }
 
 /// Cuts a replica off, in one direction or in both.
@@ -373,35 +452,38 @@ async fn snapshot(cluster: &Cluster, at: u64) {
     drop(task.await);
 }
 
-/// Heals everything, and waits until all replicas have applied the same and serve.
-pub(crate) async fn settle(cluster: &Cluster, keys: &[Id]) {
+/// Ends all faults and waits for the clients: a cluster that is left alone answers everybody within their deadlines.
+async fn calm(cluster: &Cluster, clients: Vec<tokio::task::JoinHandle<()>>) {
+    cluster.world.note("calm");
     cluster.calm.set(true);
     cluster.bus.heal(true);
-    cluster.world.note("settle");
+    cluster.world.steady();
+    cluster.start_all().await;
+    for client in clients {
+        if let Err(ended) = client.await {
+            cluster.problem(format!("a client did not end: {ended}"));
+        }
+    }
+}
+
+/// Waits until all replicas serve and have applied the same.
+async fn settle(cluster: &Cluster, keys: &[Id]) {
     let deadline = platform::now() + SETTLE;
     loop {
-        cluster.bury();
-        for id in 1..=REPLICAS {
-            cluster.start(id).await;
-        }
-        let mut indexes = BTreeSet::new();
+        cluster.start_all().await;
         let mut serving = true;
         for id in 1..=REPLICAS {
-            serving &= matches!(
-                cluster
-                    .propose(id, fleet::write(keys[0], platform::random_u64() >> 1))
-                    .await,
-                Ok(Committed { reply: Ok(_), .. })
-            );
+            let value = platform::random_u64() >> 1;
+            serving &= matches!(cluster.write_at(id, keys[0], value).await, Outcome::Ok(_));
+            serving &= matches!(cluster.read_at(id, keys[0]).await, Outcome::Ok(_));
         }
         platform::sleep(Duration::from_millis(500)).await;
-        for id in 1..=REPLICAS {
-            indexes.insert(
-                cluster
-                    .replica(id)
-                    .map_or(0, |(_, replica)| replica.view().index()),
-            );
-        }
+        let index = |id| {
+            cluster
+                .replica(id)
+                .map_or(0, |(_, replica)| replica.view().index())
+        };
+        let indexes: BTreeSet<u64> = (1..=REPLICAS).map(index).collect();
         if serving && indexes.len() == 1 {
             return;
         }
@@ -413,43 +495,20 @@ pub(crate) async fn settle(cluster: &Cluster, keys: &[Id]) {
     }
 }
 
-/// A copy of a replica's whole state.
-fn state_of(replica: &Replica) -> MemRead {
-    let view = replica.view();
-    let mut writes = Writes::new();
-    view.scan(&[], &[0xff; 64], &mut |key, value| {
-        writes.insert(key.to_vec(), Some(bytes::Bytes::copy_from_slice(value)));
-        std::ops::ControlFlow::Continue(())
-    });
-    let mut state = MemRead::new();
-    state.absorb(&writes);
-    state
-}
-
-/// What must hold at the end: equal states, their invariants, an intact journal, and a history that agrees with it.
-pub(crate) fn check(cluster: &Cluster) {
-    let states: Vec<(u64, MemRead)> = cluster
-        .live
-        .borrow()
+/// What must hold at the end: equal states, their invariants, and a history that the journal agrees with.
+fn check(cluster: &Cluster) {
+    let live = cluster.live.borrow();
+    let states: Vec<(u64, MemRead)> = live
         .iter()
-        .map(|(id, (_, replica))| (*id, state_of(replica)))
+        .map(|(id, (_, replica))| (*id, oracle::state_of(replica)))
         .collect();
-    let Some((_, first)) = states.first() else { return };
-    for (id, state) in &states {
-        if palyra_state::state_hash(state) != palyra_state::state_hash(first)
-            || !state.iter().eq(first.iter())
-        {
-            cluster.problem(format!("r{id} has another state than r{}", states[0].0));
-        }
-    }
-    for violation in palyra_state::invariants::check(first) {
-        cluster.problem(format!("invariant {}: {}", violation.rule, violation.detail));
-    }
-    if let Err(broken) = palyra_state::journal::verify_all(first) {
-        cluster.problem(format!("the journal is broken: {broken:?}"));
-    }
-    for problem in cluster.history.borrow().check(&history::journal(first)) {
+    for problem in oracle::agreement(&states) {
         cluster.problem(problem);
+    }
+    if let Some((_, state)) = states.first() {
+        for problem in cluster.history.borrow().check(&history::journal(state)) {
+            cluster.problem(problem);
+        }
     }
     for panic in cluster.world.panics() {
         cluster.problem(format!("panic: {panic}"));
@@ -465,11 +524,11 @@ pub(crate) async fn whole(world: &'static World) -> (Rc<Cluster>, usize) {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|number| tokio::task::spawn_local(cluster.clone().client(number, keys.clone())))
             .collect();
+        let watch = tokio::task::spawn_local(cluster.clone().compare());
         faults(&cluster).await;
+        calm(&cluster, clients).await;
         settle(&cluster, &keys).await;
-        for client in clients {
-            drop(client.await);
-        }
+        watch.abort();
         check(&cluster);
     }
     let answered = cluster.history.borrow().answered();

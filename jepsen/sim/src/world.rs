@@ -26,6 +26,11 @@ pub(crate) struct Life(u64);
 const LIFE_STEP: u64 = 16;
 
 impl Life {
+    /// The `number`th life of all, of this replica.
+    pub(crate) fn of(replica: u64, number: u64) -> Life {
+        Life(number * LIFE_STEP + replica)
+    }
+
     /// The replica whose life it is.
     pub(crate) fn replica(self) -> u64 {
         self.0 % LIFE_STEP
@@ -54,12 +59,19 @@ struct Inner {
     lives: u64,
     skew_ms: BTreeMap<u64, i64>,
     crash_in: BTreeMap<u64, u64>,
+    stall_ms: BTreeMap<u64, u64>,
     deaths: Vec<Death>,
     panics: Vec<String>,
     trace: bool,
     digest: u64,
     /// Virtual milliseconds that an io point may take at most.
     io_delay_ms: u64,
+}
+
+/// Whether a failure is that of a disk that the run itself broke: the twin of the engine names its injected errors, and
+/// no other disk is there to be full.
+pub(crate) fn by_broken_disk(reason: &str) -> bool {
+    reason.contains("injected") || reason.contains("no space is left")
 }
 
 /// The one world of this process.
@@ -124,11 +136,24 @@ impl World {
         self.inner().crash_in.insert(replica, n);
     }
 
+    /// Lets the next sync of a replica take this many milliseconds.
+    pub(crate) fn stall_disk(&self, replica: u64, ms: u64) {
+        self.note(&format!("disk of r{replica} stalls for {ms} ms"));
+        self.inner().stall_ms.insert(replica, ms);
+    }
+
+    /// No more crashes and stalls.
+    pub(crate) fn steady(&self) {
+        let mut inner = self.inner();
+        inner.crash_in.clear();
+        inner.stall_ms.clear();
+    }
+
     /// A new life of a replica that is dead.
     pub(crate) fn begin(&self, replica: u64) -> Life {
         let mut inner = self.inner();
         inner.lives += 1;
-        let life = Life(inner.lives * LIFE_STEP + replica);
+        let life = Life::of(replica, inner.lives);
         inner.tasks.insert(life, Vec::new());
         life
     }
@@ -210,10 +235,10 @@ impl Hooks for World {
                 crash = *left == 0;
             }
             // Only what waits for the disk takes time: an apply that slept would reorder nothing and slow everything.
-            if name.contains("sync") {
-                chance::below(inner.io_delay_ms + 1)
-            } else {
-                0
+            match tag.and_then(|t| inner.stall_ms.remove(&Life(t).replica())) {
+                Some(stall) => stall,
+                None if name.contains("sync") => chance::below(inner.io_delay_ms + 1),
+                None => 0,
             }
         };
         Box::pin(async move {
@@ -236,7 +261,8 @@ impl Hooks for World {
         if !self.lives(life) {
             return;
         }
-        let injected = self.inner().crash_in.get(&life.replica()) == Some(&0);
+        let crashed = self.inner().crash_in.get(&life.replica()) == Some(&0);
+        let injected = crashed || by_broken_disk(reason);
         self.inner().deaths.push(Death {
             life,
             reason: reason.to_owned(),
