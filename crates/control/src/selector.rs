@@ -45,26 +45,26 @@ pub(crate) fn device(view: &dyn Read, selector: &str) -> Result<Id, Error> {
     )
 }
 
+/// Trusted devices of this name; if there are none, revoked ones: a repeated revocation still finds its device.
 fn devices_named(view: &dyn Read, name: &str) -> Vec<Id> {
-    let mut found = Vec::new();
+    let (mut trusted, mut revoked) = (Vec::new(), Vec::new());
     let mut after = None;
     loop {
         let page = identity::devices(view, after, limits::PAGE_MAX);
-        let Some(last) = page.last() else { return found };
+        let Some(last) = page.last() else { break };
         after = Some(last.id);
-        // A revoked device gives its name free.
-        let trusted = page
-            .iter()
-            .filter(|device| device.status() == identity::DeviceStatus::Trusted);
-        found.extend(
-            trusted
-                .filter(|device| device.name == name)
-                .map(|device| device.id),
-        );
+        for device in page.iter().filter(|device| device.name == name) {
+            match device.status() {
+                identity::DeviceStatus::Trusted => trusted.push(device.id),
+                identity::DeviceStatus::Revoked => revoked.push(device.id),
+            }
+        }
     }
+    if trusted.is_empty() { revoked } else { trusted }
 }
 
-/// The pairing request that a selector names: its id, the id or name of a device that waits, or a prefix of an id.
+/// The pairing request that a selector names: its id, the id or name of a device that waits, or a prefix of
+/// an id.
 pub(crate) fn pairing_request(view: &dyn Read, selector: &str) -> Result<Id, Error> {
     if let Some(id) = Id::parse(selector) {
         return Ok(pairing::pending_of(view, id).map_or(id, |request| request.id));
