@@ -6,6 +6,7 @@
 //! is handed out only after the entry that approves it is committed; secrets are shown once and are never in
 //! the log.
 
+mod attempts;
 pub(crate) mod codes;
 pub(crate) mod enrol;
 pub(crate) mod exchange;

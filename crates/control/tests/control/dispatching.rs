@@ -279,3 +279,47 @@ async fn a_wait_that_ends_first_answers_what_there_is() {
     .unwrap();
     assert_eq!(seen.record.id, queued.record.id, "a prefix will do");
 }
+
+#[tokio::test]
+async fn what_a_node_holds_survives_its_session_and_other_once_work_is_lost() {
+    let cluster = Cluster::found().await;
+    let node = cluster.node("m").await;
+    let operator = cluster.operator();
+    let first = node.attach(&cluster, &[]).await.unwrap();
+    let outgoing = first.outgoing();
+    let mut ids = Vec::new();
+    for capability in ["pay", "pay", "echo"] {
+        let (sent, _) = cluster
+            .control
+            .invoke(&operator, node.invoke(capability, "{}"))
+            .await
+            .unwrap();
+        assert!(matches!(next(&outgoing).await, Some(Outbound::Assignment(_))));
+        ids.push(sent.record.id);
+    }
+    let [held, lost, again] = ids.as_slice() else {
+        unreachable!()
+    };
+    drop(first);
+    let second = node.attach(&cluster, &[*held]).await.unwrap();
+    let epoch = second.attached().epoch;
+    let Some(Outbound::Assignment(assignment)) = next(&second.outgoing()).await else {
+        panic!("nothing")
+    };
+    assert_eq!(
+        (assignment.dispatch_id, assignment.attempt),
+        (*again, 2),
+        "idempotent work is delivered again"
+    );
+    let device = node.device_id.to_string();
+    let kept = cluster
+        .control
+        .report(node.peer(), &device, succeeded(*held, epoch))
+        .await
+        .unwrap();
+    assert!(kept.accepted, "{kept:?}");
+    let (gone, _) = soon(cluster.control.wait_dispatch(&lost.to_string(), 20_000))
+        .await
+        .unwrap();
+    assert_eq!(gone.record.state(), State::SessionLost);
+}

@@ -6,6 +6,7 @@
 
 mod dispatching;
 mod members;
+mod operators;
 mod pairing;
 mod sessions;
 mod support;

@@ -208,3 +208,46 @@ async fn a_join_token_is_good_for_one_replica_of_its_name() {
     let known = cluster::replicas(&cluster.replica.view());
     assert_eq!(known.len(), 2, "no partial effect");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wait_outlives_the_leader() {
+    let (one, two, three) = Cluster::of_three(quick()).await;
+    let node = one.node("m").await;
+    until(&two.replica, |view| nodes::node(view, node.device_id).is_some()).await;
+    let session = node.attach_at(&two.control, &[]).await.unwrap();
+    until(&three.replica, |view| {
+        nodes::node(view, node.device_id).unwrap().session.is_some()
+    })
+    .await;
+    let operator = three
+        .control
+        .admit_operator(&one.admin, palyra_state::access::Role::Admin)
+        .unwrap();
+    let (submitted, _) = three
+        .control
+        .invoke(&operator, node.invoke("pay", "{}"))
+        .await
+        .unwrap();
+    let id = submitted.record.id;
+    let control = three.control.clone();
+    let waiting = platform::spawn(async move { control.wait_dispatch(&id.to_string(), 60_000).await });
+    let Some(Outbound::Assignment(assignment)) = next(&session.outgoing()).await else {
+        panic!("nothing")
+    };
+    one.bus.isolate(1);
+    let device = node.device_id.to_string();
+    // The agent's part: the same report, under the same request id, until it is accepted.
+    let completion = succeeded(id, assignment.epoch);
+    soon(async {
+        loop {
+            match two.control.report(node.peer(), &device, completion.clone()).await {
+                Ok(answer) if answer.accepted => return,
+                Ok(answer) => assert!(answer.retry, "{answer:?}"),
+                Err(error) => assert!(error.is_retryable(), "{error:?}"),
+            }
+        }
+    })
+    .await;
+    let (ended, _) = soon(waiting).await.unwrap().unwrap();
+    assert_eq!(ended.record.state(), State::Succeeded);
+}

@@ -8,7 +8,7 @@ use palyra_pki::{KeyPair, PeerIdentity, Role, SpiffeId};
 use palyra_state::Code;
 use palyra_state::nodes::{self, NodeStatus};
 
-use crate::support::{Cluster, Machine, next, quick, soon, succeeded};
+use crate::support::{Cluster, Machine, fresh_id, next, quick, soon, succeeded};
 
 fn code(error: &Error) -> Option<Code> {
     if let Error::Rejected(reject) = error {
@@ -331,4 +331,58 @@ async fn an_idle_cluster_writes_nothing() {
     // Three passes of the reconcilers and many of the watch over sessions.
     assert!(palyra_platform::timeout(quiet, applied.changed()).await.is_err());
     assert_eq!(cluster.last_log(), before);
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_holds_is_detached() {
+    let cluster = Cluster::found().await;
+    let node = cluster.node("m").await;
+    // An attach that was committed after its caller had gone, or by an earlier run of this process.
+    let caller = cluster.control.admit_node(node.peer()).unwrap();
+    let attach = nodes::Attach {
+        device_id: node.device_id,
+        replica_id: 1,
+        transport: "stream".to_owned(),
+        held: Vec::new(),
+    };
+    let envelope = palyra_state::Envelope::new(fresh_id(), caller.actor(), attach);
+    cluster.replica.propose(envelope).await.unwrap().reply.unwrap();
+    offline(&cluster, &node).await;
+}
+
+#[tokio::test]
+async fn what_is_full_says_so() {
+    let limits = Limits {
+        connections: 1,
+        sessions: 1,
+        ..Limits::default()
+    };
+    let cluster = Cluster::found_with(quick(), limits).await;
+    let (one, two) = (cluster.node("one").await, cluster.node("two").await);
+    let held = cluster.control.accept(one.peer(), "192.0.2.1").unwrap();
+    let busy = cluster.control.accept(two.peer(), "192.0.2.1").unwrap_err();
+    assert!(matches!(busy, Error::Busy { .. }) && busy.is_retryable());
+    drop(held);
+    cluster.control.accept(two.peer(), "192.0.2.1").unwrap();
+    let _session = one.attach(&cluster, &[]).await.unwrap();
+    assert!(matches!(two.attach(&cluster, &[]).await, Err(Error::Busy { .. })));
+}
+
+#[tokio::test]
+async fn a_replica_that_stops_says_goodbye_and_tells_the_state() {
+    let cluster = Cluster::found().await;
+    let node = cluster.node("m").await;
+    let session = node.attach(&cluster, &[]).await.unwrap();
+    let control = cluster.control.clone();
+    let stopping = palyra_platform::spawn(async move { control.shutdown().await });
+    assert_eq!(
+        next(&session.outgoing()).await,
+        Some(Outbound::Goodbye { end: End::Draining })
+    );
+    soon(stopping).await.unwrap();
+    let state = nodes::node(&cluster.replica.view(), node.device_id).unwrap();
+    assert_eq!(
+        (state.status(), state.status_reason.as_str()),
+        (NodeStatus::Offline, "draining")
+    );
 }

@@ -150,12 +150,19 @@ pub(crate) fn quick() -> Timings {
     }
 }
 
-impl Cluster {
-    pub(crate) async fn found() -> Cluster {
-        Cluster::found_with(quick(), Limits::default()).await
-    }
+/// What is made before a cluster lives.
+struct Birth {
+    cluster_id: Id,
+    domain: TrustDomain,
+    root: Root,
+    authority: Authority,
+    kek: Kek,
+    admin: PeerIdentity,
+    genesis: Genesis,
+}
 
-    pub(crate) async fn found_with(timings: Timings, limits: Limits) -> Cluster {
+impl Birth {
+    fn new() -> Birth {
         // Not by time: clusters that are founded at the same moment must not share a trust domain.
         let mut random = [0; 16];
         rng(&mut random);
@@ -203,6 +210,34 @@ impl Cluster {
             operator_name: "root".to_owned(),
             operator_certificate: recorded(&admin, 1),
         };
+        let admin = PeerIdentity::from_der(&admin.der).unwrap();
+        Birth {
+            cluster_id,
+            domain,
+            root,
+            authority,
+            kek,
+            admin,
+            genesis,
+        }
+    }
+}
+
+impl Cluster {
+    pub(crate) async fn found() -> Cluster {
+        Cluster::found_with(quick(), Limits::default()).await
+    }
+
+    pub(crate) async fn found_with(timings: Timings, limits: Limits) -> Cluster {
+        let Birth {
+            cluster_id,
+            domain,
+            root,
+            authority,
+            kek,
+            admin,
+            genesis,
+        } = Birth::new();
         let bus = Bus::new();
         let engine = Arc::new(MemEngine::open(&Disk::new("r1")).unwrap());
         let config = ReplicaConfig::new(1, cluster_id);
@@ -224,7 +259,6 @@ impl Cluster {
         soon(found(&replica, Envelope::new(fresh_id(), Actor::System, genesis)))
             .await
             .unwrap();
-        let admin = PeerIdentity::from_der(&admin.der).unwrap();
         Cluster {
             control,
             replica,
