@@ -8,6 +8,7 @@
 //! revocation older than the age has been seen.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,12 +21,16 @@ const PENDING: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Freshness {
     known: Mutex<Known>,
+    /// Counts the requests that were sent, to all peers together.
+    sent: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     /// As leader: term and send time of the newest request that each peer acknowledged.
     acked: BTreeMap<u64, (u64, u64)>,
+    /// As leader: term and number of the newest request that each peer acknowledged.
+    rounds: BTreeMap<u64, (u64, u64)>,
     /// As leader: the newest stamp of each follower.
     stamps: BTreeMap<u64, u64>,
     /// As leader: when a quorum last stood behind the term.
@@ -84,6 +89,26 @@ impl Freshness {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The number of a request that is being sent now.
+    pub(crate) fn number(&self) -> u64 {
+        self.sent.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// The number of the newest request so far.
+    pub(crate) fn mark(&self) -> u64 {
+        self.sent.load(Ordering::Acquire)
+    }
+
+    /// As leader: whether a quorum acknowledged requests of `term` that were sent after `mark`.
+    pub(crate) fn confirmed(&self, term: u64, mark: u64, members: &Membership, me: u64) -> bool {
+        let known = self.known();
+        let round = |id: u64| {
+            let newest = known.rounds.get(&id).filter(|(in_term, _)| *in_term == term);
+            newest.map(|(_, number)| *number)
+        };
+        quorum_time(members, me, u64::MAX, round).is_some_and(|reached| reached > mark)
+    }
+
     /// As leader: what to send along to a follower: the quorum's age in this term, and the follower's newest
     /// stamp.
     pub(crate) fn to_send(&self, to: u64, term: u64, now: u64) -> (Option<u64>, Option<u64>) {
@@ -100,6 +125,8 @@ impl Freshness {
     pub(crate) fn acknowledged(&self, peer: u64, ack: Ack, members: &Membership, me: u64, now: u64) {
         let mut known = self.known();
         known.stamps.insert(peer, ack.stamp);
+        let round = known.rounds.entry(peer).or_default();
+        *round = (*round).max((ack.term, ack.number));
         let newest = known.acked.entry(peer).or_insert((ack.term, ack.sent));
         *newest = (*newest).max((ack.term, ack.sent));
         let acked = |id: u64| {
@@ -153,6 +180,8 @@ pub(crate) struct Ack {
     pub(crate) term: u64,
     /// When the request was sent.
     pub(crate) sent: u64,
+    /// The request's [`Freshness::number`].
+    pub(crate) number: u64,
     /// What the request said was committed, if that was an entry of this very leader.
     pub(crate) commit: Option<u64>,
     /// The follower's own clock.
@@ -171,9 +200,28 @@ mod tests {
         Ack {
             term,
             sent,
+            number: sent,
             commit,
             stamp: 0,
         }
+    }
+
+    #[test]
+    fn a_read_is_confirmed_by_requests_that_were_sent_after_it() {
+        let fresh = Freshness::default();
+        let three = three();
+        assert!(fresh.number() < fresh.number() && fresh.mark() == 2);
+        assert!(!fresh.confirmed(1, 0, &three, 1), "nobody has answered");
+        fresh.acknowledged(2, ack(1, 5, None), &three, 1, 1_000);
+        assert!(fresh.confirmed(1, 4, &three, 1));
+        assert!(!fresh.confirmed(1, 5, &three, 1), "the request was sent before");
+        assert!(!fresh.confirmed(2, 4, &three, 1), "of another term");
+        assert!(
+            !fresh.confirmed(1, 4, &three, 9),
+            "an outsider's own word does not count"
+        );
+        let alone = Membership::new_with_defaults(vec![[1].into()], []);
+        assert!(fresh.confirmed(1, 99, &alone, 1));
     }
 
     #[test]

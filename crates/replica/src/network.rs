@@ -110,6 +110,7 @@ struct Flight {
 struct Sent {
     at: platform::Instant,
     boot_ms: u64,
+    number: u64,
     vote: Vote,
     commit: Option<LogId>,
 }
@@ -163,6 +164,7 @@ impl Links {
         let sent = Sent {
             at: platform::now(),
             boot_ms: now,
+            number: self.freshness.number(),
             vote: request.vote,
             commit: request.leader_commit,
         };
@@ -186,6 +188,7 @@ impl Links {
             let ack = Ack {
                 term: sent.vote.leader_id.term,
                 sent: sent.boot_ms,
+                number: sent.number,
                 commit: own_commit(&sent.vote, sent.commit.as_ref()),
                 stamp: reply.stamp,
             };

@@ -81,8 +81,19 @@ impl Core {
 
     /// What must be applied before a read that begins now, as leader; else the leader that is known.
     pub(crate) async fn read_index_here(&self) -> Result<LogId, Option<u64>> {
+        let mark = self.links.freshness.mark();
         match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => Ok(*linearizer.read_log_id().log_id()),
+            Ok(linearizer) => {
+                let id = *linearizer.read_log_id().log_id();
+                // openraft asks a quorum, but takes the answer to an old request also for one to newer requests that
+                // end at the same entry: late answers from before another leader's election would confirm this read.
+                let members = self.links.members();
+                let confirmed = self
+                    .links
+                    .freshness
+                    .confirmed(id.leader_id.term, mark, &members, self.me());
+                if confirmed { Ok(id) } else { Err(None) }
+            }
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
                 Err(to.leader_id.filter(|leader| *leader != self.me()))
             }
