@@ -45,7 +45,8 @@ pub(crate) fn device(view: &dyn Read, selector: &str) -> Result<Id, Error> {
     )
 }
 
-/// Trusted devices of this name; if there are none, revoked ones: a repeated revocation still finds its device.
+/// Trusted devices of this name; if there are none, revoked ones: a repeated revocation still finds its
+/// device.
 fn devices_named(view: &dyn Read, name: &str) -> Vec<Id> {
     let (mut trusted, mut revoked) = (Vec::new(), Vec::new());
     let mut after = None;
