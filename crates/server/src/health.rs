@@ -1,12 +1,40 @@
 //! What health and metrics show, gathered from the replica and the control plane.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use palyra_control::Control;
 use palyra_replica::{Replica, Status};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::http::{Figure, Kind, Sample, Source};
 use crate::metered::Meter;
+
+/// How often the gRPC health service is told.
+const REPORT: Duration = Duration::from_secs(1);
+
+/// Keeps the gRPC health service right: this replica may serve nodes, or not, as on the page `/health/ready`.
+pub(crate) async fn report(reporter: HealthReporter, control: Control) {
+    let mut ticks = tokio::time::interval(REPORT);
+    let mut told = None;
+    loop {
+        ticks.tick().await;
+        let fresh = control.check_fresh().is_ok();
+        // Whoever watches hears of changes, not of each look.
+        if told.replace(fresh) == Some(fresh) {
+            continue;
+        }
+        let status = if fresh {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        for service in ["", "palyra.node.v1.NodeService"] {
+            reporter.set_service_status(service, status).await;
+        }
+    }
+}
 
 /// Samples are taken when somebody asks.
 pub(crate) fn source(control: Control, replica: Replica, meter: Arc<Meter>) -> Source {

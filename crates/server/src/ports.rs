@@ -20,6 +20,7 @@ use tonic::{Request, Status};
 use crate::config::{Addresses, Config, resolve};
 use crate::exit::{Code, Failure};
 use crate::grpc::Gateway;
+use crate::health;
 use crate::listener::{Admit, Closed, Limits, Listener, Peer, Stop};
 use crate::serve::{self, Http2};
 use crate::tls::Tls;
@@ -111,14 +112,19 @@ pub(crate) fn serve_node(
     stop: &Stop,
 ) -> Result<impl Future<Output = anyhow::Result<()>> + use<>, Failure> {
     let gateway = Gateway::new(control.clone());
-    let routes = gateway.node_routes(config.limits.message.get())?;
+    let (routes, reporter) = gateway.node_routes(config.limits.message.get())?;
+    tokio::spawn(
+        stop.gently
+            .clone()
+            .run_until_cancelled_owned(health::report(reporter, control.clone())),
+    );
     let server = Arc::clone(&tls.node);
     let handshake = Arc::new(move || (Arc::clone(&server), None));
     let admit = admit_caller(control.clone());
     let listener = Listener::new("node", socket, limits(config), handshake, admit, stop.clone());
     let http2 = http2(config, streams(config), WINDOW);
-    let stop = stop.gently.clone();
-    Ok(async move { Ok(serve::serve(listener.start(), routes, http2, stop).await?) })
+    let (id, stop) = (config.replica.id, stop.gently.clone());
+    Ok(async move { Ok(serve::serve(listener.start(), routes, http2, id, stop).await?) })
 }
 
 fn admit_caller(control: Control) -> Admit {
@@ -164,8 +170,8 @@ pub(crate) fn serve_enrol(
     let admit: Admit = Arc::new(|_: &Arc<Peer>| Ok(Box::pin(std::future::pending()) as Closed));
     let listener = Listener::new("enrol", socket, limits, handshake, admit, stop.clone());
     let http2 = http2(config, ENROL_STREAMS, u32::from(u16::MAX));
-    let stop = stop.gently.clone();
-    async move { Ok(serve::serve(listener.start(), routes, http2, stop).await?) }
+    let (id, stop) = (config.replica.id, stop.gently.clone());
+    async move { Ok(serve::serve(listener.start(), routes, http2, id, stop).await?) }
 }
 
 fn admit_replica(replica: Replica) -> Admit {
@@ -199,8 +205,8 @@ pub(crate) fn serve_peers(
     let admit = admit_replica(replica.clone());
     let listener = Listener::new("peers", socket, limits(config), handshake, admit, stop.clone());
     let http2 = http2(config, streams(config), PEER_WINDOW);
-    let stop = stop.gently.clone();
-    async move { Ok(serve::serve(listener.start(), Routes::new(service), http2, stop).await?) }
+    let (id, stop) = (config.replica.id, stop.gently.clone());
+    async move { Ok(serve::serve(listener.start(), Routes::new(service), http2, id, stop).await?) }
 }
 
 /// Says which replica a request comes from, by the certificate of its connection.

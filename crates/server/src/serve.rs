@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 use crate::listener::Incoming;
+use crate::status;
 
 /// Largest HTTP/2 frame, in bytes.
 const FRAME: u32 = 256 * 1024;
@@ -28,11 +32,13 @@ pub(crate) struct Http2 {
     pub(crate) keepalive_timeout: Duration,
 }
 
-/// Serves connections until `stop` is cancelled, and then those that are open until they end.
+/// Serves connections until `stop` is cancelled, and then those that are open until they end. What gRPC itself refuses
+/// is said in the words of replica `served_by`.
 pub(crate) async fn serve(
     incoming: Incoming,
     routes: Routes,
     http2: Http2,
+    served_by: u64,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     Server::builder()
@@ -44,7 +50,20 @@ pub(crate) async fn serve(
         .http2_max_header_list_size(HEADERS)
         .http2_max_pending_accept_reset_streams(Some(RESETS))
         .max_frame_size(FRAME)
+        .layer(MapResponseLayer::new(move |response| {
+            explained(response, served_by)
+        }))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
+}
+
+fn explained(response: http::Response<Body>, served_by: u64) -> http::Response<Body> {
+    let refused = Status::from_header_map(response.headers())
+        .as_ref()
+        .and_then(status::framing);
+    match refused {
+        Some(error) => status::status(&error, served_by).into_http(),
+        None => response,
+    }
 }

@@ -32,6 +32,29 @@ pub(crate) fn status(error: &Error, served_by: u64) -> Status {
     Status::with_details_and_metadata(code(error.class()), cut(&text), Bytes::new(), metadata)
 }
 
+/// What gRPC itself refuses before a handler sees it, as the error that it is for the caller; nothing when the status
+/// is one of ours already, or about the connection.
+pub(crate) fn framing(status: &Status) -> Option<Error> {
+    if status.metadata().contains_key(TRAILER) {
+        return None;
+    }
+    match status.code() {
+        Code::OutOfRange if status.message().contains("message length too large") => {
+            let next = "send less: a payload may have 512 KiB, and lists have pages";
+            Some(Error::invalid(
+                "request",
+                "the message is larger than this listener takes",
+                next,
+            ))
+        }
+        Code::Internal if status.message().contains("failed to decode Protobuf message") => {
+            let next = "send a message of this release's proto files, whole";
+            Some(Error::invalid("request", cut(status.message()), next))
+        }
+        _ => None,
+    }
+}
+
 /// The machine-readable part.
 pub(crate) fn detail(error: &Error, served_by: u64) -> ErrorDetail {
     let leader_id = match error {
@@ -195,6 +218,25 @@ mod tests {
     fn the_source_of_an_internal_error_stays_inside() {
         let status = status(&Error::Internal("the secret source".into()), 1);
         assert!(!status.message().contains("secret") && !decoded(&status).message.contains("secret"));
+    }
+
+    #[test]
+    fn what_grpc_refuses_by_itself_gets_a_code_too() {
+        let large =
+            Status::out_of_range("Error, decoded message length too large: found 9 bytes, the limit is: 8");
+        let broken = Status::internal("failed to decode Protobuf message: invalid wire type value: 7");
+        for refused in [large, broken] {
+            let error = framing(&refused).unwrap();
+            assert_eq!(decoded(&status(&error, 3)).code, "E1014", "{error:?}");
+        }
+        assert_eq!(framing(&Status::internal("h2 protocol error")), None);
+        assert_eq!(
+            framing(&status(
+                &Error::Internal("failed to decode Protobuf message".into()),
+                1
+            )),
+            None
+        );
     }
 
     #[test]

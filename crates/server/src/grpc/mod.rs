@@ -35,6 +35,7 @@ use palyra_state::access::Role;
 use tonic::service::interceptor::InterceptedService;
 use tonic::service::{Interceptor, Routes};
 use tonic::{Request, Status};
+use tonic_health::server::HealthReporter;
 
 use crate::listener::Peer;
 use crate::status;
@@ -54,11 +55,10 @@ impl Gateway {
         Gateway { control }
     }
 
-    /// The services of the listener for nodes and operators; requests have at most `message` bytes.
-    pub(crate) fn node_routes(&self, message: usize) -> anyhow::Result<Routes> {
+    /// The services of the listener for nodes and operators; requests have at most `message` bytes. What the health
+    /// service says is set by the reporter.
+    pub(crate) fn node_routes(&self, message: usize) -> anyhow::Result<(Routes, HealthReporter)> {
         let (reporter, health) = tonic_health::server::health_reporter();
-        // The reporter keeps the whole server's entry alive; readiness has its own page on the metrics port.
-        drop(reporter);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(palyra_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -70,7 +70,7 @@ impl Gateway {
                     .max_encoding_message_size(ANSWER)
             };
         }
-        Ok(Routes::new(sized!(NodeServiceServer))
+        let routes = Routes::new(sized!(NodeServiceServer))
             .add_service(sized!(FleetServiceServer))
             .add_service(sized!(PairingServiceServer))
             .add_service(sized!(DispatchServiceServer))
@@ -78,7 +78,8 @@ impl Gateway {
             .add_service(sized!(AccessServiceServer))
             .add_service(sized!(ClusterServiceServer))
             .add_service(self.for_the_known(health.max_decoding_message_size(message)))
-            .add_service(self.for_the_known(reflection.max_decoding_message_size(message))))
+            .add_service(self.for_the_known(reflection.max_decoding_message_size(message)));
+        Ok((routes, reporter))
     }
 
     /// The services of the enrolment listener.
@@ -103,6 +104,14 @@ impl Gateway {
 
     fn fail(&self, error: Error) -> Status {
         status::status(&error, self.control.replica_id())
+    }
+
+    /// A status of gRPC itself in our words, where it is about the caller's message.
+    fn reworded(&self, status: Status) -> Status {
+        match status::framing(&status) {
+            Some(error) => self.fail(error),
+            None => status,
+        }
     }
 
     fn operator<T>(&self, request: &Request<T>, needed: Role) -> Result<Caller, Status> {

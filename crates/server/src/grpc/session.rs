@@ -80,7 +80,8 @@ impl Gateway {
         let protocol = |cause| self.fail(Refusal::Protocol { cause }.into());
         let message = tokio::time::timeout(self.control.timings().heartbeat_timeout, inbound.message())
             .await
-            .map_err(|_| protocol("no message came in time"))??
+            .map_err(|_| protocol("no message came in time"))?
+            .map_err(|status| self.reworded(status))?
             .ok_or_else(|| protocol("the stream ended before its first message"))?;
         let Some(Body::Attach(attach)) = message.body else {
             return Err(protocol("the first message of a session must be Attach"));
@@ -131,7 +132,7 @@ impl Reader {
                 Some(Ok(Some(message))) => message,
                 // The body is gone, or the node has said all that it will: the session ends by being dropped.
                 None | Some(Ok(None)) => return,
-                Some(Err(status)) => return self.end(status),
+                Some(Err(status)) => return self.end(self.gateway.reworded(status)),
             };
             let Some(received) = over.run_until_cancelled(self.take(message)).await else {
                 return;

@@ -19,6 +19,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::{Admit, Limits, Listener, Peer, Stop};
 use crate::serve::{Http2, serve};
+use crate::status::TRAILER;
 use crate::tls::Tls;
 
 const CLUSTER: &str = "01JD7Z8QK3M5N7P9R1S3T5V7X9";
@@ -74,7 +75,7 @@ async fn fixture(limits: Limits) -> Fixture {
         keepalive_timeout: Duration::from_secs(10),
     };
     let routes = Routes::new(health.max_decoding_message_size(64 * 1024));
-    tokio::spawn(serve(listener.start(), routes, http2, stop.gently.clone()));
+    tokio::spawn(serve(listener.start(), routes, http2, 1, stop.gently.clone()));
     Fixture {
         tls,
         authority,
@@ -169,7 +170,11 @@ async fn a_message_over_the_limit_is_refused_and_the_connection_stays() {
         })
         .await
         .unwrap_err();
-    assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused:?}");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
+    assert!(
+        refused.message().starts_with("E1014: ") && refused.metadata().contains_key(TRAILER),
+        "{refused:?}"
+    );
     client.check(whole_server()).await.unwrap();
     assert_eq!(fixture.peers.lock().unwrap().len(), 1, "on the same connection");
 }
