@@ -13,6 +13,7 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use palyra_client::{Client, ConnectOptions, Contexts, Endpoints};
 use palyra_pki::Credential;
 use palyra_proto::cluster::v1::StatusResponse;
@@ -221,6 +222,21 @@ impl Cluster {
         let mut child = self.replicas.remove(&id).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Stops a replica where it stands, as a machine that hangs does; its connections stay open.
+    pub fn freeze(&self, id: u64) {
+        self.signal(id, Signal::SIGSTOP);
+    }
+
+    /// Has a frozen replica go on.
+    pub fn thaw(&self, id: u64) {
+        self.signal(id, Signal::SIGCONT);
+    }
+
+    fn signal(&self, id: u64, signal: Signal) {
+        let pid = i32::try_from(self.replicas[&id].id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
     }
 
     /// Ids of the replicas that run.

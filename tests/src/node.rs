@@ -333,14 +333,7 @@ impl Puppet {
     /// A result as this node would report it.
     #[must_use]
     pub fn result(&self, dispatch_id: &str, payload: &str) -> wire::Result {
-        wire::Result {
-            request_id: palyra_client::new_ulid(),
-            dispatch_id: dispatch_id.to_owned(),
-            epoch: self.epoch,
-            outcome: "succeeded".to_owned(),
-            payload: payload.to_owned().into(),
-            ..Default::default()
-        }
+        succeeded(dispatch_id, self.epoch, payload)
     }
 }
 
@@ -355,6 +348,19 @@ async fn beat(device_id: String, say: mpsc::Sender<wire::NodeMessage>, interval_
         {
             return;
         }
+    }
+}
+
+/// The result of a dispatch that went well.
+#[must_use]
+pub fn succeeded(dispatch_id: &str, epoch: u64, payload: &str) -> wire::Result {
+    wire::Result {
+        request_id: palyra_client::new_ulid(),
+        dispatch_id: dispatch_id.to_owned(),
+        epoch,
+        outcome: "succeeded".to_owned(),
+        payload: payload.to_owned().into(),
+        ..Default::default()
     }
 }
 

@@ -81,6 +81,33 @@ pub(crate) async fn work_goes_on_after_the_leader_is_killed(cluster: &mut Cluste
     assert_eq!(done.state, "succeeded", "the restarted replica serves");
 }
 
+pub(crate) async fn a_frozen_replica_is_left(cluster: &mut Cluster) {
+    let (dir, device_id, _agent) = working_node(cluster, "patient").await;
+    let holder = cluster.online(&device_id).await.session_replica;
+    cluster.freeze(holder);
+    let begun = Instant::now();
+    eventually("the node at another replica", async || {
+        let status = palyra_node::service::status(&dir).await.ok()?.agent?;
+        (status.state == "connected" && status.replica_id != holder).then_some(())
+    })
+    .await;
+    let took = begun.elapsed();
+    println!("  node left a frozen replica in {} ms", took.as_millis());
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    let done = cluster
+        .client()
+        .invoke(request(&device_id, "notes.append", "1"))
+        .await
+        .unwrap();
+    assert_eq!(done.dispatch.unwrap().state, "succeeded");
+    cluster.thaw(holder);
+    caught_up(cluster).await;
+    // What wakes up has been left: it must not take the session back, nor end the new one.
+    let done = invoke(cluster, holder, request(&device_id, "notes.append", "2")).await;
+    assert_eq!(done.state, "succeeded", "{done:?}");
+    assert_eq!(std::fs::read_to_string(dir.join("notes")).unwrap(), "1\n2\n");
+}
+
 pub(crate) async fn a_revoked_device_is_out_everywhere(cluster: &mut Cluster) {
     let (dir, device_id, mut agent) = working_node(cluster, "leaver").await;
     let mut slow = request(&device_id, "slow", "{}");

@@ -379,14 +379,7 @@ pub(crate) async fn a_node_without_streams_polls(cluster: &mut Cluster) {
         (assignment.dispatch_id.as_str(), assignment.epoch),
         (sent.id.as_str(), epoch)
     );
-    let result = wire::Result {
-        request_id: palyra_client::new_ulid(),
-        dispatch_id: sent.id.clone(),
-        epoch,
-        outcome: "succeeded".to_owned(),
-        payload: "[true]".into(),
-        ..Default::default()
-    };
+    let result = palyra_tests::node::succeeded(&sent.id, epoch, "[true]");
     let report = wire::ReportRequest {
         device_id: device_id.clone(),
         result: Some(result),

@@ -100,6 +100,9 @@ const TESTS: &[Test] = &[
     ("work_goes_on_after_the_leader_is_killed", |c| {
         Box::pin(faults::work_goes_on_after_the_leader_is_killed(c))
     }),
+    ("a_frozen_replica_is_left", |c| {
+        Box::pin(faults::a_frozen_replica_is_left(c))
+    }),
     ("a_revoked_device_is_out_everywhere", |c| {
         Box::pin(faults::a_revoked_device_is_out_everywhere(c))
     }),
