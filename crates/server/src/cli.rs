@@ -37,8 +37,10 @@ struct JournalVerifyArgs {
     /// The data folder, or a copy of it.
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// `text`, or `json`: one object with `intact`, `rows`, `first`, `last`, `head`, or `broken_at` and `problem`.
-    #[arg(short = 'o', long = "output", value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    /// `text`, or `json`: one object with `intact`, `rows`, `first`, `last`, `head`, or `broken_at` and
+    /// `problem`.
+    #[arg(short = 'o', long = "output", value_name = "FORMAT")]
+    #[arg(default_value = "text", value_parser = ["text", "json"])]
     output: String,
 }
 

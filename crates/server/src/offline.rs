@@ -16,8 +16,8 @@ use crate::exit::{Code, Failure};
 
 /// Checks the journal of a data folder and prints the verdict, as JSON or as a sentence.
 ///
-/// # Errors
-/// [`Code::Precondition`] when the folder cannot be opened, [`Code::Problems`] when its journal is not intact.
+/// # Errors [`Code::Precondition`] when the folder cannot be opened, [`Code::Problems`] when its journal is
+/// not intact.
 pub(crate) fn verify_journal(data_dir: &Path, as_json: bool) -> Result<(), Failure> {
     let db = data_dir.join(layout::DB);
     if !db.is_dir() {

@@ -32,8 +32,8 @@ pub(crate) struct Http2 {
     pub(crate) keepalive_timeout: Duration,
 }
 
-/// Serves connections until `stop` is cancelled, and then those that are open until they end. What gRPC itself refuses
-/// is said in the words of replica `served_by`.
+/// Serves connections until `stop` is cancelled, and then those that are open until they end. What gRPC
+/// itself refuses is said in the words of replica `served_by`.
 pub(crate) async fn serve(
     incoming: Incoming,
     routes: Routes,

@@ -32,8 +32,8 @@ pub(crate) fn status(error: &Error, served_by: u64) -> Status {
     Status::with_details_and_metadata(code(error.class()), cut(&text), Bytes::new(), metadata)
 }
 
-/// What gRPC itself refuses before a handler sees it, as the error that it is for the caller; nothing when the status
-/// is one of ours already, or about the connection.
+/// What gRPC itself refuses before a handler sees it, as the error that it is for the caller; nothing when
+/// the status is one of ours already, or about the connection.
 pub(crate) fn framing(status: &Status) -> Option<Error> {
     if status.metadata().contains_key(TRAILER) {
         return None;

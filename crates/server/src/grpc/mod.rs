@@ -55,8 +55,8 @@ impl Gateway {
         Gateway { control }
     }
 
-    /// The services of the listener for nodes and operators; requests have at most `message` bytes. What the health
-    /// service says is set by the reporter.
+    /// The services of the listener for nodes and operators; requests have at most `message` bytes. What the
+    /// health service says is set by the reporter.
     pub(crate) fn node_routes(&self, message: usize) -> anyhow::Result<(Routes, HealthReporter)> {
         let (reporter, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
@@ -88,8 +88,8 @@ impl Gateway {
             .add_service(JoinServiceServer::new(self.clone()).max_decoding_message_size(ENROL))
     }
 
-    /// A service that says nothing of ours, for whoever the registry knows: a revoked certificate gets no answer from
-    /// any service, this harmless one included.
+    /// A service that says nothing of ours, for whoever the registry knows: a revoked certificate gets no
+    /// answer from any service, this harmless one included.
     fn for_the_known<S>(&self, service: S) -> InterceptedService<S, impl Interceptor + Clone + use<S>> {
         let gateway = self.clone();
         InterceptedService::new(service, move |request: Request<()>| {
