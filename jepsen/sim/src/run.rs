@@ -326,7 +326,7 @@ impl Cluster {
         let mut sent = false;
         for attempt in 0..3 {
             match self
-                .propose(1 + (at + attempt) % REPLICAS, envelope.clone())
+                .propose(1 + (at - 1 + attempt) % REPLICAS, envelope.clone())
                 .await
             {
                 Ok(Committed {

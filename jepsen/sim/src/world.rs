@@ -3,7 +3,7 @@
 //!
 //! Invariant: everything here is decided by the seed, in the order in which the one thread asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -60,6 +60,8 @@ struct Inner {
     skew_ms: BTreeMap<u64, i64>,
     crash_in: BTreeMap<u64, u64>,
     stall_ms: BTreeMap<u64, u64>,
+    /// Lives that an injected crash is about to end.
+    crashing: BTreeSet<Life>,
     deaths: Vec<Death>,
     panics: Vec<String>,
     trace: bool,
@@ -230,9 +232,15 @@ impl Hooks for World {
         let mut crash = false;
         let delay = {
             let mut inner = self.inner();
-            if let Some(left) = tag.and_then(|t| inner.crash_in.get_mut(&Life(t).replica())) {
-                *left = left.saturating_sub(1);
-                crash = *left == 0;
+            if let Some(life) = tag.map(Life) {
+                if let Some(left) = inner.crash_in.get_mut(&life.replica()) {
+                    *left = left.saturating_sub(1);
+                    crash = *left == 0;
+                }
+                if crash {
+                    inner.crash_in.remove(&life.replica());
+                    inner.crashing.insert(life);
+                }
             }
             // Only what waits for the disk takes time: an apply that slept would reorder nothing and slow everything.
             match tag.and_then(|t| inner.stall_ms.remove(&Life(t).replica())) {
@@ -261,7 +269,7 @@ impl Hooks for World {
         if !self.lives(life) {
             return;
         }
-        let crashed = self.inner().crash_in.get(&life.replica()) == Some(&0);
+        let crashed = self.inner().crashing.contains(&life);
         let injected = crashed || by_broken_disk(reason);
         self.inner().deaths.push(Death {
             life,
