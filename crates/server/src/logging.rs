@@ -9,8 +9,9 @@ use crate::config::{LogFormat, LogSection};
 pub(crate) fn start(section: &LogSection) {
     let mut filter = std::env::var("PALYRA_LOG").unwrap_or_else(|_| section.level.clone());
     if !filter.contains("openraft") {
-        // At `info` it tells of each heartbeat's worth of its inner life; who wants that asks for it.
-        filter.push_str(",openraft=warn");
+        // It tells of each heartbeat that fails; `own::tell_changes` says once what an operator needs. Who wants the
+        // rest asks for it.
+        filter.push_str(",openraft=error");
     }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))

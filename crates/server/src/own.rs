@@ -4,11 +4,12 @@
 //! Invariants: the book follows the state, and what it was before the state had any members stays in it until
 //! then.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palyra_replica::Replica;
 use palyra_replica::transport::AddressBook;
+use palyra_replica::{Peer, Replica};
 use palyra_state::cluster::{self, Addresses, ReplicaStatus, UpdateReplicaAddresses};
 use palyra_state::{Actor, Envelope, Id};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,10 @@ use crate::exit::{Code, Failure};
 
 /// Pause between two looks at the state, each after something was applied.
 const LOOK: Duration = Duration::from_millis(100);
+/// Pause between two looks at the group.
+const GROUP_LOOK: Duration = Duration::from_secs(1);
+/// A replica that has not answered for so long is said to be silent.
+const SILENT: Duration = Duration::from_secs(3);
 /// Pause after an announcement that did not get through.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -102,5 +107,41 @@ async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Resu
             tracing::debug!(%error, "this replica's addresses are not announced yet");
             Ok(false)
         }
+    }
+}
+
+/// Logs what an operator wants to know of the group, once each time it changes: who leads, and, on the leader, which
+/// replicas do not answer. Raft's own account of it, a dozen lines a second, stays out of the log.
+pub(crate) async fn tell_changes(replica: Replica) {
+    let mut leader = None;
+    let mut silent = BTreeSet::new();
+    loop {
+        tokio::time::sleep(GROUP_LOOK).await;
+        let status = replica.status();
+        if leader != Some(status.leader) {
+            match status.leader {
+                Some(id) => tracing::info!(leader = id, term = status.term, "there is a leader"),
+                None => tracing::warn!(term = status.term, "there is no leader"),
+            }
+            leader = Some(status.leader);
+        }
+        let is_silent = |peer: &&Peer| peer.silent_for.is_none_or(|age| age > SILENT);
+        let now: BTreeSet<u64> = status
+            .peers
+            .iter()
+            .filter(is_silent)
+            .map(|peer| peer.id)
+            .collect();
+        for id in now.difference(&silent) {
+            tracing::warn!(replica = id, "a replica does not answer");
+        }
+        for peer in status
+            .peers
+            .iter()
+            .filter(|peer| silent.contains(&peer.id) && !now.contains(&peer.id))
+        {
+            tracing::info!(replica = peer.id, "a replica answers again");
+        }
+        silent = now;
     }
 }

@@ -150,6 +150,8 @@ async fn start(config: &Config) -> Result<Running, Failure> {
         book,
         stop.gently.clone(),
     ));
+    let telling = own::tell_changes(replica.clone());
+    tokio::spawn(stop.gently.clone().run_until_cancelled_owned(telling));
     let renewing = stop.gently.clone();
     tokio::spawn(async move { renewing.run_until_cancelled(tls.keep_fresh()).await });
     Ok(Running {
