@@ -1,7 +1,8 @@
-//! The message bus between simulated replicas: the real peer messages in their real encoding, without TLS and sockets.
+//! The message bus between simulated replicas: the real peer messages in their real encoding, without TLS and
+//! sockets.
 //!
-//! Each directed link has a latency, can lose, repeat or hold messages, and can be cut one way. What runs on behalf of a
-//! replica runs in tasks with its tag, so that killing it ends the call halfway, on either side.
+//! Each directed link has a latency, can lose, repeat or hold messages, and can be cut one way. What runs on
+//! behalf of a replica runs in tasks with its tag, so that killing it ends the call halfway, on either side.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -135,7 +136,8 @@ pub(crate) struct Port {
     bus: Bus,
 }
 
-/// Carries one direction of a stream, in order; a lost message breaks the stream, as a reset connection would.
+/// Carries one direction of a stream, in order; a lost message breaks the stream, as a reset connection
+/// would.
 async fn pump(
     bus: Bus,
     link: (u64, u64),

@@ -1,7 +1,8 @@
-//! The commands of the workload: a cluster's genesis, a few paired devices, and registers kept in nodes' labels.
+//! The commands of the workload: a cluster's genesis, a few paired devices, and registers kept in nodes'
+//! labels.
 //!
-//! Real commands through the real state machine. Certificates are stand-ins: the state machine records and compares their
-//! bytes, and only the edges, which are left out here, look inside of them.
+//! Real commands through the real state machine. Certificates are stand-ins: the state machine records and
+//! compares their bytes, and only the edges, which are left out here, look inside of them.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! One process per seed: `futures` counts in statics, libraries cache what they drew, and a hang must not take the
-//! run with it. The parent stays single-threaded; a child writes one line and ends.
+//! One process per seed: `futures` counts in statics, libraries cache what they drew, and a hang must not
+//! take the run with it. The parent stays single-threaded; a child writes one line and ends.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -27,7 +27,8 @@ struct Child {
     started: Instant,
 }
 
-/// Runs `body` for each key in its own process, at most `jobs` at a time, and hands each end to `each` as it comes.
+/// Runs `body` for each key in its own process, at most `jobs` at a time, and hands each end to `each` as it
+/// comes.
 pub(crate) fn for_each(
     keys: impl Iterator<Item = u64>,
     jobs: usize,
@@ -63,7 +64,8 @@ fn start(key: u64, body: fn(u64) -> String) -> Child {
     assert!(pid >= 0, "no process for a seed");
     if pid == 0 {
         let line = body(key);
-        // SAFETY: writes a buffer that lives, to a descriptor that is open, and ends without running destructors.
+        // SAFETY: writes a buffer that lives, to a descriptor that is open, and ends without running
+        // destructors.
         unsafe {
             libc::write(ends[1], line.as_ptr().cast(), line.len().min(60_000));
             libc::_exit(0);

@@ -1,8 +1,9 @@
-//! What the clients asked and what they were told, in the one order in which the simulation runs, and the checks of it
-//! against the journal that the cluster ended with.
+//! What the clients asked and what they were told, in the one order in which the simulation runs, and the
+//! checks of it against the journal that the cluster ended with.
 //!
-//! A write is `Ok` (told: applied at this index), `Refused` (told: no effect) or `Unknown`. Unknown writes may or may not
-//! have happened; every check leaves both open until the journal, which has passed its own checks, decides.
+//! A write is `Ok` (told: applied at this index), `Refused` (told: no effect) or `Unknown`. Unknown writes
+//! may or may not have happened; every check leaves both open until the journal, which has passed its own
+//! checks, decides.
 
 use std::collections::BTreeMap;
 
@@ -74,7 +75,8 @@ impl History {
         problems
     }
 
-    /// An acknowledged write stands in the journal once, at its index; a refused one does not; an unknown one at most once.
+    /// An acknowledged write stands in the journal once, at its index; a refused one does not; an unknown one
+    /// at most once.
     fn check_acknowledged(&self, rows: &[Row]) -> Option<String> {
         let mut at: BTreeMap<Id, Vec<u64>> = BTreeMap::new();
         for row in rows.iter().filter(|row| row.action == "node.registered") {
@@ -86,7 +88,8 @@ impl History {
             };
             let found = at.get(request).map_or(&[][..], Vec::as_slice);
             let good = match op.outcome {
-                // The bus may have delivered the request twice; the answer may then name the second, empty entry.
+                // The bus may have delivered the request twice; the answer may then name the second, empty
+                // entry.
                 Outcome::Ok(index) => found.len() == 1 && found[0] <= index,
                 Outcome::Refused => found.is_empty(),
                 Outcome::Unknown => found.len() <= 1,
@@ -100,8 +103,8 @@ impl History {
         })
     }
 
-    /// If one operation returned before another was invoked, its index is not larger; strictly smaller before a write.
-    /// One sweep in the order of invocation with the largest index returned so far.
+    /// If one operation returned before another was invoked, its index is not larger; strictly smaller before
+    /// a write. One sweep in the order of invocation with the largest index returned so far.
     fn check_real_time(&self) -> Option<String> {
         let mut events: Vec<(u64, bool, &Op)> = Vec::new();
         for op in self.ops.iter().filter(|op| matches!(op.outcome, Outcome::Ok(_))) {

@@ -1,5 +1,6 @@
-//! The deterministic simulation of a whole cluster: three replicas with the real state machine, the real Raft and the
-//! real encodings, on simulated time, disks, network and clocks. One seed is one run, and the same run each time.
+//! The deterministic simulation of a whole cluster: three replicas with the real state machine, the real Raft
+//! and the real encodings, on simulated time, disks, network and clocks. One seed is one run, and the same
+//! run each time.
 //!
 //! `jepsen-sim --seeds 1..400` runs many, each in a process of its own; every fiftieth twice, and both must agree.
 //! `jepsen-sim --seed 132 --trace` replays one and prints every event.

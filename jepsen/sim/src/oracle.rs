@@ -1,6 +1,6 @@
-//! What must hold between replicas, whatever clients saw: one state at an index, progress that never goes back; and at
-//! the end equal states that are sound in themselves. Not here: one leader in a term. openraft orders leaders by term and
-//! id, so one replica after another may lead in the same term.
+//! What must hold between replicas, whatever clients saw: one state at an index, progress that never goes
+//! back; and at the end equal states that are sound in themselves. Not here: one leader in a term. openraft
+//! orders leaders by term and id, so one replica after another may lead in the same term.
 //!
 //! Never here: faults, clients. What is judged here is judged from outside, by what replicas show to anybody.
 

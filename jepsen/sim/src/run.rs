@@ -1,7 +1,7 @@
 //! One seed: three replicas, clients, faults, then peace; and what must hold at the end.
 //!
-//! The seed draws everything: latencies, losses, timings, snapshot thresholds, which faults come and when. Phases: birth of
-//! the cluster, faults under load, heal and settle, checks.
+//! The seed draws everything: latencies, losses, timings, snapshot thresholds, which faults come and when.
+//! Phases: birth of the cluster, faults under load, heal and settle, checks.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,7 +159,8 @@ impl Cluster {
         }
     }
 
-    /// Takes note of replicas that died by themselves: an injected crash is one more fault, anything else a finding.
+    /// Takes note of replicas that died by themselves: an injected crash is one more fault, anything else a
+    /// finding.
     pub(crate) fn bury(&self) {
         for death in self.world.take_deaths() {
             if !death.injected {
@@ -452,7 +453,8 @@ async fn snapshot(cluster: &Cluster, at: u64) {
     drop(task.await);
 }
 
-/// Ends all faults and waits for the clients: a cluster that is left alone answers everybody within their deadlines.
+/// Ends all faults and waits for the clients: a cluster that is left alone answers everybody within their
+/// deadlines.
 async fn calm(cluster: &Cluster, clients: Vec<tokio::task::JoinHandle<()>>) {
     cluster.world.note("calm");
     cluster.calm.set(true);

@@ -1,5 +1,5 @@
-//! The simulated world behind `palyra-platform`: which task belongs to which replica, what its clocks show, and where
-//! an `io_point` delays or crashes it.
+//! The simulated world behind `palyra-platform`: which task belongs to which replica, what its clocks show,
+//! and where an `io_point` delays or crashes it.
 //!
 //! Invariant: everything here is decided by the seed, in the order in which the one thread asks.
 
@@ -17,8 +17,8 @@ use crate::chance;
 /// Unix time at which every simulation begins, in milliseconds: 2026-01-01.
 pub(crate) const EPOCH_MS: u64 = 1_767_225_600_000;
 
-/// One process of a replica, from its start to its end: the tag of all its tasks. A replica that starts again is another
-/// life, so that nothing that an earlier one left behind can speak for it, or end it.
+/// One process of a replica, from its start to its end: the tag of all its tasks. A replica that starts again
+/// is another life, so that nothing that an earlier one left behind can speak for it, or end it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Life(u64);
 
@@ -70,8 +70,8 @@ struct Inner {
     io_delay_ms: u64,
 }
 
-/// Whether a failure is that of a disk that the run itself broke: the twin of the engine names its injected errors, and
-/// no other disk is there to be full.
+/// Whether a failure is that of a disk that the run itself broke: the twin of the engine names its injected
+/// errors, and no other disk is there to be full.
 pub(crate) fn by_broken_disk(reason: &str) -> bool {
     reason.contains("injected") || reason.contains("no space is left")
 }
@@ -111,7 +111,8 @@ impl World {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Notes what happened: into the digest that two runs of one seed must share, and to standard output when a trace is wanted.
+    /// Notes what happened: into the digest that two runs of one seed must share, and to standard output when
+    /// a trace is wanted.
     pub(crate) fn note(&self, event: &str) {
         let at = self.elapsed_ms();
         let mut inner = self.inner();
@@ -204,7 +205,8 @@ impl Hooks for World {
         let mut inner = self.inner();
         let Some(tasks) = inner.tasks.get_mut(&life) else {
             drop(inner);
-            // Spawned by what the end of a task runs, or for a caller who has not noticed: the dead do nothing.
+            // Spawned by what the end of a task runs, or for a caller who has not noticed: the dead do
+            // nothing.
             return task.abort();
         };
         if tasks.len() % 256 == 255 {
@@ -242,7 +244,8 @@ impl Hooks for World {
                     inner.crashing.insert(life);
                 }
             }
-            // Only what waits for the disk takes time: an apply that slept would reorder nothing and slow everything.
+            // Only what waits for the disk takes time: an apply that slept would reorder nothing and slow
+            // everything.
             match tag.and_then(|t| inner.stall_ms.remove(&Life(t).replica())) {
                 Some(stall) => stall,
                 None if name.contains("sync") => chance::below(inner.io_delay_ms + 1),
