@@ -16,7 +16,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("palyra-storage", &["palyra-platform"]),
     (
         "palyra-replica",
-        &["palyra-state", "palyra-storage", "palyra-platform", "palyra-proto", "palyra-pki"],
+        &[
+            "palyra-state",
+            "palyra-storage",
+            "palyra-platform",
+            "palyra-proto",
+            "palyra-pki",
+        ],
     ),
     (
         "palyra-control",
@@ -35,10 +41,19 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("palyra-client", &["palyra-proto", "palyra-pki"]),
-    ("palyra-node", &["palyra-client", "palyra-state", "palyra-pki", "palyra-proto"]),
+    (
+        "palyra-node",
+        &["palyra-client", "palyra-state", "palyra-pki", "palyra-proto"],
+    ),
     (
         "palyra-cli",
-        &["palyra-client", "palyra-node", "palyra-state", "palyra-pki", "palyra-proto"],
+        &[
+            "palyra-client",
+            "palyra-node",
+            "palyra-state",
+            "palyra-pki",
+            "palyra-proto",
+        ],
     ),
 ];
 
@@ -60,7 +75,15 @@ const OWNERS: &[(&str, &[&str])] = &[
 const BANNED: &[(&str, &[&str])] = &[
     (
         "palyra-state",
-        &["tokio", "tonic", "rand", "getrandom", "tracing", "rocksdb", "futures"],
+        &[
+            "tokio",
+            "tonic",
+            "rand",
+            "getrandom",
+            "tracing",
+            "rocksdb",
+            "futures",
+        ],
     ),
     ("palyra-pki", &["tokio", "tonic", "tracing"]),
     ("palyra-platform", &["tonic", "rocksdb", "openraft"]),
@@ -101,10 +124,17 @@ fn members(metadata: &Metadata) -> BTreeMap<String, &Package> {
 #[test]
 fn every_member_stands_in_the_table() {
     let metadata = metadata();
-    let known: BTreeSet<String> =
-        LAYERS.iter().map(|(name, _)| *name).chain(OUTSIDE.iter().copied()).map(String::from).collect();
+    let known: BTreeSet<String> = LAYERS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(OUTSIDE.iter().copied())
+        .map(String::from)
+        .collect();
     let found: BTreeSet<String> = members(&metadata).into_keys().collect();
-    assert_eq!(known, found, "a member is missing from the table of layers, or the table names one too many");
+    assert_eq!(
+        known, found,
+        "a member is missing from the table of layers, or the table names one too many"
+    );
 }
 
 #[test]
@@ -127,7 +157,11 @@ fn dependencies_follow_the_layers() {
     for (name, package) in &members {
         for dependency in &package.dependencies {
             let outside = OUTSIDE.contains(&dependency.name.as_str());
-            assert!(!outside, "{name} depends on {}, on which nothing may depend", dependency.name);
+            assert!(
+                !outside,
+                "{name} depends on {}, on which nothing may depend",
+                dependency.name
+            );
         }
     }
 }
@@ -158,7 +192,11 @@ fn pre_releases_and_frozen_formats_are_pinned_exactly() {
         for dependency in &package.dependencies {
             if ["openraft", "bincode", "rocksdb"].contains(&dependency.name.as_str()) {
                 let exact = dependency.req.to_string().starts_with('=');
-                assert!(exact, "{name} must pin {} exactly, not {}", dependency.name, dependency.req);
+                assert!(
+                    exact,
+                    "{name} must pin {} exactly, not {}",
+                    dependency.name, dependency.req
+                );
             }
         }
     }
@@ -181,6 +219,10 @@ fn licences_agree_with_ours() {
     assert!(!licence_allowed("MIT AND GPL-3.0"));
     for package in metadata().packages {
         let licence = package.license.clone().unwrap_or_default();
-        assert!(licence_allowed(&licence), "{} has the licence \"{licence}\"", package.name);
+        assert!(
+            licence_allowed(&licence),
+            "{} has the licence \"{licence}\"",
+            package.name
+        );
     }
 }

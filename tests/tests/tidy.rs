@@ -11,7 +11,10 @@ const FILE_LINES_MAX: usize = 600;
 const LINE_CHARS_MAX: usize = 120;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
 }
 
 /// All files of the checkout with one of the endings, outside of build and run folders.
@@ -25,7 +28,11 @@ fn files(endings: &[&str]) -> Vec<(PathBuf, String)> {
         })
         .filter_map(Result::ok)
         .filter(|entry| entry.file_type().is_file())
-        .filter(|entry| endings.iter().any(|e| entry.path().to_string_lossy().ends_with(e)))
+        .filter(|entry| {
+            endings
+                .iter()
+                .any(|e| entry.path().to_string_lossy().ends_with(e))
+        })
         .map(|entry| {
             let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
             (entry.path().strip_prefix(&root).unwrap().to_path_buf(), text)
@@ -53,11 +60,18 @@ fn files_are_read_in_a_sitting() {
     for (path, text) in files(&[".rs"]) {
         let lines = text.lines().count();
         if lines > FILE_LINES_MAX {
-            problems.push(format!("{}: {lines} lines, at most {FILE_LINES_MAX}", path.display()));
+            problems.push(format!(
+                "{}: {lines} lines, at most {FILE_LINES_MAX}",
+                path.display()
+            ));
         }
         for (number, line) in text.lines().enumerate() {
             if line.chars().count() > LINE_CHARS_MAX && !line.contains("://") {
-                problems.push(format!("{}:{}: over {LINE_CHARS_MAX} characters", path.display(), number + 1));
+                problems.push(format!(
+                    "{}:{}: over {LINE_CHARS_MAX} characters",
+                    path.display(),
+                    number + 1
+                ));
             }
         }
     }
@@ -67,8 +81,14 @@ fn files_are_read_in_a_sitting() {
 #[test]
 fn nothing_is_left_over() {
     // Spelled in two halves, so that this file does not find itself.
-    let leftovers =
-        [["TO", "DO"], ["FIX", "ME"], ["todo", "!("], ["unimple", "mented!("], ["dbg", "!("], ["#[ign", "ore"]];
+    let leftovers = [
+        ["TO", "DO"],
+        ["FIX", "ME"],
+        ["todo", "!("],
+        ["unimple", "mented!("],
+        ["dbg", "!("],
+        ["#[ign", "ore"],
+    ];
     let mut problems = Vec::new();
     for (path, text) in files(&[".rs", ".proto", ".toml", ".sh"]) {
         for (number, line) in text.lines().enumerate() {
@@ -105,11 +125,20 @@ fn every_error_code_has_a_page_and_every_page_a_code() {
         .collect();
     let pages: BTreeSet<String> = std::fs::read_dir(root().join("docs/errors"))
         .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_string_lossy().strip_suffix(".md").map(String::from))
+        .filter_map(|entry| {
+            entry
+                .ok()?
+                .file_name()
+                .to_string_lossy()
+                .strip_suffix(".md")
+                .map(String::from)
+        })
         .filter(|name| name.starts_with(['E', 'N']))
         .collect();
-    let mut problems: Vec<String> =
-        used.difference(&pages).map(|c| format!("docs/errors/{c}.md is missing")).collect();
+    let mut problems: Vec<String> = used
+        .difference(&pages)
+        .map(|c| format!("docs/errors/{c}.md is missing"))
+        .collect();
     // The state machine's codes, E0xxx, are numbers in the log; its own test holds them to their pages.
     let unused = pages.difference(&used).filter(|code| !code.starts_with("E0"));
     problems.extend(unused.map(|c| format!("docs/errors/{c}.md: nothing answers with this code")));
@@ -129,7 +158,10 @@ fn documents_point_at_things_that_exist() {
                 continue;
             }
             if !folder.join(file).exists() {
-                problems.push(format!("{}: links to {file}, which does not exist", path.display()));
+                problems.push(format!(
+                    "{}: links to {file}, which does not exist",
+                    path.display()
+                ));
             }
         }
     }
@@ -155,5 +187,8 @@ fn bincode_stays_in_one_file() {
         .filter(|(_, text)| text.contains(&["bincode", "::"].concat()))
         .map(|(path, _)| path.display().to_string())
         .collect();
-    assert!(users.len() <= 1, "bincode is for one disposable cache only, and stands in {users:?}");
+    assert!(
+        users.len() <= 1,
+        "bincode is for one disposable cache only, and stands in {users:?}"
+    );
 }
