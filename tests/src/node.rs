@@ -32,15 +32,15 @@ impl PairUi for Heard {
 }
 
 impl Heard {
-    /// The six digits that this machine shows.
-    #[must_use]
-    pub fn sas(&self) -> String {
-        let heard = self.0.lock().unwrap();
-        let found = heard.iter().find_map(|event| match event {
-            PairEvent::Proved { sas, .. } => Some(sas.clone()),
-            _ => None,
-        });
-        found.expect("no proof was accepted")
+    /// The six digits that this machine shows; the operator may see the request before the machine has its answer.
+    pub async fn sas(&self) -> String {
+        eventually("the proof to be accepted", async || {
+            self.0.lock().unwrap().iter().find_map(|event| match event {
+                PairEvent::Proved { sas, .. } => Some(sas.clone()),
+                _ => None,
+            })
+        })
+        .await
     }
 }
 

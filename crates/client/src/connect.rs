@@ -14,12 +14,14 @@ use palyra_pki::tls::{self, ALPN_H2, Clock, SeenServer, SharedIdentity, SharedTr
 use palyra_pki::{ChainError, SpiffeId};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::watched::{LastWord, Watched};
+/// How long the server's first word is waited for. One that says nothing at first is spoken to all the same.
+const FIRST_WORD: Duration = Duration::from_millis(500);
 
 /// How connections are made and watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,12 +152,11 @@ pub async fn connect(
         .http2_keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(true);
-    let last_word = LastWord::default();
-    let stream = Watched::new(stream, last_word.clone());
     let slot = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
     let once = tower::service_fn(move |_| {
         let taken = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
-        std::future::ready(taken.ok_or_else(|| last_word.error()))
+        let ended = || std::io::Error::new(std::io::ErrorKind::NotConnected, "the connection ended");
+        std::future::ready(taken.ok_or_else(ended))
     });
     endpoint
         .connect_with_connector(once)
@@ -163,7 +164,10 @@ pub async fn connect(
         .map_err(|error| fail(ConnectErrorKind::Unreachable, format!("no HTTP/2: {error}")))
 }
 
-async fn open(address: &str, tls: &Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, ConnectError> {
+async fn open(
+    address: &str,
+    tls: &Arc<ClientConfig>,
+) -> Result<BufReader<TlsStream<TcpStream>>, ConnectError> {
     let fail = |kind, cause: String| ConnectError {
         address: address.to_owned(),
         kind,
@@ -182,10 +186,19 @@ async fn open(address: &str, tls: &Arc<ClientConfig>) -> Result<TlsStream<TcpStr
             "not an address: expected host:port".to_owned(),
         )
     })?;
-    TlsConnector::from(Arc::clone(tls))
-        .connect(name, tcp)
-        .await
-        .map_err(|error| handshake_error(address, &error))
+    let stream = TlsConnector::from(Arc::clone(tls)).connect(name, tcp).await;
+    let mut stream = BufReader::new(stream.map_err(|error| handshake_error(address, &error))?);
+    // In TLS 1.3 the server looks at our certificate after we are done, and a refusal would come to whichever
+    // call is under way then, stripped of its reason by HTTP/2. Our servers speak first: their settings, or
+    // why they don't.
+    match tokio::time::timeout(FIRST_WORD, stream.fill_buf()).await {
+        Ok(Ok([])) => Err(fail(
+            ConnectErrorKind::Unreachable,
+            "the connection ended early".to_owned(),
+        )),
+        Ok(Err(error)) => Err(handshake_error(address, &error)),
+        Ok(Ok(_)) | Err(_) => Ok(stream),
+    }
 }
 
 /// What goes into SNI. Nothing is verified against it.

@@ -8,7 +8,6 @@ use std::fmt;
 
 use palyra_proto::common::v1::ErrorDetail;
 use prost::Message as _;
-use rustls::AlertDescription;
 use tonic::{Code, Status};
 
 use crate::connect::{ConnectError, ConnectErrorKind};
@@ -332,31 +331,9 @@ fn refusal_in(error: &(dyn std::error::Error + 'static)) -> Option<&'static str>
         if let Some(words) = tls.and_then(palyra_pki::tls::explain_alert) {
             return Some(words);
         }
-        if inner.source().is_none() {
-            return flattened_refusal(&inner.to_string());
-        }
         current = inner.source();
     }
     None
-}
-
-/// HTTP/2 keeps only the text of an I/O error. An alert is known again by exactly the text that it was
-/// flattened to.
-fn flattened_refusal(text: &str) -> Option<&'static str> {
-    const ALERTS: [AlertDescription; 7] = [
-        AlertDescription::UnknownCA,
-        AlertDescription::CertificateExpired,
-        AlertDescription::CertificateRevoked,
-        AlertDescription::CertificateRequired,
-        AlertDescription::AccessDenied,
-        AlertDescription::BadCertificate,
-        AlertDescription::UnsupportedCertificate,
-    ];
-    let alert = ALERTS
-        .into_iter()
-        .map(rustls::Error::AlertReceived)
-        .find(|alert| alert.to_string() == text)?;
-    palyra_pki::tls::explain_alert(&alert)
 }
 
 impl From<ConnectError> for Error {
@@ -453,21 +430,6 @@ mod tests {
             panic!("answered")
         };
         assert_eq!(cause, "the connection ended early");
-    }
-
-    #[test]
-    fn an_alert_that_http2_flattened_is_known_again() {
-        let alert = rustls::Error::AlertReceived(AlertDescription::UnknownCA);
-        let flat = std::io::Error::new(std::io::ErrorKind::InvalidData, alert.to_string());
-        let Failure::Lost { refused, .. } = classify(&Status::from_error(Box::new(flat))) else {
-            panic!("answered")
-        };
-        assert!(refused);
-        let other = std::io::Error::other("received fatal alert: UnknownCA, or so");
-        let Failure::Lost { refused, .. } = classify(&Status::from_error(Box::new(other))) else {
-            panic!("answered")
-        };
-        assert!(!refused);
     }
 
     #[test]

@@ -16,7 +16,6 @@ pub mod ids;
 pub mod pool;
 mod services;
 mod story;
-mod watched;
 
 pub use client::{ATTEMPT_TIMEOUT, Client, DEFAULT_TIMEOUT, Mutation};
 pub use connect::{ConnectError, ConnectErrorKind, ConnectOptions, connect};

@@ -62,19 +62,27 @@ pub(crate) async fn work_goes_on_after_the_leader_is_killed(cluster: &mut Cluste
     let leader = cluster.client().status().await.unwrap().leader_id;
     cluster.kill(leader);
     let begun = Instant::now();
-    let done = cluster
-        .client()
-        .invoke(request(&device_id, "notes.append", "\"after\""))
-        .await
-        .unwrap();
-    assert_eq!(done.dispatch.unwrap().state, "succeeded");
+    // Idempotent: one that is bound to the dead replica's session moves to the next, where `once` ends as lost.
+    let again = request(&device_id, "echo", "\"after\"");
+    let done = cluster.client().invoke(again).await.unwrap().dispatch.unwrap();
+    assert_eq!(
+        (done.state.as_str(), &done.result[..]),
+        ("succeeded", &b"\"after\""[..]),
+        "{done:?}"
+    );
     let took = begun.elapsed();
     println!(
         "  from SIGKILL of the leader to a result: {} ms",
         took.as_millis()
     );
     assert!(took < TAKEOVER, "{took:?}");
-    assert_eq!(std::fs::read_to_string(dir.join("notes")).unwrap(), "\"after\"\n");
+    let once = cluster
+        .client()
+        .invoke(request(&device_id, "notes.append", "\"once\""))
+        .await
+        .unwrap();
+    assert_eq!(once.dispatch.unwrap().state, "succeeded");
+    assert_eq!(std::fs::read_to_string(dir.join("notes")).unwrap(), "\"once\"\n");
     cluster.start_replica(leader);
     caught_up(cluster).await;
     let done = invoke(cluster, leader, request(&device_id, "echo", "1")).await;

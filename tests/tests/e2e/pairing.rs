@@ -22,7 +22,7 @@ pub(crate) async fn a_pin_pairs_across_three_replicas(cluster: &mut Cluster) {
     let approve = async {
         let request = cluster.request_of("by-pin", 3).await;
         assert_eq!((request.method.as_str(), request.served_by), ("pin", 2));
-        assert_eq!(request.sas, ui.sas(), "both screens show the same digits");
+        assert_eq!(request.sas, ui.sas().await, "both screens show the same digits");
         let client = cluster.client_at(3);
         let other = if request.sas == "000 000" {
             "000 001"
@@ -77,7 +77,7 @@ pub(crate) async fn a_ticket_pairs(cluster: &mut Cluster) {
         let request = cluster.request_of("by-ticket", 1).await;
         assert_eq!(
             (request.method.as_str(), request.sas.clone()),
-            ("ticket", ui.sas())
+            ("ticket", ui.sas().await)
         );
         cluster
             .client_at(1)
@@ -123,7 +123,7 @@ pub(crate) async fn a_pairing_goes_on_after_an_interruption(cluster: &mut Cluste
         .unwrap();
     let again = Heard::default();
     pair_folder(&dir, PairMethod::Resume, LONG, &again).await.unwrap();
-    assert_eq!(again.sas(), ui.sas());
+    assert_eq!(again.sas().await, ui.sas().await);
     let twice = pair_folder(&dir, PairMethod::Resume, LONG, &Heard::default())
         .await
         .unwrap_err();
