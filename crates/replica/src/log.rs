@@ -50,6 +50,8 @@ struct Inner {
     mem: Mutex<Mem>,
     queue: mpsc::UnboundedSender<Op>,
     written: watch::Receiver<u64>,
+    /// Snapshots that were handed to Raft and are not installed yet; also touched when one was installed.
+    installing: watch::Sender<u32>,
 }
 
 /// What is known without asking the engine.
@@ -121,6 +123,7 @@ impl LogStore {
                 mem: Mutex::new(mem),
                 queue,
                 written,
+                installing: watch::channel(0).0,
             }),
         })
     }
@@ -156,6 +159,55 @@ impl LogStore {
         answer
             .await
             .unwrap_or_else(|_| Err(io::Error::other("the log's IO task has ended")))
+    }
+
+    /// Makes a received snapshot the state: the flip, and the removal of the entries that it covers, in one durable
+    /// batch. Were they two, a crash between them would leave a log with a hole before what came after the snapshot.
+    pub(crate) async fn install(&self, mut flip: Batch, upto: Option<LogId>) -> io::Result<()> {
+        let Some(upto) = upto else {
+            return self.write_durably(flip).await;
+        };
+        let from = self.mem().purged.map_or(0, |id| id.index + 1);
+        if from <= upto.index {
+            flip.delete_range(Family::Log, key(from), key(upto.index + 1));
+            meta::put_purged(&mut flip, &upto);
+        }
+        self.write_durably(flip).await?;
+        self.forget(upto);
+        self.inner.installing.send_modify(|_| ());
+        Ok(())
+    }
+
+    /// From now until the guard is dropped, a snapshot is being installed.
+    pub(crate) fn installing(&self) -> Installing {
+        self.inner.installing.send_modify(|count| *count += 1);
+        Installing { log: self.clone() }
+    }
+
+    /// Waits until an entry at `first` continues the log, while a snapshot is being installed. openraft hands over
+    /// entries behind it already; made durable first, a power loss would keep them and lose what they stand on.
+    async fn wait_continues(&self, first: u64) {
+        let mut installing = self.inner.installing.subscribe();
+        loop {
+            let end = self.mem().last.map_or(0, |id| id.index + 1);
+            if first <= end || *installing.borrow_and_update() == 0 {
+                return;
+            }
+            // The sender lives as long as `self`.
+            let _ = installing.changed().await;
+        }
+    }
+
+    /// Drops what is known of entries up to this one; returns the first index that was not purged before.
+    fn forget(&self, upto: LogId) -> u64 {
+        let mut mem = self.mem();
+        let from = mem.purged.map_or(0, |id| id.index + 1);
+        mem.purged = mem.purged.max(Some(upto));
+        mem.first = mem.first.max(upto.index + 1);
+        mem.last = mem.last.max(Some(upto));
+        mem.size.purge(upto.index);
+        Self::drop_tail(&mut mem, ..=upto.index);
+        from
     }
 
     /// The index up to which the log must be purged to hold at most about `limit` bytes, when it holds more.
@@ -290,6 +342,20 @@ impl LogStore {
     }
 }
 
+/// A snapshot is being installed while this lives; see [`LogStore::installing`].
+pub(crate) struct Installing {
+    log: LogStore,
+}
+
+impl Drop for Installing {
+    fn drop(&mut self) {
+        self.log
+            .inner
+            .installing
+            .send_modify(|count| *count = count.saturating_sub(1));
+    }
+}
+
 /// Half-open bounds of a range of indexes.
 fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     let from = match range.start_bound() {
@@ -388,6 +454,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        let mut entries = entries.into_iter().peekable();
+        if let Some(first) = entries.peek() {
+            self.wait_continues(first.log_id.index).await;
+        }
         let (seq, entries) = self.hold(entries);
         self.send(Op::Append {
             seq,
@@ -416,16 +486,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
-        let from = {
-            let mut mem = self.mem();
-            let from = mem.purged.map_or(0, |id| id.index + 1);
-            mem.purged = mem.purged.max(Some(upto));
-            mem.first = mem.first.max(upto.index + 1);
-            mem.last = mem.last.max(Some(upto));
-            mem.size.purge(upto.index);
-            Self::drop_tail(&mut mem, ..=upto.index);
-            from
-        };
+        let from = self.forget(upto);
+        if from > upto.index {
+            return Ok(());
+        }
         self.send(Op::Purge { from, upto })
     }
 }

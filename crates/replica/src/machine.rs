@@ -314,7 +314,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         meta::put_applied(&mut batch, &applied);
         meta::put_snapshot(&mut batch, meta.last_log_id.as_ref());
         platform::io_point("snapshot.flip").await;
-        self.shared.log.write_durably(batch).await?;
+        self.shared.log.install(batch, meta.last_log_id).await?;
         platform::io_point("snapshot.flipped").await;
         let old = std::mem::replace(&mut *self.applied(), applied);
         self.shared.has_snapshot.store(true, Ordering::Release);

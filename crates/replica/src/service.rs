@@ -251,12 +251,14 @@ impl PeerService {
         }
         let data = SnapshotData::Received(receiver.generation());
         let snapshot = openraft::Snapshot { meta, snapshot: data };
-        let answer = self
-            .core
-            .raft
-            .install_full_snapshot(vote, snapshot)
-            .await
-            .map_err(stopped)?;
+        let (raft, guard) = (self.core.raft.clone(), self.core.log.installing());
+        // A task of its own: the guard must outlive a caller that hangs up.
+        let installed = platform::spawn(async move {
+            let answer = raft.install_full_snapshot(vote, snapshot).await;
+            drop(guard);
+            answer
+        });
+        let answer = installed.await.map_err(stopped)?.map_err(stopped)?;
         // Raft answers after the installation, or at once when it had no use for the snapshot.
         if self.core.machine.generation() != receiver.generation() {
             receiver.discard();
