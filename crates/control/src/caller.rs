@@ -14,6 +14,7 @@ use palyra_state::{Actor, Code, Fingerprint, Id, Read, Reject};
 
 use crate::control::Control;
 use crate::error::{Error, Refusal};
+use crate::outbox::End;
 
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -245,6 +246,16 @@ impl Control {
     }
 }
 
+/// Why a connection or session ends whose certificate is refused now. A certificate that is not valid at this
+/// time is no revoked one: its holder may come back with another.
+pub(crate) fn end_of(refused: &Error) -> End {
+    match refused {
+        Error::Rejected(reject) if reject.kind() == Code::CertificateExpired => End::Expired,
+        Error::Refused(Refusal::NotYetValid { .. }) => End::Expired,
+        _ => End::Revoked,
+    }
+}
+
 /// The shown certificate's fingerprint, in the state's type.
 pub(crate) fn fingerprint(peer: &PeerIdentity) -> Fingerprint {
     Fingerprint::from_bytes(peer.fingerprint)
@@ -260,5 +271,25 @@ fn kind_of(role: CertificateRole) -> CertificateKind {
         CertificateRole::Operator => CertificateKind::Operator,
         CertificateRole::Replica => CertificateKind::Replica,
         CertificateRole::Node | CertificateRole::Worker | CertificateRole::Egress => CertificateKind::Node,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_registry_has_revoked_ends_as_revoked() {
+        let at = Id::ZERO;
+        let expired = Reject::new(Code::CertificateExpired, [&at, &1]);
+        assert_eq!(end_of(&expired.into()), End::Expired);
+        let early = Refusal::NotYetValid {
+            not_before_ms: 2,
+            now_ms: 1,
+        };
+        assert_eq!(end_of(&early.into()), End::Expired);
+        for code in [Code::DeviceRevoked, Code::CertificateRevoked] {
+            assert_eq!(end_of(&Reject::new(code, [&at]).into()), End::Revoked);
+        }
     }
 }

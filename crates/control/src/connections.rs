@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use palyra_pki::PeerIdentity;
 use tokio::sync::watch;
 
+use crate::caller::end_of;
 use crate::control::Control;
 use crate::error::Error;
 use crate::outbox::End;
@@ -173,7 +174,7 @@ impl Control {
             if let Err(error) = self.may_stay(&peer) {
                 let source = connections.source(id).unwrap_or_default();
                 tracing::info!(peer = %peer.id, source, cause = %error, "closing a connection");
-                connections.close(id, End::Revoked);
+                connections.close(id, end_of(&error));
             }
         }
     }

@@ -5,6 +5,7 @@
 //! known is said to be unknown; what a caller reads after its own write contains the write.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -75,6 +76,7 @@ struct Inner {
     polled: crate::poll::Polled,
     minting: Semaphore,
     enforced: watch::Sender<u64>,
+    draining: AtomicBool,
     stopping: watch::Sender<bool>,
 }
 
@@ -134,40 +136,44 @@ impl Control {
                 config,
                 replica,
                 keys,
-                registry: Registry::new(limits.sessions, limits.outbound),
+                registry: Registry::new(&limits),
                 connections: Connections::new(limits.connections),
                 waiters: Waiters::new(limits.waiters),
                 exchanges: Exchanges::new(limits.exchanges, limits.exchanges_per_source),
                 polled: crate::poll::Polled::default(),
                 minting: Semaphore::new(limits.minting),
                 enforced: watch::Sender::new(0),
+                draining: AtomicBool::new(false),
                 stopping: watch::Sender::new(false),
             }),
         };
         control.serve_peers();
         let start = control.replica().view().index();
         control.enforced().send_replace(start);
-        platform::spawn(control.clone().follow(start)).detach();
-        platform::spawn(control.clone().watch_sessions()).detach();
-        platform::spawn(control.clone().sweep_orphans()).detach();
-        platform::spawn(control.clone().reconcile()).detach();
+        run_vital("the follower of the feed", control.clone().follow(start));
+        run_vital("the watch over sessions", control.clone().watch_sessions());
+        run_vital("the search for orphans", control.clone().sweep_orphans());
+        run_vital("the sweeper of deadlines", control.clone().sweep());
+        run_vital("the reconciler of members", control.clone().reconcile());
         control
     }
 
-    /// Ends every session with `draining`, gives their ends a moment to be committed, and stops the
-    /// background work.
+    /// Ends every session with `draining`, begins no other, gives the ends a moment to be committed, and stops
+    /// the background work.
     pub async fn shutdown(&self) {
+        // Before the sessions are listed: an attach that is not among them sees this.
+        self.inner.draining.store(true, Ordering::SeqCst);
         for entry in self.registry().all() {
             self.end_session(&entry, crate::outbox::End::Draining);
         }
         let mut changed = self.registry().watch();
-        let gone = async { while self.registry().count() > 0 && changed.changed().await.is_ok() {} };
-        if platform::timeout(self.timings().call_timeout, gone)
+        let told = async { while self.registry().unsettled() > 0 && changed.changed().await.is_ok() {} };
+        if platform::timeout(self.timings().call_timeout, told)
             .await
             .is_err()
         {
             tracing::warn!(
-                sessions = self.registry().count(),
+                sessions = self.registry().unsettled(),
                 "stopping before all sessions were detached"
             );
         }
@@ -263,6 +269,11 @@ impl Control {
         self.inner.stopping.subscribe()
     }
 
+    /// Whether this replica takes no new sessions, because it is about to stop.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         *self.inner.stopping.borrow()
     }
@@ -304,6 +315,8 @@ impl Control {
         command: impl Into<Command>,
     ) -> Result<Written, Error> {
         let envelope = Envelope::new(request_id, actor, command);
+        // Replicas of an older version would stop at a command that they do not know.
+        cluster::check_level(&self.replica().view(), &envelope.command)?;
         let committed = self
             .replica()
             .propose(envelope)
@@ -417,6 +430,12 @@ impl Control {
         endpoints.sort_by_key(|endpoint| (endpoint.replica_id != self.replica_id(), endpoint.replica_id));
         endpoints
     }
+}
+
+/// Runs a task without which this replica would not do what it promises: one that follows no feed or sweeps no
+/// deadline looks alive and is not.
+fn run_vital(what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    platform::spawn(platform::vital(what, task)).detach();
 }
 
 /// Where a replica is reached from outside.

@@ -7,15 +7,16 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use palyra_platform as platform;
+use palyra_platform::{self as platform, Instant};
+use palyra_replica::{PeerError, Refusal as PeerRefusal};
 use palyra_state::identity::{self, Certificate, CertificateKind, Device, DeviceStatus, RevokeDevice};
 use palyra_state::{Code, Id, Read, Reject, Reply, cluster};
 
-use crate::caller::Caller;
+use crate::caller::{Caller, millis};
 use crate::control::{Control, ReadInfo, ReadOptions, WriteInfo, bounded_wait};
 use crate::dispatch::{Page, next_page, page_size, page_start};
 use crate::error::Error;
-use crate::limits::{ENFORCE_WAIT, ENFORCE_WAIT_MAX, LAPSE_MARGIN};
+use crate::limits::{ENFORCE_WAIT, ENFORCE_WAIT_MAX, LAPSE_MARGIN, REMOVED_LINGERS};
 use crate::peers::{Answer, Call, Enforce};
 use crate::selector;
 
@@ -145,15 +146,14 @@ impl Control {
         subject: &str,
         wait: Duration,
     ) -> (Vec<u64>, Vec<u64>) {
-        let members = cluster::replicas(&self.replica().view());
-        let ids: Vec<u64> = members
-            .iter()
-            .filter(|member| member.is_member())
-            .map(|member| member.id)
-            .collect();
+        let committed = platform::now();
+        // A replica that joined right before the entry must be among those that are asked.
+        self.replica().wait_applied(index, wait).await;
+        let left = wait.saturating_sub(committed.elapsed());
+        let ids = self.may_serve();
         let asked = ids
             .iter()
-            .map(|id| platform::timeout(wait, self.enforced_by(*id, index, subject)));
+            .map(|id| platform::timeout(left, self.enforced_by(*id, index, subject, committed)));
         let answers = join_all(asked).await;
         let (mut enforced, mut pending) = (Vec::new(), Vec::new());
         for (id, answer) in ids.into_iter().zip(answers) {
@@ -166,19 +166,33 @@ impl Control {
         (enforced, pending)
     }
 
+    /// The replicas that may serve nodes now: all members, and those that were removed a moment ago and may
+    /// not have heard of it.
+    fn may_serve(&self) -> Vec<u64> {
+        let view = self.replica().view();
+        let lingers = millis(REMOVED_LINGERS);
+        let earliest = self.now_ms(&view).saturating_sub(lingers);
+        let replicas = cluster::replicas(&view).into_iter();
+        replicas
+            .filter(|replica| replica.is_member() || replica.removed_at > earliest)
+            .map(|replica| replica.id)
+            .collect()
+    }
+
     /// Returns when one replica has carried out `index` for a subject, or can serve nobody.
     ///
     /// A contact with the quorum counts, on every replica, only once everything that was committed then is
     /// applied. So a replica that has not applied `index` is stale `max_staleness` after the commit, and one
     /// that has closes the connections by itself: from then on a replica that does not answer can be left
-    /// out.
-    async fn enforced_by(&self, id: u64, index: u64, subject: &str) {
+    /// out, and one that says that it is stale. One that answers anything else, and be it with a refusal, is not
+    /// silent.
+    async fn enforced_by(&self, id: u64, index: u64, subject: &str, committed: Instant) {
         if id == self.replica_id() {
             self.enforced_here(index, subject).await;
             return;
         }
         let step = self.timings().call_timeout;
-        let lapsed = platform::now() + self.timings().max_staleness + LAPSE_MARGIN;
+        let lapsed = committed + self.timings().max_staleness + LAPSE_MARGIN;
         loop {
             let wait_ms = u64::try_from((step / 2).as_millis()).unwrap_or(u64::MAX);
             let call = Call::Enforce(Enforce {
@@ -188,8 +202,10 @@ impl Control {
             });
             match self.call_peer(id, call, step).await {
                 Ok(Answer::Enforced(answer)) if answer.done => return,
+                // Only later: it might still hear of a contact from before the entry.
+                Ok(Answer::Enforced(answer)) if answer.stale && platform::now() >= lapsed => return,
                 Ok(_) => {}
-                Err(_) if platform::now() >= lapsed => return,
+                Err(error) if is_silence(&error) && platform::now() >= lapsed => return,
                 Err(error) => {
                     tracing::debug!(replica = id, cause = %error, "no word yet of a revocation");
                     platform::sleep(Duration::from_millis(200)).await;
@@ -201,9 +217,17 @@ impl Control {
     /// Returns when this replica has carried out `index`, and holds no session and no connection of
     /// `subject`.
     pub(crate) async fn enforced_here(&self, index: u64, subject: &str) {
+        let mut applied = self.replica().applied();
+        if applied.wait_for(|at| *at >= index).await.is_err() {
+            // The replica has stopped: it serves nobody, and says so by not answering.
+            return std::future::pending().await;
+        }
+        // An entry that repeats an earlier request has no rows of its own, so that the follower never reaches
+        // its index: what counts is that it has carried out all rows up to there.
+        let rows = palyra_state::meta(&self.replica().view()).journal_last.index;
         let mut enforced = self.enforced().subscribe();
         // The sender lives as long as this control plane.
-        let _ = enforced.wait_for(|at| *at >= index).await;
+        let _ = enforced.wait_for(|at| *at >= rows).await;
         let mut connections = self.connections().watch();
         let mut sessions = self.registry().watch();
         let device_id = Id::parse(subject);
@@ -218,6 +242,14 @@ impl Control {
                 _ = sessions.changed() => {}
             }
         }
+    }
+}
+
+/// Whether an error says that a replica was not heard. A refusal is the word of one that lives, unless it stops.
+fn is_silence(error: &PeerError) -> bool {
+    match error {
+        PeerError::Unreachable(_) | PeerError::Lost(_) | PeerError::Timeout(_) => true,
+        PeerError::Refused { refusal, .. } => *refusal == PeerRefusal::Stopped,
     }
 }
 

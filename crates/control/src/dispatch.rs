@@ -136,19 +136,32 @@ impl Control {
     /// Waits until a dispatch has ended, or `wait_ms` (at most 300,000) are over; answers it as it is then.
     ///
     /// # Errors
-    /// [`Error::Rejected`] when there is no such dispatch; [`Error::Busy`].
+    /// [`Error::Rejected`] when there is no such dispatch; [`Error::Busy`]; [`Error::Stale`] as soon as this
+    /// replica is cut off, for it would not hear of the end.
     pub async fn wait_dispatch(&self, id: &str, wait_ms: u64) -> Result<(DispatchView, ReadInfo), Error> {
         self.barrier().await?;
         let id = selector::dispatch_id(&self.replica().view(), id)?;
+        self.wait_submitted(id, wait_ms).await
+    }
+
+    /// As [`Control::wait_dispatch`], for a dispatch that this replica is known to have applied.
+    ///
+    /// # Errors
+    /// As [`Control::wait_dispatch`].
+    pub async fn wait_submitted(&self, id: Id, wait_ms: u64) -> Result<(DispatchView, ReadInfo), Error> {
         let wait = bounded_wait(wait_ms, Duration::ZERO, DISPATCH_WAIT_MAX);
         let seen = self.waiters().until(id, wait, || {
             let view = self.replica().view();
             let found = records::dispatch(&view, id);
             let over = found.is_none_or(|dispatch| dispatch.state().is_terminal());
-            (view, over)
+            (view, over || self.check_fresh().is_err())
         });
         let view = seen.await?;
-        Ok((view_of(&view, id)?, self.read_info(view.index())))
+        let seen = view_of(&view, id)?;
+        if !seen.record.state().is_terminal() {
+            self.check_fresh()?;
+        }
+        Ok((seen, self.read_info(view.index())))
     }
 
     /// One dispatch, by id or prefix.

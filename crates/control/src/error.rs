@@ -429,6 +429,15 @@ impl Error {
         }
     }
 
+    /// What the log says of it: also the source of an internal error, which no caller is told.
+    #[must_use]
+    pub fn for_log(&self) -> String {
+        match self {
+            Error::Internal(source) => source.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// What to do now, for people; often a command.
     #[must_use]
     pub fn next(&self) -> String {
@@ -568,6 +577,7 @@ mod tests {
     fn what_is_internal_stays_internal() {
         let error = Error::Internal("password 123".to_owned());
         assert!(!error.to_string().contains("123") && !error.next().contains("123"));
+        assert!(error.for_log().contains("123"), "where it is of use");
     }
 
     #[test]

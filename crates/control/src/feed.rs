@@ -10,6 +10,7 @@ use palyra_replica::FeedItem;
 use palyra_state::dispatch::{self, State};
 use palyra_state::{Cursor, Id, Read, Row, nodes};
 
+use crate::caller::end_of;
 use crate::control::Control;
 use crate::outbox::{End, Waiting};
 use crate::registry::Entry;
@@ -62,9 +63,12 @@ impl Control {
             self.on_node(&view, entry.device_id);
             if entry.epoch() != 0 && entry.outbox.end().is_none() {
                 self.deliver_bound(&entry, &view);
+                let delivered = entry.all_delivered();
+                // A view that is newer than every delivery: what it does not show as open has ended.
+                self.call_off_ended(&entry, &delivered, &self.replica().view());
             }
-            if self.may_stay(&entry.peer).is_err() {
-                self.end_session(&entry, End::Revoked);
+            if let Err(error) = self.may_stay(&entry.peer) {
+                self.end_session(&entry, end_of(&error));
             }
         }
         self.recheck_connections(None);
@@ -100,8 +104,8 @@ impl Control {
             .map(|id| self.registry().of_device(id))
             .unwrap_or_default();
         for entry in sessions {
-            if self.may_stay(&entry.peer).is_err() {
-                self.end_session(&entry, End::Revoked);
+            if let Err(error) = self.may_stay(&entry.peer) {
+                self.end_session(&entry, end_of(&error));
             }
         }
         self.recheck_connections(Some(subject));
@@ -122,6 +126,22 @@ impl Control {
             && !entry.deliver(id)
         {
             self.end_session(&entry, End::SlowReader);
+        }
+    }
+
+    /// Looks which of these dispatches have ended or are forgotten, and calls them off.
+    pub(crate) fn call_off_ended(&self, entry: &Arc<Entry>, ids: &[Id], view: &dyn Read) {
+        for id in ids {
+            match dispatch::dispatch(view, *id) {
+                Some(record) if record.device_id != entry.device_id => {
+                    entry.forget(*id);
+                }
+                Some(record) if record.state().is_terminal() => self.call_off(entry, &record),
+                Some(_) => {}
+                None => {
+                    entry.forget(*id);
+                }
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! Invariant: a follower that is too slow for the trimming is told what it missed, never silently skipped
 //! ahead.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use palyra_replica::FeedItem;
@@ -10,7 +11,7 @@ use palyra_state::journal::{self, Broken, Cursor, Row, Summary};
 
 use crate::control::{Control, ReadInfo, ReadOptions};
 use crate::error::Error;
-use crate::limits::TAIL_ROWS;
+use crate::limits::{NEWEST_ROWS, TAIL_ROWS};
 
 /// What to read.
 #[derive(Debug, Clone, Default)]
@@ -19,7 +20,7 @@ pub struct TailOptions {
     pub after: Option<Cursor>,
     /// Stay, and go on as rows come.
     pub follow: bool,
-    /// Without `after`, only the newest rows, as many as this; 0: all.
+    /// Without `after`, only the newest rows, as many as this but at most [`NEWEST_ROWS`]; 0: all.
     pub last: u32,
     /// Only actions that begin so; empty: all.
     pub action_prefix: String,
@@ -45,7 +46,7 @@ pub struct Tail {
     control: Control,
     options: TailOptions,
     at: Cursor,
-    first: Option<Vec<Row>>,
+    newest: VecDeque<Row>,
     feed: Option<palyra_replica::Feed>,
 }
 
@@ -65,15 +66,15 @@ impl Control {
     /// What a read can say.
     pub async fn tail(&self, options: TailOptions) -> Result<Tail, Error> {
         let (view, _) = self.read(options.read).await?;
-        let mut first = None;
+        let mut newest = VecDeque::new();
         let at = match options.after {
             Some(after) => after,
             None if options.last > 0 => {
-                let rows = journal::last_rows(&view, (options.last as usize).min(TAIL_ROWS * 16));
+                let rows = journal::last_rows(&view, (options.last as usize).min(NEWEST_ROWS));
                 let end = rows
                     .last()
                     .map_or_else(|| journal::before_first(&view), Row::cursor);
-                first = Some(rows);
+                newest.extend(rows);
                 end
             }
             None => journal::before_first(&view),
@@ -82,7 +83,7 @@ impl Control {
             control: self.clone(),
             options,
             at,
-            first,
+            newest,
             feed: None,
         })
     }
@@ -108,7 +109,8 @@ impl fmt::Debug for Tail {
 impl Tail {
     /// The next part; `None` at the end, which a following reader never reaches before this replica stops.
     pub async fn next(&mut self) -> Option<TailPart> {
-        if let Some(rows) = self.first.take() {
+        if !self.newest.is_empty() {
+            let rows = self.newest.drain(..self.newest.len().min(TAIL_ROWS)).collect();
             return Some(self.part(rows, None));
         }
         loop {

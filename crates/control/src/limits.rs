@@ -64,8 +64,10 @@ impl Timings {
 /// Bounds of what one replica holds in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Live sessions.
+    /// Sessions.
     pub sessions: usize,
+    /// Sessions of one device: the live one, and those that ended and are not let go of yet.
+    pub sessions_per_device: usize,
     /// Accepted connections, of nodes and operators.
     pub connections: usize,
     /// Messages that wait for one session's reader. Assignments wait as ids, their payloads stay in the
@@ -87,6 +89,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             sessions: 20_000,
+            sessions_per_device: 16,
             connections: 40_000,
             outbound: 2_048,
             results_in_flight: 16,
@@ -107,9 +110,16 @@ pub const ENFORCE_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait for the enforcement of a revocation.
 pub const ENFORCE_WAIT_MAX: Duration = Duration::from_secs(120);
 /// How much longer than `max_staleness` after a revocation a silent replica's authority counts as lapsed:
-/// clocks of two machines do not run at the same speed, and a replica that is stale notices within half a
-/// heartbeat.
+/// clocks of two machines do not run at the same speed, and a replica that is stale notices within
+/// [`WATCH_PAUSE`].
 pub const LAPSE_MARGIN: Duration = Duration::from_secs(2);
+/// How long after its removal a replica counts among those that a revocation has to reach: it serves nodes
+/// until it hears of its removal, or is stale.
+pub const REMOVED_LINGERS: Duration = Duration::from_secs(120);
+/// Longest pause between two looks at the freshness of this replica and at its sessions.
+pub const WATCH_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between two looks for sessions that nobody holds.
+pub const ORPHANS_PAUSE: Duration = Duration::from_secs(2);
 /// Life of a half-done pairing exchange, and of a server nonce.
 pub const EXCHANGE_LIFE: Duration = Duration::from_millis(palyra_state::limits::ATTEMPT_TTL);
 /// Deepest nesting of a payload; what parses it on the node recurses.
@@ -124,12 +134,15 @@ pub const NODE_TTL_MS: u64 = palyra_pki::ca::NODE_VALIDITY_MS;
 pub const REPLICA_TTL_MS: u64 = palyra_pki::ca::AUTHORITY_VALIDITY_MS;
 /// Journal rows that one step of a tail reads.
 pub const TAIL_ROWS: usize = 256;
+/// Most rows that a tail of the newest begins with; who wants more names a cursor.
+pub const NEWEST_ROWS: usize = 4_096;
+/// Bytes of one page of nodes; a page that would have more ends early. A registration may have 30 KiB.
+pub const PAGE_BYTES: usize = 4 << 20;
 
 const _: () = {
     assert!(ENFORCE_WAIT.as_millis() < ENFORCE_WAIT_MAX.as_millis());
     assert!(OPERATOR_TTL_MS < OPERATOR_TTL_MAX_MS);
-    // A poll that waits longer than a session may be silent would end its own session.
-    assert!(POLL_WAIT_MAX.as_secs() < DISPATCH_WAIT_MAX.as_secs());
+    assert!(WATCH_PAUSE.as_millis() < LAPSE_MARGIN.as_millis());
 };
 
 #[cfg(test)]

@@ -6,11 +6,13 @@ use std::time::Duration;
 use palyra_state::identity::{self, RenewCertificate};
 use palyra_state::nodes::{self as records, Capability, Node, NodeStatus, Register};
 use palyra_state::{Code, Id, Read, Reject, Reply, dispatch};
+use prost::Message as _;
 
 use crate::caller::Caller;
 use crate::control::{Control, Endpoint, ReadInfo, ReadOptions, WriteInfo};
 use crate::dispatch::{Page, next_page, page_size, page_start};
 use crate::error::Error;
+use crate::limits::PAGE_BYTES;
 use crate::pairing::requests::chain_of;
 use crate::selector;
 
@@ -139,7 +141,8 @@ impl Control {
         let limit = page_size(limit);
         let mut after = page_start(after)?;
         let mut items: Vec<Node> = Vec::new();
-        while items.len() <= limit {
+        let mut fits = Fits::default();
+        while items.len() <= limit && !fits.is_full() {
             let page = records::nodes(&view, after, limit);
             let Some(last) = page.last() else { break };
             after = Some(last.device_id);
@@ -149,7 +152,9 @@ impl Control {
                         .iter()
                         .all(|(name, value)| node.labels.get(name) == Some(value))
             }));
+            fits.count(&items);
         }
+        let limit = fits.cut(limit);
         let next = next_page(&mut items, limit, |node| node.device_id.to_string());
         let items = items
             .into_iter()
@@ -186,6 +191,40 @@ impl Control {
     }
 }
 
+/// How many of a list's nodes fit one answer.
+#[derive(Debug, Default)]
+struct Fits {
+    items: usize,
+    bytes: usize,
+}
+
+impl Fits {
+    /// Goes on counting, until the answer is full.
+    fn count(&mut self, nodes: &[Node]) {
+        for node in &nodes[self.items..] {
+            if self.is_full() {
+                return;
+            }
+            self.bytes += node.encoded_len();
+            self.items += 1;
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= PAGE_BYTES
+    }
+
+    /// The length of a page that may have `limit` entries. A full one leaves out the node that filled it, so
+    /// that something is seen to follow.
+    fn cut(&self, limit: usize) -> usize {
+        if self.is_full() {
+            limit.min(self.items - 1).max(1)
+        } else {
+            limit
+        }
+    }
+}
+
 /// The device of a caller that was admitted as node.
 fn node_id(caller: &Caller) -> Result<Id, Error> {
     match caller {
@@ -194,5 +233,26 @@ fn node_id(caller: &Caller) -> Result<Id, Error> {
             "{:?} was let into a node's call",
             other.actor()
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(bytes: usize) -> Node {
+        Node {
+            agent_version: "x".repeat(bytes),
+            ..Node::default()
+        }
+    }
+
+    #[test]
+    fn a_page_ends_where_an_answer_would_be_too_large() {
+        let mut fits = Fits::default();
+        fits.count(&[node(10), node(20)]);
+        assert_eq!((fits.is_full(), fits.cut(500)), (false, 500));
+        fits.count(&[node(10), node(20), node(PAGE_BYTES), node(1), node(1)]);
+        assert_eq!((fits.is_full(), fits.cut(500), fits.cut(1)), (true, 2, 1));
     }
 }

@@ -22,8 +22,10 @@ pub enum End {
     Disconnected,
     /// A newer session of the same device took its place.
     Superseded,
-    /// The device, operator or certificate was revoked or ran out.
+    /// The device, operator or certificate was revoked.
     Revoked,
+    /// The certificate ran out, or by this replica's clock its time has not come.
+    Expired,
     /// No heartbeat for too long.
     Silent,
     /// The reader does not take what is sent.
@@ -46,6 +48,7 @@ impl End {
             End::Disconnected => "disconnected",
             End::Superseded => "superseded",
             End::Revoked => "revoked",
+            End::Expired => "expired",
             End::Silent => "silent",
             End::SlowReader => "slow_reader",
             End::Stale => "stale",
@@ -62,6 +65,7 @@ impl End {
             End::Disconnected => "the stream ended",
             End::Superseded => "a newer session of this device took the place of this one",
             End::Revoked => "the device or its certificate is revoked",
+            End::Expired => "the certificate is not valid at this time; come back with a new one",
             End::Silent => "no heartbeat arrived for too long",
             End::SlowReader => "what was sent was not read for too long",
             End::Stale => "this replica is cut off from the others; connect to another",
@@ -165,7 +169,7 @@ pub(crate) enum Taken {
 #[derive(Debug, Default)]
 struct Inside {
     queue: VecDeque<(Instant, Waiting)>,
-    end: Option<End>,
+    end: Option<(End, Instant)>,
     said_goodbye: bool,
 }
 
@@ -217,7 +221,7 @@ impl Outbox {
         if inside.end.is_some() {
             return false;
         }
-        inside.end = Some(end);
+        inside.end = Some((end, platform::now()));
         inside.queue.clear();
         drop(inside);
         self.arrived.notify_waiters();
@@ -226,7 +230,12 @@ impl Outbox {
     }
 
     pub(crate) fn end(&self) -> Option<End> {
-        self.lock().end
+        self.lock().end.map(|(end, _)| end)
+    }
+
+    /// How long ago it ended; nothing while it has not.
+    pub(crate) fn ended_for(&self) -> Option<Duration> {
+        self.lock().end.map(|(_, at)| at.elapsed())
     }
 
     /// How long the oldest message has been waiting.
@@ -242,7 +251,7 @@ impl Outbox {
         let mut inside = self.lock();
         match inside.end {
             Some(_) if inside.said_goodbye => Some(Taken::Over),
-            Some(end) => {
+            Some((end, _)) => {
                 inside.said_goodbye = true;
                 Some(Taken::Goodbye(end))
             }

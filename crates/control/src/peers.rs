@@ -11,6 +11,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use palyra_platform as platform;
 use palyra_replica::{PeerError, PeerHandler, Refusal as PeerRefusal};
+use palyra_state::cluster::{self, ReplicaStatus};
 use prost::Message;
 
 use crate::control::{Control, WeakControl};
@@ -65,6 +66,9 @@ pub(crate) enum Answer {
 pub(crate) struct Enforced {
     #[prost(bool, tag = "1")]
     pub(crate) done: bool,
+    /// The replica is cut off and serves nobody at the moment.
+    #[prost(bool, tag = "2")]
+    pub(crate) stale: bool,
 }
 
 /// Empty when it is done.
@@ -143,7 +147,8 @@ impl Control {
                 let done = platform::timeout(wait, self.enforced_here(ask.index, &ask.subject))
                     .await
                     .is_ok();
-                Answer::Enforced(Enforced { done })
+                let stale = self.check_fresh().is_err();
+                Answer::Enforced(Enforced { done, stale })
             }
             Call::Status(AskStatus {}) => Answer::Status(self.own_status()),
             Call::HandOver(ask) => {
@@ -165,6 +170,14 @@ impl Control {
 struct Door(WeakControl);
 
 impl PeerHandler for Door {
+    fn admits(&self, from: u64) -> bool {
+        let Some(control) = self.0.upgrade() else {
+            return true;
+        };
+        cluster::replica(&control.replica().view(), from)
+            .is_none_or(|record| record.status() != ReplicaStatus::Removed)
+    }
+
     fn handle(&self, from: u64, topic: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerError>> {
         let control = self.0.upgrade();
         async move {

@@ -111,8 +111,7 @@ impl Control {
             })
         };
         let entry = self.registry().live(device_id, epoch).ok_or_else(ended)?;
-        entry.touch();
-        let _waiting = entry.poll();
+        let _working = entry.work();
         let wait = bounded_wait(wait_ms, Duration::ZERO, POLL_WAIT_MAX);
         let mut messages = Vec::new();
         let first = match entry.outbox.try_take() {
@@ -149,11 +148,11 @@ impl Control {
     ) -> Result<ResultAnswer, Error> {
         let caller = self.admit_node_as(peer, device_id)?;
         let dispatch_id = crate::selector::parse_id("dispatch_id", &completion.dispatch_id)?;
-        if let Caller::Node { device_id, .. } = &caller
-            && let Some(entry) = self.registry().live(*device_id, completion.epoch)
-        {
-            entry.touch();
-        }
+        let session = match &caller {
+            Caller::Node { device_id, .. } => self.registry().live(*device_id, completion.epoch),
+            _ => None,
+        };
+        let _working = session.as_ref().map(|entry| entry.work());
         let outcome = self.complete(&caller, completion).await;
         Ok(result_answer(dispatch_id, outcome.err().as_ref()))
     }

@@ -1,5 +1,6 @@
 //! Reconcilers: what the leader does on its own. Each looks at the state and at the Raft group, and proposes
-//! what is missing; none remembers what it did, so a new leader goes on where the old one stopped.
+//! what is missing; none remembers what it did, so a new leader goes on where the old one stopped. There are
+//! two loops: a change of the group may take seconds, and a deadline does not wait for it.
 //!
 //! What never lives here: anything that a follower does. Invariants: a pass that finds nothing to do proposes
 //! nothing, so an idle cluster's log does not grow; every batch is bounded; a reconciler that fails is tried
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use palyra_platform::{self as platform, Instant};
-use palyra_replica::{Peer, Role, Status};
+use palyra_replica::{Peer, Status};
 use palyra_state::cluster::{self, Replica as Record, ReplicaStatus, SetReplicaStatus};
 use palyra_state::nodes::{self, DetachReplica};
 use palyra_state::{Actor, Command, dispatch, limits, pairing};
@@ -17,8 +18,10 @@ use palyra_state::{Actor, Command, dispatch, limits, pairing};
 use crate::control::Control;
 use crate::error::Error;
 
-/// The longest pause between two passes of a leader.
+/// The longest pause between two passes of a leader, and the pause between two looks whether this is one.
 const PASS: Duration = Duration::from_millis(500);
+/// The shortest pause: what cannot be done now is not tried in a tight loop.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// How far a learner may lag behind to count as caught up, in entries.
 const LAG: u64 = 64;
 /// How many passes in a row a learner must be caught up before it gets a vote.
@@ -31,13 +34,12 @@ struct Leading {
 }
 
 impl Control {
-    /// Works while this replica leads, until it stops.
-    pub(crate) async fn reconcile(self) {
+    /// Writes down what the clock has ended, while this replica leads, until it stops.
+    pub(crate) async fn sweep(self) {
         let mut stopping = self.stopping();
-        let mut leading: Option<Leading> = None;
         loop {
-            let pause = if leading.is_some() {
-                self.until_next_deadline().min(PASS)
+            let pause = if self.acts_as_leader() {
+                self.until_next_deadline().clamp(PAUSE_MIN, PASS)
             } else {
                 PASS
             };
@@ -46,8 +48,24 @@ impl Control {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 () = platform::sleep(pause) => {}
             }
-            let status = self.replica().status();
-            if status.role != Role::Leader {
+            if self.acts_as_leader() {
+                tried("deadlines", self.expire_dispatches().await);
+                tried("pairing", self.expire_pairing().await);
+            }
+        }
+    }
+
+    /// Sees to replicas that are lost, and to the group, while this replica leads, until it stops.
+    pub(crate) async fn reconcile(self) {
+        let mut stopping = self.stopping();
+        let mut leading: Option<Leading> = None;
+        loop {
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => return,
+                () = platform::sleep(PASS) => {}
+            }
+            if !self.replica().leads() {
                 leading = None;
                 continue;
             }
@@ -55,25 +73,18 @@ impl Control {
                 since: platform::now(),
                 caught_up: BTreeMap::new(),
             });
-            // Only a leader whose word counts may act on what it sees; a deposed one cannot propose anyway.
-            if self.check_fresh().is_ok() {
-                self.pass(&status, leading).await;
+            if self.acts_as_leader() {
+                let status = self.replica().status();
+                tried("lost replicas", self.detach_lost(&status, leading).await);
+                tried("membership", self.settle_membership(&status, leading).await);
+                tried("feature level", self.raise_level().await);
             }
         }
     }
 
-    async fn pass(&self, status: &Status, leading: &mut Leading) {
-        let steps = [
-            ("deadlines", self.expire_dispatches().await),
-            ("pairing", self.expire_pairing().await),
-            ("lost replicas", self.detach_lost(status, leading).await),
-            ("membership", self.settle_membership(status, leading).await),
-        ];
-        for (step, outcome) in steps {
-            if let Err(error) = outcome {
-                tracing::warn!(step, cause = %error, "a reconciler will try again");
-            }
-        }
+    /// Only a leader whose word counts may act on what it sees; a deposed one cannot propose anyway.
+    fn acts_as_leader(&self) -> bool {
+        self.replica().leads() && self.check_fresh().is_ok()
     }
 
     async fn as_system(&self, command: impl Into<Command>) -> Result<(), Error> {
@@ -86,7 +97,7 @@ impl Control {
     fn until_next_deadline(&self) -> Duration {
         let view = self.replica().view();
         let next = dispatch::next_deadline(&view).unwrap_or(u64::MAX);
-        Duration::from_millis(next.saturating_sub(self.now_ms(&view)).max(1))
+        Duration::from_millis(next.saturating_sub(self.now_ms(&view)))
     }
 
     /// Ends dispatches whose deadline has passed.
@@ -114,6 +125,14 @@ impl Control {
             return Ok(());
         }
         self.as_system(pairing::Expire { codes, requests }).await
+    }
+
+    /// Raises the feature level once every member understands more than the cluster uses.
+    async fn raise_level(&self) -> Result<(), Error> {
+        match cluster::next_feature_level(&self.replica().view()) {
+            Some(level) => self.as_system(cluster::RaiseFeatureLevel { level }).await,
+            None => Ok(()),
+        }
     }
 
     /// Ends the sessions of replicas that the leader has not heard from for too long, a batch per pass.
@@ -153,7 +172,8 @@ impl Control {
         leading.since.elapsed() > patience && heard.is_none_or(|age| age > patience)
     }
 
-    /// Brings the Raft group to what the records say, and the records to what the group has become.
+    /// Brings the Raft group to what the records say, and the records to what the group has become. One replica
+    /// that cannot be settled holds no other up; answers the first problem.
     async fn settle_membership(&self, status: &Status, leading: &mut Leading) -> Result<(), Error> {
         let records = cluster::replicas(&self.replica().view());
         if status.members.joint {
@@ -165,42 +185,47 @@ impl Control {
         }
         let members = &status.members;
         leading.caught_up.retain(|id, _| members.learners.contains(id));
+        let mut settled = Ok(());
         for record in records {
-            let (id, is_voter, is_learner) = (
-                record.id,
-                members.voters.contains(&record.id),
-                members.learners.contains(&record.id),
-            );
-            match record.status() {
-                ReplicaStatus::Allocated => {}
-                // The leader cannot take itself out; the next one will.
-                ReplicaStatus::Removed if id == self.replica_id() => {
-                    self.change(
-                        id,
-                        "hand over before the removal of",
-                        self.replica().transfer_leader(None),
-                    )
-                    .await?;
-                }
-                ReplicaStatus::Removed => {
-                    if is_voter || is_learner {
-                        self.change(id, "remove", self.replica().remove(id)).await?;
-                    }
-                }
-                ReplicaStatus::Joining | ReplicaStatus::Learner | ReplicaStatus::Voter => {
-                    if is_voter {
-                        self.record_status(&record, ReplicaStatus::Voter).await?;
-                    } else if is_learner {
-                        self.record_status(&record, ReplicaStatus::Learner).await?;
-                        self.promote_if_caught_up(id, status, leading).await?;
-                    } else {
-                        self.change(id, "add as learner", self.replica().add_learner(id))
-                            .await?;
-                    }
+            let one = self.settle_member(&record, status, leading).await;
+            settled = settled.and(one);
+        }
+        settled
+    }
+
+    async fn settle_member(
+        &self,
+        record: &Record,
+        status: &Status,
+        leading: &mut Leading,
+    ) -> Result<(), Error> {
+        let id = record.id;
+        let is_voter = status.members.voters.contains(&id);
+        let is_learner = status.members.learners.contains(&id);
+        match record.status() {
+            ReplicaStatus::Allocated => Ok(()),
+            // The leader cannot take itself out; the next one will.
+            ReplicaStatus::Removed if id == self.replica_id() => {
+                let hand_over = self.replica().transfer_leader(None);
+                self.change(id, "hand over before the removal of", hand_over)
+                    .await
+            }
+            ReplicaStatus::Removed if is_voter || is_learner => {
+                self.change(id, "remove", self.replica().remove(id)).await
+            }
+            ReplicaStatus::Removed => Ok(()),
+            ReplicaStatus::Joining | ReplicaStatus::Learner | ReplicaStatus::Voter => {
+                if is_voter {
+                    self.record_status(record, ReplicaStatus::Voter).await
+                } else if is_learner {
+                    self.record_status(record, ReplicaStatus::Learner).await?;
+                    self.promote_if_caught_up(id, status, leading).await
+                } else {
+                    self.change(id, "add as learner", self.replica().add_learner(id))
+                        .await
                 }
             }
         }
-        Ok(())
     }
 
     async fn record_status(&self, record: &Record, status: ReplicaStatus) -> Result<(), Error> {
@@ -257,6 +282,12 @@ impl Control {
             Ok(Err(error)) => Err(Error::Internal(format!("{what} replica {id}: {error}"))),
             Err(_) => Err(Error::Internal(format!("{what} replica {id}: not done in time"))),
         }
+    }
+}
+
+fn tried(step: &'static str, outcome: Result<(), Error>) {
+    if let Err(error) = outcome {
+        tracing::warn!(step, cause = error.for_log(), "a reconciler will try again");
     }
 }
 

@@ -4,10 +4,10 @@
 //! What never lives here: the replicated record of a session, and proposals. Heartbeats end here.
 //! Invariants: an entry is made before the attach is proposed and before the state is checked, so that a
 //! revocation or a newer session either finds the entry or is found by the check; it stays until its end is
-//! settled in the state.
+//! settled in the state and its owner has let go of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use palyra_state::Id;
 use tokio::sync::watch;
 
 use crate::error::Error;
+use crate::limits::Limits;
 use crate::outbox::{End, Outbox, Waiting};
 
 /// How a node receives.
@@ -54,15 +55,20 @@ pub(crate) struct Entry {
     epoch: AtomicU64,
     /// When a message came last.
     heard: Mutex<Instant>,
-    /// Polls that wait at the moment; a node that waits for us is not silent.
-    polling: AtomicUsize,
+    /// Calls and messages of the node that are being worked on; a node that waits for us is not silent.
+    busy: AtomicUsize,
     /// Dispatches that were put into the outbox or that the node holds.
     delivered: Mutex<BTreeSet<Id>>,
-    /// The owner has let go of it.
-    released: AtomicBool,
+    /// [`RELEASED`] and [`SETTLED`], as they come true.
+    over: AtomicU8,
     /// Somebody tells the state of its end.
     detaching: AtomicBool,
 }
+
+/// The owner has let go of the entry.
+const RELEASED: u8 = 1;
+/// The state knows of the session's end, or never knew of the session.
+const SETTLED: u8 = 2;
 
 impl Entry {
     pub(crate) fn epoch(&self) -> u64 {
@@ -77,9 +83,9 @@ impl Entry {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = platform::now();
     }
 
-    /// How long nothing came. A waiting poll counts as a message.
+    /// How long nothing came. What is being worked on counts as a message.
     pub(crate) fn silence(&self) -> Duration {
-        if self.polling.load(Ordering::Acquire) > 0 {
+        if self.busy.load(Ordering::Acquire) > 0 {
             return Duration::ZERO;
         }
         self.heard
@@ -88,10 +94,10 @@ impl Entry {
             .elapsed()
     }
 
-    /// Counts a poll until the guard is dropped.
-    pub(crate) fn poll(self: &Arc<Self>) -> PollGuard {
-        self.polling.fetch_add(1, Ordering::AcqRel);
-        PollGuard(Arc::clone(self))
+    /// Counts a call or message until the guard is dropped.
+    pub(crate) fn work(self: &Arc<Self>) -> WorkGuard {
+        self.busy.fetch_add(1, Ordering::AcqRel);
+        WorkGuard(Arc::clone(self))
     }
 
     /// Notes dispatches that the node has already.
@@ -123,8 +129,18 @@ impl Entry {
             .remove(&dispatch_id)
     }
 
+    /// Everything that was put into the outbox or that the node holds.
+    pub(crate) fn all_delivered(&self) -> Vec<Id> {
+        let delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+        delivered.iter().copied().collect()
+    }
+
     pub(crate) fn release(&self) {
-        self.released.store(true, Ordering::Release);
+        self.over.fetch_or(RELEASED, Ordering::AcqRel);
+    }
+
+    pub(crate) fn settle(&self) {
+        self.over.fetch_or(SETTLED, Ordering::AcqRel);
     }
 
     /// Whether the asker is the first, and so the one that tells the state.
@@ -133,18 +149,22 @@ impl Entry {
     }
 
     pub(crate) fn is_released(&self) -> bool {
-        self.released.load(Ordering::Acquire)
+        self.over.load(Ordering::Acquire) & RELEASED != 0
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.over.load(Ordering::Acquire) & SETTLED != 0
     }
 }
 
-/// A poll that waits.
+/// A call or message that is being worked on.
 #[derive(Debug)]
-pub(crate) struct PollGuard(Arc<Entry>);
+pub(crate) struct WorkGuard(Arc<Entry>);
 
-impl Drop for PollGuard {
+impl Drop for WorkGuard {
     fn drop(&mut self) {
         self.0.touch();
-        self.0.polling.fetch_sub(1, Ordering::AcqRel);
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -161,16 +181,18 @@ pub(crate) struct Registry {
     inside: Mutex<Inside>,
     changed: watch::Sender<u64>,
     limit: usize,
+    per_device: usize,
     outbound: usize,
 }
 
 impl Registry {
-    pub(crate) fn new(limit: usize, outbound: usize) -> Registry {
+    pub(crate) fn new(limits: &Limits) -> Registry {
         Registry {
             inside: Mutex::new(Inside::default()),
             changed: watch::Sender::new(0),
-            limit,
-            outbound,
+            limit: limits.sessions,
+            per_device: limits.sessions_per_device,
+            outbound: limits.outbound,
         }
     }
 
@@ -189,6 +211,12 @@ impl Registry {
         if inside.by_key.len() >= self.limit {
             return Err(Error::Busy { what: "sessions" });
         }
+        // Each new session ends the one before it; what piles up is streams that are not read to their end.
+        if inside.by_device.get(&device_id).map_or(0, BTreeSet::len) >= self.per_device {
+            return Err(Error::Busy {
+                what: "sessions of this device",
+            });
+        }
         inside.next += 1;
         let entry = Arc::new(Entry {
             key: inside.next,
@@ -199,9 +227,9 @@ impl Registry {
             outbox: Outbox::new(self.outbound),
             epoch: AtomicU64::new(0),
             heard: Mutex::new(platform::now()),
-            polling: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
             delivered: Mutex::new(BTreeSet::new()),
-            released: AtomicBool::new(false),
+            over: AtomicU8::new(0),
             detaching: AtomicBool::new(false),
         });
         inside.by_key.insert(entry.key, Arc::clone(&entry));
@@ -209,7 +237,17 @@ impl Registry {
         Ok(entry)
     }
 
-    pub(crate) fn remove(&self, entry: &Entry) {
+    /// Lets an entry go whose end is settled and whose owner has let go. Whoever brings either about asks for
+    /// it afterwards; the second finds both.
+    pub(crate) fn remove_when_over(&self, entry: &Entry) {
+        if entry.is_released() && entry.is_settled() {
+            self.remove(entry);
+        } else {
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn remove(&self, entry: &Entry) {
         let mut inside = self.lock();
         inside.by_key.remove(&entry.key);
         if let Some(keys) = inside.by_device.get_mut(&entry.device_id) {
@@ -245,7 +283,13 @@ impl Registry {
         self.lock().by_key.len()
     }
 
-    /// Changes whenever a session is gone.
+    /// How many sessions are live, or have ended without the state's knowing.
+    pub(crate) fn unsettled(&self) -> usize {
+        let inside = self.lock();
+        inside.by_key.values().filter(|entry| !entry.is_settled()).count()
+    }
+
+    /// Changes whenever a session is settled or gone.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
@@ -283,5 +327,13 @@ impl Registry {
                 }
             })
             .collect()
+    }
+    /// Those that ended longer ago than `patience` and that their owner still holds: their stream is not read
+    /// to its end.
+    pub(crate) fn lingering(&self, patience: Duration) -> Vec<Arc<Entry>> {
+        let lingers = |entry: &Arc<Entry>| {
+            !entry.is_released() && entry.outbox.ended_for().is_some_and(|since| since > patience)
+        };
+        self.all().into_iter().filter(lingers).collect()
     }
 }

@@ -18,6 +18,7 @@ use crate::caller::Caller;
 use crate::control::Control;
 use crate::dispatch::Completion;
 use crate::error::{Error, Refusal};
+use crate::limits::{ORPHANS_PAUSE, WATCH_PAUSE};
 use crate::outbox::{Assignment, End, Outbound, ResultAnswer, Taken, Waiting};
 use crate::registry::{Entry, Transport};
 
@@ -114,8 +115,15 @@ impl Control {
             entry,
             results,
         };
-        // From here on a revocation finds the entry; what was revoked before is seen by this check.
+        let _working = session.entry.work();
+        // From here on a revocation and a stop find the entry; what came before is seen by these checks.
         self.admit_node(peer)?;
+        if self.is_draining() {
+            return Err(Refusal::SessionEnded {
+                code: End::Draining.as_str(),
+            }
+            .into());
+        }
         let attach = Attach {
             device_id,
             replica_id: self.replica_id(),
@@ -128,15 +136,14 @@ impl Control {
         };
         session.entry.holds(&held);
         session.entry.set_epoch(attached.epoch);
-        session.entry.touch();
         self.applied(written.index).await?;
-        self.settle_attach(&session.entry)?;
+        self.settle_attach(&session.entry, &held)?;
         Ok(session)
     }
 
-    /// With the epoch known, sees whether the session still is the device's, and delivers what is bound to
-    /// it.
-    fn settle_attach(&self, entry: &Arc<Entry>) -> Result<(), Error> {
+    /// With the epoch known, sees whether the session still is the device's, delivers what is bound to it, and
+    /// calls off what the node holds and nobody wants any more.
+    fn settle_attach(&self, entry: &Arc<Entry>, held: &[Id]) -> Result<(), Error> {
         let view = self.replica().view();
         let current = nodes::node(&view, entry.device_id)
             .and_then(|node| node.session)
@@ -148,6 +155,7 @@ impl Control {
             return Err(Refusal::SessionEnded { code: end.as_str() }.into());
         }
         self.deliver_bound(entry, &view);
+        self.call_off_ended(entry, held, &view);
         Ok(())
     }
 
@@ -174,29 +182,40 @@ impl Control {
             return;
         }
         tracing::info!(device = %entry.device_id, epoch = entry.epoch(), %end, "session ends");
-        if matches!(end, End::SlowReader | End::Silent | End::Revoked) && entry.connection != 0 {
+        let hopeless = matches!(end, End::SlowReader | End::Silent | End::Revoked | End::Expired);
+        if hopeless && entry.connection != 0 {
             self.connections().close(entry.connection, end);
         }
         self.settle_end(entry, end);
     }
 
-    /// Sees to it that the state knows of the end, and that the entry goes.
+    /// Sees to it that the state knows of the end, and that the entry goes once its owner has let go of it
+    /// too, so that "closed" means closed.
     fn settle_end(&self, entry: &Arc<Entry>, end: End) {
-        if entry.epoch() == 0 || end.is_settled() {
-            // An entry whose end the state knows stays until its owner lets go, so that "closed" means
-            // closed.
+        if entry.epoch() == 0 {
+            // While the attach is under way nobody knows whether the state will have the session: who waits
+            // for it asks again.
             if entry.is_released() {
-                self.registry().remove(entry);
+                entry.settle();
+                self.registry().remove_when_over(entry);
             }
             return;
         }
+        if end.is_settled() {
+            entry.settle();
+            self.registry().remove_when_over(entry);
+            return;
+        }
         if !entry.begin_detach() {
+            // Who detaches it sees afterwards whether it is let go of; here the order was the other way round.
+            self.registry().remove_when_over(entry);
             return;
         }
         let (control, entry) = (self.clone(), Arc::clone(entry));
         platform::spawn(async move {
             control.detach(entry.device_id, entry.epoch(), end).await;
-            control.registry().remove(&entry);
+            entry.settle();
+            control.registry().remove_when_over(&entry);
         })
         .detach();
     }
@@ -254,11 +273,7 @@ impl Control {
                 let page = nodes::sessions_of(&view, self.replica_id(), after, palyra_state::limits::PAGE);
                 let Some(last) = page.last() else { break };
                 after = Some(*last);
-                // A device with any entry here is looked after by that entry.
-                for device_id in page
-                    .iter()
-                    .filter(|id| self.registry().of_device(**id).is_empty())
-                {
+                for device_id in page.iter().filter(|id| !self.is_looked_after(**id)) {
                     let node = nodes::node(&view, *device_id);
                     orphans.extend(
                         node.and_then(|node| node.session)
@@ -268,26 +283,40 @@ impl Control {
             }
         }
         for (device_id, epoch) in orphans {
-            if self.registry().of_device(device_id).is_empty() {
+            if !self.is_looked_after(device_id) {
                 self.detach(device_id, epoch, End::Disconnected).await;
             }
         }
     }
 
+    /// Whether a session of this device is live here, is being attached, or is being detached.
+    fn is_looked_after(&self, device_id: Id) -> bool {
+        let here = self.registry().of_device(device_id);
+        here.iter().any(|entry| !entry.is_settled())
+    }
+
     /// Watches over silence, stalled readers and the freshness of this replica, until it stops.
     pub(crate) async fn watch_sessions(self) {
         let timings = *self.timings();
+        let pause = (timings.heartbeat_interval / 2).min(WATCH_PAUSE);
         let mut stopping = self.stopping();
         loop {
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => return,
-                () = platform::sleep(timings.heartbeat_interval / 2) => {}
+                () = platform::sleep(pause) => {}
+            }
+            self.polled().sweep();
+            // Sessions that ended a while ago, and still their stream is not read to the goodbye.
+            for entry in self.registry().lingering(timings.stall_timeout) {
+                self.connections().close(entry.connection, End::SlowReader);
             }
             if self.check_fresh().is_err() {
                 for entry in self.registry().all() {
                     self.end_session(&entry, End::Stale);
                 }
+                // Who waits here hears nothing of the cluster, and had better ask another replica.
+                self.waiters().wake_all();
                 continue;
             }
             for (entry, end) in self
@@ -297,7 +326,6 @@ impl Control {
                 self.end_session(&entry, end);
             }
             self.end_lapsed_sessions();
-            self.polled().sweep();
         }
     }
 
@@ -311,7 +339,7 @@ impl Control {
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => return,
-                () = platform::sleep(self.timings().heartbeat_interval) => {}
+                () = platform::sleep(self.timings().heartbeat_interval.min(ORPHANS_PAUSE)) => {}
             }
         }
     }
@@ -325,7 +353,7 @@ impl Control {
             .iter()
             .filter(|entry| entry.peer.not_after_ms < now_ms)
         {
-            self.end_session(entry, End::Revoked);
+            self.end_session(entry, End::Expired);
         }
     }
 }
@@ -375,7 +403,8 @@ impl Session {
         if let Some(end) = self.entry.outbox.end() {
             return Err(Refusal::SessionEnded { code: end.as_str() }.into());
         }
-        self.entry.touch();
+        // What is taken in may wait for a commit; the node is not silent meanwhile.
+        let _working = self.entry.work();
         match message {
             Inbound::Heartbeat { sequence } => self.answer(Waiting::Heartbeat(sequence)),
             // The delivery is known by the record; an acknowledgement is a sign of life and nothing more.
@@ -397,8 +426,6 @@ impl Session {
                 }
             }
         }
-        // What was taken in may have waited for a commit; the node was not silent meanwhile.
-        self.entry.touch();
         Ok(())
     }
 

@@ -228,6 +228,44 @@ async fn a_cancelled_dispatch_is_called_off_at_the_node() {
 }
 
 #[tokio::test]
+async fn what_ended_while_its_node_was_away_is_called_off_when_it_comes_back() {
+    let cluster = Cluster::found().await;
+    let node = cluster.node("m").await;
+    let operator = cluster.operator();
+    let first = node.attach(&cluster, &[]).await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let (sent, _) = cluster
+            .control
+            .invoke(&operator, node.invoke("pay", "{}"))
+            .await
+            .unwrap();
+        assert!(matches!(
+            next(&first.outgoing()).await,
+            Some(Outbound::Assignment(_))
+        ));
+        ids.push(sent.record.id);
+    }
+    drop(first);
+    let [cancelled, open] = ids.as_slice() else {
+        unreachable!()
+    };
+    cluster
+        .control
+        .cancel_dispatch(&operator, "", &cancelled.to_string(), "too late")
+        .await
+        .unwrap();
+    let second = node
+        .attach(&cluster, &[*open, *cancelled, fresh_id()])
+        .await
+        .unwrap();
+    let Some(Outbound::Cancel { dispatch_id, reason }) = next(&second.outgoing()).await else {
+        panic!("not called off")
+    };
+    assert_eq!((dispatch_id, reason.as_str()), (*cancelled, "too late"));
+}
+
+#[tokio::test]
 async fn the_deadline_ends_what_nobody_answers() {
     let cluster = Cluster::found().await;
     let node = cluster.node("m").await;

@@ -112,6 +112,18 @@ async fn a_replica_that_is_cut_off_serves_nobody_and_loses_its_sessions() {
     let node = one.node("m").await;
     until(&three.replica, |view| nodes::node(view, node.device_id).is_some()).await;
     let session = node.attach_at(&three.control, &[]).await.unwrap();
+    let (queued, _) = one
+        .control
+        .invoke(&one.operator(), node.invoke("pay", "{}"))
+        .await
+        .unwrap();
+    let id = queued.record.id.to_string();
+    assert!(matches!(
+        next(&session.outgoing()).await,
+        Some(Outbound::Assignment(_))
+    ));
+    let control = three.control.clone();
+    let waiting = platform::spawn(async move { control.wait_dispatch(&id, 300_000).await });
     one.bus.isolate(3);
     assert_eq!(
         next(&session.outgoing()).await,
@@ -121,6 +133,11 @@ async fn a_replica_that_is_cut_off_serves_nobody_and_loses_its_sessions() {
         three.control.admit_node(node.peer()),
         Err(Error::Stale { .. })
     ));
+    let waited = soon(waiting).await.unwrap().unwrap_err();
+    assert!(
+        waited.is_retryable(),
+        "who waits there is sent to another replica: {waited:?}"
+    );
     until(&one.replica, |view| {
         nodes::node(view, node.device_id).unwrap().status() == NodeStatus::Offline
     })
@@ -158,7 +175,8 @@ async fn leadership_is_handed_over_from_anywhere() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_is_removed_for_good() {
-    let (one, two, three) = Cluster::of_three(quick()).await;
+    let (one, two, three) = Cluster::of_three(hasty()).await;
+    one.node("m").await;
     let error = one
         .control
         .remove_replica(&one.operator(), "", 3, false)
@@ -178,6 +196,16 @@ async fn a_replica_is_removed_for_good() {
     .await;
     let status = one.control.cluster_status().await.unwrap();
     assert_eq!((status.voters, status.replicas.len()), (2, 2));
+    // It may still serve nodes until it is stale, and hears of nothing any more: a revocation waits for that.
+    let revoked = soon(one.control.revoke_device(&one.operator(), "", "m", "", 15_000))
+        .await
+        .unwrap();
+    assert_eq!((revoked.enforced, revoked.pending), (vec![1, 2, 3], vec![]));
+    let role = palyra_state::access::Role::Viewer;
+    assert!(matches!(
+        three.control.admit_operator(&one.admin, role),
+        Err(Error::Stale { .. })
+    ));
     drop((two, three));
 }
 
@@ -207,6 +235,36 @@ async fn a_join_token_is_good_for_one_replica_of_its_name() {
     assert_eq!(code(&error), Some(Code::JoinTokenUsed));
     let known = cluster::replicas(&cluster.replica.view());
     assert_eq!(known.len(), 2, "no partial effect");
+    let again = control.join(&source(2), asked.message("r2")).await.unwrap();
+    assert_eq!(
+        (again.replica_id, again.authority_certificate),
+        (joined.replica_id, joined.authority_certificate),
+        "who lost the answer gets it again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_at_two_replicas_at_once_is_one_replica() {
+    let (one, two, _three) = Cluster::of_three(quick()).await;
+    for name in ["r4", "r5", "r6"] {
+        let minted = one
+            .control
+            .mint_join_token(&one.operator(), "", name, 0)
+            .await
+            .unwrap();
+        let asked = Joining::new(&minted.token);
+        let (here, there) = (source(1), source(2));
+        let (first, second) = tokio::join!(
+            one.control.join(&here, asked.message(name)),
+            two.control.join(&there, asked.message(name))
+        );
+        let (first, second) = (first.unwrap(), second.unwrap());
+        assert_eq!(first.replica_id, second.replica_id, "{name}");
+        assert_eq!(
+            first.authority_certificate, second.authority_certificate,
+            "{name}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -80,6 +80,24 @@ async fn a_removed_operator_loses_connection_and_access() {
 }
 
 #[tokio::test]
+async fn a_repeated_removal_is_enforced_like_the_first() {
+    let cluster = Cluster::found().await;
+    add(&cluster, "vera", "viewer").await;
+    let request = crate::support::fresh_id().to_string();
+    for _ in 0..2 {
+        // The second entry has no rows of its own. Waiting for one in vain would take ten seconds.
+        let operator = cluster.operator();
+        let removed = cluster
+            .control
+            .remove_operator(&operator, &request, "vera", "left");
+        platform::timeout(std::time::Duration::from_secs(8), removed)
+            .await
+            .expect("the follower has carried out all there is")
+            .unwrap();
+    }
+}
+
+#[tokio::test]
 async fn bad_operators_are_not_added() {
     let cluster = Cluster::found().await;
     let operator = cluster.operator();
@@ -159,4 +177,28 @@ async fn the_journal_is_followed_and_verified() {
         .await
         .unwrap();
     assert!(verified.outcome.unwrap().rows >= 3);
+}
+
+#[tokio::test]
+async fn the_newest_rows_come_in_parts_that_fit_a_message() {
+    let cluster = Cluster::found().await;
+    let node = cluster.node("m").await;
+    let operator = cluster.operator();
+    for _ in 0..300 {
+        cluster
+            .control
+            .invoke(&operator, node.invoke("echo", "{}"))
+            .await
+            .unwrap();
+    }
+    let options = TailOptions {
+        last: 290,
+        ..TailOptions::default()
+    };
+    let mut tail = cluster.control.tail(options).await.unwrap();
+    let mut parts = Vec::new();
+    while let Some(part) = soon(tail.next()).await {
+        parts.push(part.rows.len());
+    }
+    assert_eq!(parts, [256, 34]);
 }

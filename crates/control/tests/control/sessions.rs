@@ -321,6 +321,73 @@ async fn a_node_can_live_from_poll_to_poll() {
 }
 
 #[tokio::test]
+async fn a_node_that_waits_for_us_is_not_silent() {
+    let timings = Timings {
+        heartbeat_interval: Duration::from_millis(10),
+        heartbeat_timeout: Duration::from_millis(20),
+        ..quick()
+    };
+    let cluster = Cluster::found_with(timings, Limits::default()).await;
+    let node = cluster.node("m").await;
+    let device = node.device_id.to_string();
+    let attach = AttachRequest {
+        device_id: device.clone(),
+        held: Vec::new(),
+        transport: Transport::Poll,
+        connection: 0,
+    };
+    let answer = soon(cluster.control.poll(node.peer(), &device, 0, Some(attach), 500));
+    assert_eq!(answer.await.unwrap().messages, vec![], "no goodbye");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_to_its_goodbye_loses_its_connection() {
+    let timings = Timings {
+        stall_timeout: Duration::from_millis(50),
+        ..quick()
+    };
+    let cluster = Cluster::found_with(timings, Limits::default()).await;
+    let node = cluster.node("m").await;
+    let connection = cluster.control.accept(node.peer(), "192.0.2.1").unwrap();
+    let attach = AttachRequest {
+        device_id: node.device_id.to_string(),
+        held: Vec::new(),
+        transport: Transport::Stream,
+        connection: connection.id(),
+    };
+    let unread = soon(cluster.control.attach(node.peer(), attach)).await.unwrap();
+    let newer = node.attach(&cluster, &[]).await.unwrap();
+    assert_eq!(soon(connection.closed()).await, End::SlowReader);
+    drop(unread);
+    let device = node.device_id.to_string();
+    let alive = newer
+        .receive(node.peer(), &device, Inbound::Heartbeat { sequence: 1 })
+        .await;
+    assert_eq!(alive, Ok(()), "the newer session is on another connection");
+}
+
+#[tokio::test]
+async fn one_device_cannot_fill_the_registry() {
+    let limits = Limits {
+        sessions_per_device: 2,
+        ..Limits::default()
+    };
+    let cluster = Cluster::found_with(quick(), limits).await;
+    let (node, other) = (cluster.node("m").await, cluster.node("o").await);
+    let first = node.attach(&cluster, &[]).await.unwrap();
+    let _second = node.attach(&cluster, &[]).await.unwrap();
+    assert!(matches!(
+        node.attach(&cluster, &[]).await,
+        Err(Error::Busy { .. })
+    ));
+    let _other = other.attach(&cluster, &[]).await.unwrap();
+    let goodbye = next(&first.outgoing()).await;
+    assert_eq!(goodbye, Some(Outbound::Goodbye { end: End::Superseded }));
+    drop(first);
+    node.attach(&cluster, &[]).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_idle_cluster_writes_nothing() {
     let cluster = Cluster::found().await;
     let node = cluster.node("m").await;
@@ -387,4 +454,6 @@ async fn a_replica_that_stops_says_goodbye_and_tells_the_state() {
         (state.status(), state.status_reason.as_str()),
         (NodeStatus::Offline, "draining")
     );
+    let late = node.attach(&cluster, &[]).await.unwrap_err();
+    assert_eq!(late.code(), "E1040", "{late:?}");
 }
