@@ -11,7 +11,7 @@ use std::time::Duration;
 use palyra_replica::transport::AddressBook;
 use palyra_replica::{Peer, Replica};
 use palyra_state::cluster::{self, Addresses, ReplicaStatus, UpdateReplicaAddresses};
-use palyra_state::{Actor, Envelope, Id};
+use palyra_state::{Actor, Envelope, Id, limits};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -77,6 +77,13 @@ async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Resu
         let message = format!("replica {} was removed from the cluster; {next}", me.id);
         return Err(Failure::new(Code::Precondition, message));
     }
+    let level = cluster::cluster(&replica.view()).map_or(0, |born| born.feature_level);
+    if level > limits::FEATURE_LEVEL {
+        let known = limits::FEATURE_LEVEL;
+        let next = "install a palyrad as new as the other replicas', and start it again";
+        let message = format!("the cluster is at feature level {level}, and this palyrad knows {known}; {next}");
+        return Err(Failure::new(Code::Precondition, message));
+    }
     let reachable = members
         .iter()
         .filter(|member| member.is_member() && !member.addresses.peer.is_empty());
@@ -85,13 +92,14 @@ async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Resu
             .map(|member| (member.id, member.addresses.peer.clone()))
             .collect(),
     );
-    if !me.is_member() || me.addresses == *wanted {
+    if !me.is_member() || (me.addresses == *wanted && me.understands() == limits::FEATURE_LEVEL) {
         return Ok(true);
     }
     let id = Id::from_bytes(palyra_platform::new_ulid_bytes());
     let command = UpdateReplicaAddresses {
         replica_id: me.id,
         addresses: wanted.clone(),
+        feature_level: limits::FEATURE_LEVEL,
     };
     let envelope = Envelope::new(id, Actor::Replica { id: me.id }, command);
     match replica.propose(envelope).await.map(|committed| committed.reply) {

@@ -1,8 +1,8 @@
 //! Operators and their roles.
 //!
 //! What never lives here: nodes and replicas, which have no role but their kind.
-//! Invariants: one operator per name; there is always an active admin; a removed operator's certificates are
-//! revoked in the same entry.
+//! Invariants: one operator per name; there is always an active admin, and no entry takes the last one's last
+//! certificate; a removed operator's certificates are revoked in the same entry.
 
 mod rules;
 

@@ -75,7 +75,8 @@ fn decide(txn: &mut Txn<'_>, meta: &mut Meta, envelope: &Envelope) -> (Result<Re
     if let Err(reject) = admit::admit(txn, txn.now, envelope) {
         return (Err(reject), false);
     }
-    let answer = apply_command(txn, &envelope.command);
+    let answer =
+        cluster::check_level(txn, &envelope.command).and_then(|()| apply_command(txn, &envelope.command));
     if answer.is_err() {
         txn.roll_back();
     } else if txn.has_news() {

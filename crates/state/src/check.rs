@@ -68,6 +68,41 @@ pub(crate) fn is_short_name(name: &str) -> bool {
         && bytes.all(|byte| plain(byte) || matches!(byte, b'.' | b'_' | b'-'))
 }
 
+/// Cuts a text to at most `max` bytes, at a character's border.
+pub(crate) fn cut(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    text
+}
+
+/// A refused name as a refusal shows it. Not `{:?}`: what that escapes differs between versions of Rust, and
+/// refusals are remembered.
+pub(crate) fn quoted(name: &str) -> String {
+    let shown: String = name.chars().take(limits::SHORT_NAME_MAX + 1).collect();
+    format!("\"{}\"", shown.escape_default())
+}
+
 pub(crate) fn invalid(field: &str, cause: &dyn fmt::Display) -> Reject {
     Reject::new(Code::FieldInvalid, [&field, cause])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_at_a_characters_border() {
+        assert_eq!(cut("grün".to_owned(), 3), "gr");
+        assert_eq!(cut("grün".to_owned(), 4), "grü");
+        assert_eq!(cut("grün".to_owned(), 9), "grün");
+    }
+
+    #[test]
+    fn a_refused_name_is_shown_in_ascii_and_not_in_full() {
+        assert_eq!(quoted("Bob"), "\"Bob\"");
+        assert_eq!(quoted("ü\n\u{1b}"), r#""\u{fc}\n\u{1b}""#);
+        assert_eq!(quoted(&"x".repeat(1_000)).len(), limits::SHORT_NAME_MAX + 3);
+    }
 }

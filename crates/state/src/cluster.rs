@@ -13,7 +13,8 @@ use bytes::Bytes;
 use crate::identity::NewCertificate;
 use crate::ids::{Fingerprint, Id};
 use crate::read::Read;
-use crate::tables;
+use crate::reject::{Code, Reject};
+use crate::{limits, tables};
 
 /// The cluster's identity; there is one.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -118,9 +119,19 @@ pub struct Replica {
     /// When it was removed; 0 when it was not.
     #[prost(uint64, tag = "8")]
     pub removed_at: u64,
+    /// Feature level that its binary understands, as it said last; 0 when it said none: see
+    /// [`Replica::understands`].
+    #[prost(uint32, tag = "9")]
+    pub feature_level: u32,
 }
 
 impl Replica {
+    /// The feature level that it understands.
+    #[must_use]
+    pub fn understands(&self) -> u32 {
+        self.feature_level.max(limits::FIRST_FEATURE_LEVEL)
+    }
+
     /// Admitted and not removed: it may act.
     #[must_use]
     pub fn is_member(&self) -> bool {
@@ -143,7 +154,7 @@ pub struct JoinToken {
     /// The only replica name that it is good for.
     #[prost(string, tag = "3")]
     pub name: String,
-    /// Last moment at which it is good.
+    /// First moment at which it is not good any more.
     #[prost(uint64, tag = "4")]
     pub expires_at: u64,
     /// Replica id that it was used for; 0 while it is not used.
@@ -287,7 +298,8 @@ pub struct SetReplicaStatus {
     pub status: i32,
 }
 
-/// Changes where a replica can be reached. Actor: that replica, system, or an admin. Reply: `Done`.
+/// Changes where a replica can be reached, and what it understands. Actor: that replica, system, or an admin.
+/// Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct UpdateReplicaAddresses {
     /// The replica.
@@ -296,6 +308,9 @@ pub struct UpdateReplicaAddresses {
     /// All its addresses.
     #[prost(message, required, tag = "2")]
     pub addresses: Addresses,
+    /// Feature level that its binary understands; 0: as it was.
+    #[prost(uint32, tag = "3")]
+    pub feature_level: u32,
 }
 
 /// Removes a replica for good. Actor: admin. Reply: `Done`.
@@ -306,7 +321,7 @@ pub struct RemoveReplica {
     pub replica_id: u64,
 }
 
-/// Raises the feature level, once every replica supports it. Actor: system or admin. Reply: `Done`.
+/// Raises the feature level, to at most what every member understands. Actor: system or admin. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RaiseFeatureLevel {
     /// The new level.
@@ -318,6 +333,32 @@ pub struct RaiseFeatureLevel {
 #[must_use]
 pub fn cluster(r: &dyn Read) -> Option<Cluster> {
     tables::CLUSTER.get(r, ())
+}
+
+/// Refuses a command that needs a higher feature level than the cluster has: replicas that do not understand it
+/// would halt at its entry. Whoever proposes asks this first; apply asks it too.
+///
+/// # Errors
+/// [`Code::FeatureMissing`].
+pub fn check_level(r: &dyn Read, command: &crate::Command) -> Result<(), Reject> {
+    let has = cluster(r).map_or(limits::FIRST_FEATURE_LEVEL, |born| born.feature_level);
+    let needed = command.feature_level();
+    if needed <= has {
+        return Ok(());
+    }
+    Err(Reject::new(
+        Code::FeatureMissing,
+        [&command.name(), &needed, &has],
+    ))
+}
+
+/// The feature level that every member understands, when it is above the cluster's: what the leader raises it to.
+#[must_use]
+pub fn next_feature_level(r: &dyn Read) -> Option<u32> {
+    let has = cluster(r)?.feature_level;
+    let members = replicas(r).into_iter().filter(Replica::is_member);
+    let common = members.map(|member| member.understands()).min()?;
+    (common > has).then_some(common)
 }
 
 /// The replica with this id.

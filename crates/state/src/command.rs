@@ -151,6 +151,12 @@ impl Command {
         .unwrap_or("unknown")
     }
 
+    /// The feature level that a cluster must have before this may be proposed: the one of the version that
+    /// brought the command. Those of later versions name a higher one here.
+    pub(crate) fn feature_level(&self) -> u32 {
+        limits::FIRST_FEATURE_LEVEL
+    }
+
     /// Whether this binary knows the command and every enum value in it.
     fn is_known(&self) -> bool {
         match self {

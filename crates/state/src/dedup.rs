@@ -1,9 +1,11 @@
 //! Remembered requests: a retry of a request that was decided gets the same answer and has no second effect.
 //!
-//! A request is known by (actor, request id). Requests are forgotten in the order of the time in their ids,
-//! and what is as old as something forgotten is refused, never applied again: forgetting cannot make a
-//! request run twice. The floor is kept per actor, so that nobody's ids can shut others out, and it comes
-//! from what was forgotten rather than from the clock, so that a replica whose clock ran ahead cannot either.
+//! A request is known by (actor, request id). Requests are forgotten in the order of their age, and what is
+//! not above something forgotten is refused, never applied again: forgetting cannot make a request run twice.
+//! The age is the time of the decision, so that a client whose clock is behind is answered as well, or the
+//! time in the id where that is later, so that one whose clock was ahead is not shut out by its own ids. The
+//! floor is kept per actor, so that nobody's ids can shut others out, and it comes from what was forgotten
+//! rather than from the clock, so that a replica whose clock ran ahead cannot either.
 
 use std::ops::ControlFlow;
 
@@ -28,6 +30,9 @@ pub struct Seen {
     /// The answer.
     #[prost(oneof = "Answer", tags = "3, 4")]
     pub answer: Option<Answer>,
+    /// Time of the state when it was decided, or the time in its id when that is later.
+    #[prost(uint64, tag = "5")]
+    pub age: u64,
 }
 
 /// Reply or refusal.
@@ -78,6 +83,12 @@ fn remembers(command: &str) -> bool {
     )
 }
 
+/// Whether a refusal is remembered. A report from an ended session is not: the node attaches again and sends
+/// it anew, under the same id, from its new session.
+fn is_final(answer: &Result<Reply, Reject>) -> bool {
+    !matches!(answer, Err(reject) if reject.kind() == Code::EpochStale)
+}
+
 /// Looks a request up.
 pub(crate) fn look_up(txn: &Txn<'_>, envelope: &Envelope) -> Known {
     let (id, command) = (envelope.request_id, envelope.command.name());
@@ -119,11 +130,12 @@ pub(crate) fn remember(
     answer: &Result<Reply, Reject>,
 ) {
     let (id, command) = (envelope.request_id, envelope.command.name());
-    if !remembers(command) {
+    if !remembers(command) || !is_final(answer) {
         return;
     }
     let requester = envelope.actor.dedup_key();
     forget_old(txn, meta, requester);
+    let age = txn.now.max(id.time_ms());
     let answer = match answer {
         Ok(reply) => Answer::Reply(Accepted {
             reply: Some(reply.clone()),
@@ -134,9 +146,10 @@ pub(crate) fn remember(
         command: command.to_owned(),
         index: txn.index,
         answer: Some(answer),
+        age,
     };
     txn.put(&REQUESTS_SEEN, (requester, id), &seen);
-    txn.mark(&REQUESTS_BY_AGE, (id, requester));
+    txn.mark(&REQUESTS_BY_AGE, (age, id, requester));
     let mut record = REQUESTERS.get(txn, requester).unwrap_or_default();
     record.remembered += 1;
     txn.put(&REQUESTERS, requester, &record);
@@ -147,15 +160,15 @@ fn forget_old(txn: &mut Txn<'_>, meta: &mut Meta, requester: Id) {
     let before = txn.now.saturating_sub(limits::DEDUP_WINDOW);
     let mut oldest = Vec::new();
     REQUESTS_BY_AGE.visit(txn, (), None, &mut |key, _| {
-        oldest.extend(Id::from_slice(&key[..16]).zip(Id::from_slice(&key[16..])));
+        oldest.extend(split(key));
         if oldest.len() < limits::DEDUP_EVICT {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
         }
     });
-    for (id, owner) in oldest {
-        if id.time_ms() < before || meta.requests_seen >= limits::DEDUP_MAX {
+    for (age, id, owner) in oldest {
+        if age < before || meta.requests_seen >= limits::DEDUP_MAX {
             forget(txn, meta, owner, id);
         }
     }
@@ -166,9 +179,23 @@ fn forget_old(txn: &mut Txn<'_>, meta: &mut Meta, requester: Id) {
     }
 }
 
+/// Age, request id and requester of a key of [`REQUESTS_BY_AGE`].
+pub(crate) fn split(key: &[u8]) -> Option<(u64, Id, Id)> {
+    let (age, rest) = key.split_first_chunk::<8>()?;
+    let (id, requester) = rest.split_first_chunk::<16>()?;
+    Some((
+        u64::from_be_bytes(*age),
+        Id::from_bytes(*id),
+        Id::from_slice(requester)?,
+    ))
+}
+
 fn forget(txn: &mut Txn<'_>, meta: &mut Meta, requester: Id, id: Id) {
+    let Some(seen) = REQUESTS_SEEN.get(txn, (requester, id)) else {
+        return;
+    };
     txn.delete(&REQUESTS_SEEN, (requester, id));
-    txn.delete(&REQUESTS_BY_AGE, (id, requester));
+    txn.delete(&REQUESTS_BY_AGE, (seen.age, id, requester));
     let mut record = REQUESTERS.get(txn, requester).unwrap_or_default();
     record.remembered = record.remembered.saturating_sub(1);
     record.floor = record.floor.max(id);

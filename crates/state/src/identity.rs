@@ -8,7 +8,7 @@
 mod rules;
 
 pub use rules::is_valid;
-pub(crate) use rules::{apply, claim_key, record, revoke_all};
+pub(crate) use rules::{apply, claim_key, has_working_certificate, record, revoke_all};
 
 use bytes::Bytes;
 

@@ -11,6 +11,7 @@ pub use chain::{Broken, Summary, row_hash, verify, verify_all};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use crate::check::cut;
 use crate::ids::{Digest, Id};
 use crate::limits;
 use crate::meta::{Meta, meta};
@@ -141,7 +142,7 @@ pub(crate) fn append(txn: &mut Txn<'_>, meta: &mut Meta) -> Vec<Row> {
             index: txn.index,
             ordinal,
             at_ms: txn.now,
-            actor: txn.actor.to_string(),
+            actor: cut(txn.actor.to_string(), limits::DETAIL_VALUE),
             action: draft.action.to_owned(),
             subject: draft.subject,
             request_id: txn.request_id,
@@ -159,15 +160,16 @@ pub(crate) fn append(txn: &mut Txn<'_>, meta: &mut Meta) -> Vec<Row> {
         meta.journal_head = row.hash;
         rows.push(row);
     }
-    trim(txn, meta);
+    trim(txn, meta, rows.len() as u64);
     rows
 }
 
-fn trim(txn: &mut Txn<'_>, meta: &mut Meta) {
+/// Takes the oldest rows out: as many as came, for one entry can bring a thousand, and a few more.
+fn trim(txn: &mut Txn<'_>, meta: &mut Meta, added: u64) {
     let surplus = meta
         .journal_rows
         .saturating_sub(limits::JOURNAL_ROWS)
-        .min(limits::JOURNAL_TRIM) as usize;
+        .min(added + limits::JOURNAL_TRIM) as usize;
     if surplus == 0 {
         return;
     }
@@ -272,6 +274,28 @@ mod tests {
             cut.absorb(&BTreeMap::from([(key, None)]));
             assert_eq!(verify_all(&cut).unwrap_err().problem, problem);
         }
+    }
+
+    #[test]
+    fn rows_that_cannot_be_read_or_lie_elsewhere_are_found() {
+        let mut state = MemRead::new();
+        for index in 1..=3 {
+            entry(&mut state, index, 2, None);
+        }
+        let key = tables::JOURNAL.key((2u64, 1u32));
+        let row = state.get(&key).unwrap();
+        let mut cut = state.clone();
+        cut.absorb(&BTreeMap::from([(key.clone(), Some(row.slice(..row.len() - 1)))]));
+        let broken = verify_all(&cut).unwrap_err();
+        assert_eq!(broken.cursor, Cursor { index: 2, ordinal: 1 });
+        assert_eq!(broken.problem, "it cannot be read");
+        // Between the same neighbours, so that the chain alone does not show it.
+        let mut moved = state.clone();
+        let elsewhere = tables::JOURNAL.key((2u64, 7u32));
+        moved.absorb(&BTreeMap::from([(key, None), (elsewhere, Some(row))]));
+        let broken = verify_all(&moved).unwrap_err();
+        assert_eq!(broken.cursor, Cursor { index: 2, ordinal: 7 });
+        assert_eq!(broken.problem, "it is not where it says");
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub const DAY: u64 = 24 * HOUR;
 
 /// The feature level that this binary understands; a cluster of a higher one must not be served by it.
 pub const FEATURE_LEVEL: u32 = 1;
+/// The level at which every cluster is born, whatever binary applies its first entry.
+pub const FIRST_FEATURE_LEVEL: u32 = 1;
 
 /// Largest encoded envelope.
 pub const ENVELOPE_MAX: usize = 1024 * 1024;
@@ -32,12 +34,14 @@ pub const REQUEST_AHEAD_MAX: u64 = DAY;
 
 /// How many journal rows are kept.
 pub const JOURNAL_ROWS: u64 = 200_000;
-/// How many rows one entry may trim.
+/// How many rows more than it adds one entry may trim.
 pub const JOURNAL_TRIM: u64 = 8;
 /// How many details a row may have.
 pub const DETAILS: usize = 16;
-/// Longest value of a row's detail; longer ones are cut.
+/// Longest actor, subject, or value of a detail of a row; longer ones are cut.
 pub const DETAIL_VALUE: usize = 512;
+/// Longest argument of a refusal; longer ones are cut.
+pub const REJECT_ARG: usize = 256;
 
 /// Longest name of a node, device, label or platform.
 pub const NAME_MAX: usize = 128;
@@ -110,14 +114,14 @@ pub const DETACH_BATCH: usize = 256;
 pub const PAYLOAD: usize = 512 * 1024;
 /// Dispatches of one device that have not ended.
 pub const OPEN_PER_DEVICE: u32 = 1_024;
-/// Payload bytes of all dispatches that have not ended.
+/// Bytes of all dispatches that have not ended: their payloads, and [`DISPATCH_COST`] for each.
 pub const OPEN_BYTES: u64 = 512 * 1024 * 1024;
+/// What a dispatch counts beside its payload, so that empty ones are bounded too.
+pub const DISPATCH_COST: u64 = 1024;
 /// Ended dispatches kept.
 pub const FINISHED: u64 = 10_000;
 /// Payload and result bytes of ended dispatches kept.
 pub const FINISHED_BYTES: u64 = 256 * 1024 * 1024;
-/// Ended dispatches that one entry may forget.
-pub const FINISHED_EVICT: usize = 8;
 /// Deadline of a dispatch when none is asked for.
 pub const DEADLINE: u64 = 30 * SECOND;
 /// Longest deadline of a dispatch.
@@ -131,12 +135,12 @@ pub const PAGE: usize = 500;
 pub const PAGE_MAX: usize = 1_000;
 
 const _: () = {
+    assert!(FIRST_FEATURE_LEVEL <= FEATURE_LEVEL);
     // A retry must find its answer for longer than any wait that can be asked for.
     assert!(DEDUP_WINDOW >= 2 * FAILURE_WINDOW);
     assert!(DEDUP_PER_ACTOR < DEDUP_MAX);
     // Forgetting must outrun remembering, or a table grows without bound.
     assert!(DEDUP_EVICT > 1);
-    assert!(JOURNAL_TRIM > 1);
     assert!(CODE_TTL_MIN < CODE_TTL && CODE_TTL < CODE_TTL_MAX);
     assert!(JOIN_TOKEN_TTL_MIN < JOIN_TOKEN_TTL && JOIN_TOKEN_TTL < JOIN_TOKEN_TTL_MAX);
     assert!((ATTEMPTS as usize) < FAILURES);

@@ -10,6 +10,9 @@ pub use texts::Code;
 
 use std::fmt;
 
+use crate::check::cut;
+use crate::limits;
+
 /// A deterministic refusal.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 #[prost(skip_debug)]
@@ -58,13 +61,14 @@ impl Class {
 }
 
 impl Reject {
-    /// A refusal that names `args`.
+    /// A refusal that names `args`, each in at most `limits::REJECT_ARG` bytes and without control characters:
+    /// what is refused for its length or its contents is remembered and printed nevertheless.
     #[must_use]
     pub fn new<const N: usize>(code: Code, args: [&dyn fmt::Display; N]) -> Reject {
         debug_assert_eq!(N, code.arguments(), "{code:?}");
         Reject {
             number: code as i32,
-            args: args.iter().map(ToString::to_string).collect(),
+            args: args.iter().map(|arg| shown(&arg.to_string())).collect(),
         }
     }
 
@@ -99,12 +103,26 @@ impl Reject {
     }
 
     fn fill(&self, template: &str) -> String {
-        let mut text = template.to_owned();
-        for (at, arg) in self.args.iter().enumerate() {
-            text = text.replace(&format!("{{{at}}}"), arg);
+        let mut text = String::with_capacity(template.len());
+        // Braces stand around numbers only. One pass, for an argument may hold braces too.
+        for (at, piece) in template.split(['{', '}']).enumerate() {
+            let arg = piece.parse().ok().and_then(|number: usize| self.args.get(number));
+            text.push_str(match arg {
+                _ if at % 2 == 0 => piece,
+                Some(arg) => arg,
+                None => "…",
+            });
         }
         text
     }
+}
+
+fn shown(arg: &str) -> String {
+    let plain = |symbol: char| if symbol.is_control() { '\u{fffd}' } else { symbol };
+    cut(
+        arg.chars().take(limits::REJECT_ARG).map(plain).collect(),
+        limits::REJECT_ARG,
+    )
 }
 
 impl fmt::Display for Reject {

@@ -64,7 +64,7 @@ pub struct TokenMinted {
     /// Its id.
     #[prost(message, required, tag = "1")]
     pub token_id: Id,
-    /// Last moment at which it is good.
+    /// First moment at which it is not good any more.
     #[prost(uint64, tag = "2")]
     pub expires_at: u64,
 }

@@ -17,7 +17,7 @@ use crate::{access, cluster, dedup, dispatch, identity, journal, meta, nodes, pa
 pub const META: Table<meta::Meta> = Table::new(0x01, "meta");
 /// Remembered requests by (actor, request id).
 pub const REQUESTS_SEEN: Table<dedup::Seen> = Table::new(0x02, "requests_seen");
-/// Remembered requests by (request id, actor): the order in which they are forgotten.
+/// Remembered requests by (age, request id, actor): the order in which they are forgotten.
 pub const REQUESTS_BY_AGE: Table<Present> = Table::new(0x03, "requests_by_age");
 /// What is remembered of each actor's requests.
 pub const REQUESTERS: Table<dedup::Requester> = Table::new(0x04, "requesters");

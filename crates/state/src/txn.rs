@@ -11,6 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::actor::Actor;
+use crate::check::cut;
 use crate::ids::Id;
 use crate::limits;
 use crate::read::{Read, Visit, Writes};
@@ -108,15 +109,6 @@ impl<'a> Txn<'a> {
     pub(crate) fn into_writes(self) -> Writes {
         self.writes
     }
-}
-
-/// Cuts a text to at most `max` bytes, at a character's border.
-fn cut(mut text: String, max: usize) -> String {
-    if text.len() > max {
-        let end = (0..=max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        text.truncate(end);
-    }
-    text
 }
 
 impl Read for Txn<'_> {
@@ -242,12 +234,5 @@ mod tests {
             prop_assert_eq!(found, collect(&after, &from, &to, limit, reverse));
             prop_assert_eq!(txn.get(&from), after.get(&from));
         }
-    }
-
-    #[test]
-    fn texts_are_cut_at_a_characters_border() {
-        assert_eq!(cut("grün".to_owned(), 3), "gr");
-        assert_eq!(cut("grün".to_owned(), 4), "grü");
-        assert_eq!(cut("grün".to_owned(), 9), "grün");
     }
 }

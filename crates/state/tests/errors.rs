@@ -64,6 +64,32 @@ fn texts_are_complete_sentences_without_an_end() {
     }
 }
 
+#[test]
+fn pages_quote_what_is_said() {
+    for code in Code::ALL {
+        let reject = Reject::decode(prost_message(*code as i32).as_slice()).unwrap();
+        let page = std::fs::read_to_string(pages().join(format!("{code}.md"))).unwrap();
+        let quoted: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("> ")).collect();
+        let said = [sentence(&reject.message()), sentence(&reject.next())];
+        assert_eq!(quoted, said, "{code}");
+    }
+}
+
+fn sentence(text: &str) -> String {
+    let mut symbols = text.chars();
+    let first = symbols.next().unwrap().to_uppercase();
+    format!("{first}{}.", symbols.as_str())
+}
+
+#[test]
+fn an_argument_cannot_pose_as_another() {
+    let reject = Reject::new(Code::JoinTokenName, [&"{1}", &"r2", &"{0}"]);
+    assert_eq!(
+        reject.message(),
+        "join token {1} is for a replica named r2, not {0}"
+    );
+}
+
 /// A refusal without arguments, as bytes: field 1, a number.
 fn prost_message(number: i32) -> Vec<u8> {
     let mut bytes = vec![0x08];

@@ -12,7 +12,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kit::{World, certificate, commands, fingerprint};
-use palyra_state::{Actor, Command, Envelope, access, cluster, decode, dispatch, identity, nodes, pairing};
+use palyra_state::{
+    Actor, Command, Envelope, access, cluster, decode, dispatch, identity, journal, nodes, pairing, reply,
+    state_hash, tables,
+};
 use records::{id, records, text};
 
 #[test]
@@ -26,6 +29,7 @@ fn bytes_never_change() {
         .collect();
     let mut found = records();
     found.extend(command_samples());
+    found.extend(shape_samples());
     let mut missing = Vec::new();
     for (name, bytes) in &found {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -91,10 +95,98 @@ fn what_is_not_understood_is_an_error() {
 }
 
 fn command_samples() -> BTreeMap<String, Vec<u8>> {
-    envelopes()
+    let mut samples = envelopes();
+    let base = &samples["command.cluster.update_replica_addresses"];
+    let with_level = cluster::UpdateReplicaAddresses {
+        replica_id: 2,
+        addresses: commands::addresses("r2"),
+        feature_level: 2,
+    };
+    let with_level = Envelope::new(base.request_id, base.actor.clone(), with_level);
+    samples.insert(
+        "command.cluster.update_replica_addresses.with_level".to_owned(),
+        with_level,
+    );
+    samples
         .into_iter()
         .map(|(name, envelope)| (name, envelope.encode()))
         .collect()
+}
+
+/// What is no message and lies on disk all the same: tags and key layouts of tables, the numbers of every enum, and
+/// the two hashes.
+fn shape_samples() -> BTreeMap<String, Vec<u8>> {
+    let mut samples: BTreeMap<String, Vec<u8>> = tables::ALL
+        .iter()
+        .map(|(tag, name)| (format!("table.{name}"), vec![*tag]))
+        .collect();
+    let (one, other) = (id(1), id(2));
+    let keys = [
+        ("number", tables::REPLICAS.key(258u64)),
+        ("id", tables::DEVICES.key(one)),
+        ("digest", tables::CERTIFICATES.key(fingerprint("n1"))),
+        ("text", tables::OPERATORS.key("alice")),
+        ("cursor", tables::JOURNAL.key((258u64, 3u32))),
+        ("request", tables::REQUESTS_SEEN.key((one, other))),
+        (
+            "request_by_age",
+            tables::REQUESTS_BY_AGE.key((258u64, one, other)),
+        ),
+        (
+            "certificate_of",
+            tables::CERTIFICATES_OF.key((1u32, tables::Text("alice"), fingerprint("alice"))),
+        ),
+        ("session_of", tables::SESSIONS_OF.key((258u64, one))),
+        ("by_state", tables::DISPATCHES_BY_STATE.key((8u32, one))),
+    ];
+    samples.extend(keys.map(|(name, key)| (format!("key.{name}"), key)));
+    for (name, numbers) in enums() {
+        let text: String = numbers
+            .iter()
+            .map(|(text, number)| format!("{text}={number} "))
+            .collect();
+        samples.insert(format!("enum.{name}"), text.into_bytes());
+    }
+    // A journal verifies, and replicas agree, only while these are computed as they always were.
+    let mut world = World::born();
+    let node = world.pair("n1");
+    let attach = commands::attach(&mut world, "n1", 1, &[]);
+    world.accept(node, attach);
+    let last = journal::last_rows(&world.state, 1);
+    samples.insert("hash.journal_row".to_owned(), last[0].hash.to_bytes().to_vec());
+    samples.insert(
+        "hash.state".to_owned(),
+        state_hash(&world.state).to_bytes().to_vec(),
+    );
+    samples
+}
+
+/// The number of each variant of each enum that lies on disk.
+fn enums() -> Vec<(&'static str, Vec<(String, i32)>)> {
+    fn numbers<E: TryFrom<i32> + std::fmt::Debug>() -> Vec<(String, i32)> {
+        let known = |number: i32| {
+            E::try_from(number)
+                .ok()
+                .map(|variant| (format!("{variant:?}"), number))
+        };
+        (0..64).filter_map(known).collect()
+    }
+    vec![
+        ("replica_status", numbers::<cluster::ReplicaStatus>()),
+        ("role", numbers::<access::Role>()),
+        ("operator_status", numbers::<access::OperatorStatus>()),
+        ("device_status", numbers::<identity::DeviceStatus>()),
+        ("certificate_kind", numbers::<identity::CertificateKind>()),
+        ("certificate_status", numbers::<identity::CertificateStatus>()),
+        ("method", numbers::<pairing::Method>()),
+        ("code_status", numbers::<pairing::CodeStatus>()),
+        ("request_status", numbers::<pairing::RequestStatus>()),
+        ("attempt_outcome", numbers::<reply::AttemptOutcome>()),
+        ("effect", numbers::<nodes::Effect>()),
+        ("node_status", numbers::<nodes::NodeStatus>()),
+        ("dispatch_state", numbers::<dispatch::State>()),
+        ("outcome", numbers::<dispatch::Outcome>()),
+    ]
 }
 
 /// One envelope for each command, by actors in turn.
@@ -155,6 +247,7 @@ fn cluster_commands(world: &mut World) -> Vec<Command> {
         cluster::UpdateReplicaAddresses {
             replica_id: 2,
             addresses: commands::addresses("r2"),
+            feature_level: 0,
         }
         .into(),
         cluster::RemoveReplica { replica_id: 2 }.into(),

@@ -3,11 +3,18 @@
 
 mod kit;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
-use kit::{World, certificate, commands, operator, replica};
+use kit::{World, certificate, commands, id_at, operator, replica};
+use palyra_state::access::{self, AddOperator};
 use palyra_state::identity::{self, NewCertificate};
+use palyra_state::journal::{self, Rows};
 use palyra_state::pairing::{self, CodeStatus};
-use palyra_state::{Actor, cluster, dispatch, invariants, limits, nodes};
+use palyra_state::{
+    Actor, Command, Envelope, Meta, cluster, dispatch, invariants, limits, meta, nodes, tables,
+};
+use prost::Message;
 
 #[test]
 fn codes_open_at_one_time() {
@@ -269,4 +276,172 @@ fn names_prefixes_and_pages() {
         5
     );
     assert!(identity::devices_by_prefix(&world.state, "7Z", 10).is_empty());
+}
+
+/// The state with its bookkeeping changed: what takes very long to reach is pretended.
+fn pretend(world: &mut World, change: impl FnOnce(&mut Meta)) {
+    let mut known = meta(&world.state);
+    change(&mut known);
+    put(world, tables::META.key(()), &known);
+}
+
+fn put(world: &mut World, key: Vec<u8>, record: &impl Message) {
+    let row = BTreeMap::from([(key, Some(record.encode_to_vec().into()))]);
+    world.state.absorb(&row);
+    world.checked = false;
+}
+
+#[test]
+fn the_journal_is_trimmed_by_as_much_as_an_entry_brings() {
+    let mut world = World::born();
+    let node = world.pair("n1");
+    world.checked = false;
+    for number in 0..limits::OPEN_PER_DEVICE {
+        let submit = commands::submit(&mut world, &format!("d{number}"), "n1", "echo");
+        world.accept(operator("root"), submit);
+    }
+    pretend(&mut world, |known| known.journal_rows = limits::JOURNAL_ROWS);
+    let attach = commands::attach(&mut world, "n1", 1, &[]);
+    let applied = world.accept(node, attach);
+    assert!(applied.rows.len() > 1_000);
+    let known = meta(&world.state);
+    assert_eq!(known.journal_rows, limits::JOURNAL_ROWS);
+    assert!(known.journal_trimmed > Default::default());
+    // A node that comes and goes cannot make it grow.
+    assert!(matches!(
+        journal::rows_after(&world.state, Default::default(), 1),
+        Rows::Gap { .. }
+    ));
+}
+
+#[test]
+fn bytes_that_wait_in_the_cluster_and_dispatches_without_any() {
+    let mut world = World::born();
+    world.pair("n1");
+    let submit = commands::submit(&mut world, "d1", "n1", "echo");
+    let size = submit.payload.len() as u64 + limits::DISPATCH_COST;
+    let waiting = |open, open_bytes| dispatch::Totals {
+        open,
+        open_bytes,
+        ..Default::default()
+    };
+    let full = limits::OPEN_BYTES - size + 1;
+    for sums in [
+        waiting(0, full),
+        waiting(limits::OPEN_BYTES / limits::DISPATCH_COST, 0),
+        waiting(1, full - limits::DISPATCH_COST),
+    ] {
+        put(&mut world, tables::DISPATCH_TOTALS.key(()), &sums);
+        world.refuse("E0613", operator("root"), submit.clone());
+    }
+    put(&mut world, tables::DISPATCH_TOTALS.key(()), &waiting(0, full - 1));
+    world.accept(operator("root"), submit);
+}
+
+#[test]
+fn bytes_of_ended_dispatches_are_forgotten_at_once() {
+    let mut world = World::born();
+    world.pair("n1");
+    world.checked = false;
+    let cancel = |world: &mut World, number: u64| {
+        world.advance(1);
+        let mut submit = commands::submit(world, &format!("d{number}"), "n1", "echo");
+        submit.payload = Bytes::from(vec![b' '; 1_000]);
+        let dispatch_id = submit.dispatch_id;
+        world.accept(operator("root"), submit);
+        let reason = String::new();
+        world.accept(operator("root"), dispatch::Cancel { dispatch_id, reason });
+        dispatch_id
+    };
+    let ids: Vec<_> = (0..200).map(|number| cancel(&mut world, number)).collect();
+    // As if some of them had been large: 150 have to go, and one more to make room for the next.
+    let sums = dispatch::Totals {
+        finished_bytes: limits::FINISHED_BYTES + 149_500,
+        ..dispatch::totals(&world.state)
+    };
+    put(&mut world, tables::DISPATCH_TOTALS.key(()), &sums);
+    cancel(&mut world, 200);
+    let kept = |id| dispatch::dispatch(&world.state, id).is_some();
+    let gone = ids.iter().take_while(|id| !kept(**id)).count();
+    assert_eq!(gone, 151);
+    assert!(ids[gone..].iter().all(|id| kept(*id)));
+    let sums = dispatch::totals(&world.state);
+    assert_eq!(sums.finished, 201 - 151);
+    assert!(sums.finished_bytes <= limits::FINISHED_BYTES);
+}
+
+#[test]
+fn requests_that_are_remembered_in_all() {
+    let mut world = World::born();
+    let kept = id_at(world.at, 1);
+    let mint = commands::mint(&mut world, "c1", "ticket");
+    let first = Envelope::new(kept, operator("root"), mint);
+    world.apply(&first).reply.unwrap();
+    pretend(&mut world, |known| known.requests_seen = limits::DEDUP_MAX);
+    let next = commands::mint(&mut world, "c2", "ticket");
+    world.accept(operator("root"), next);
+    assert_eq!(meta(&world.state).requests_seen, limits::DEDUP_MAX);
+    // The oldest gave way, and is refused rather than applied again. Genesis went before it.
+    let more = commands::mint(&mut world, "c3", "ticket");
+    world.accept(operator("root"), more);
+    let again = world.apply(&first);
+    assert_eq!(again.reply.unwrap_err().code(), "E0901");
+}
+
+#[test]
+fn what_is_refused_for_its_length_is_not_remembered_in_full() {
+    let mut world = World::born();
+    let node = world.pair("n1");
+    let long = "\u{1b}[31m".repeat(40_000);
+    let mut register = commands::register(&mut world, "n1");
+    register.capabilities[0].name = long.clone();
+    let add = AddOperator {
+        name: long.clone(),
+        ..commands::add_operator("x", access::Role::Viewer)
+    };
+    let set = access::SetRole { name: long, role: 0 };
+    let asked: [(Actor, Command); 3] = [
+        (node, register.into()),
+        (operator("root"), add.into()),
+        (operator("root"), set.into()),
+    ];
+    for (actor, command) in asked {
+        let applied = world.run(actor, command);
+        let reject = applied.reply.unwrap_err();
+        assert!(reject.message().len() < 1_000, "{reject}");
+        assert!(!reject.message().contains(char::is_control), "{reject}");
+        let written: usize = applied.writes.values().flatten().map(Bytes::len).sum();
+        assert!(written < 2_000, "{written} bytes for {reject}");
+    }
+}
+
+#[test]
+fn a_stranger_cannot_fill_a_journal_row() {
+    let mut world = World::born();
+    let mint = commands::mint(&mut world, "c1", "pin");
+    world.accept(operator("root"), mint);
+    let begin = commands::begin(&mut world, "a1", "c1", "n1");
+    let stranger = Actor::Anonymous {
+        source: "x".repeat(100_000),
+    };
+    let applied = world.accept(stranger, begin);
+    assert_eq!(applied.rows[0].actor.len(), limits::DETAIL_VALUE);
+}
+
+#[test]
+fn a_command_of_a_later_level_is_refused_until_the_cluster_has_it() {
+    let mut world = World::born();
+    // The first level is every command's of this version: pretend that the cluster is older than that.
+    let mut born = cluster::cluster(&world.state).unwrap();
+    born.feature_level = 0;
+    put(&mut world, tables::CLUSTER.key(()), &born);
+    let mint = commands::mint(&mut world, "c1", "pin");
+    assert!(cluster::check_level(&world.state, &mint.clone().into()).is_err());
+    world.refuse("E0115", operator("root"), mint.clone());
+    assert!(pairing::codes(&world.state).is_empty());
+    assert_eq!(cluster::next_feature_level(&world.state), Some(1));
+    born.feature_level = 1;
+    put(&mut world, tables::CLUSTER.key(()), &born);
+    assert_eq!(cluster::next_feature_level(&world.state), None);
+    world.accept(operator("root"), mint);
 }

@@ -104,6 +104,56 @@ fn a_leader_with_a_clock_ahead_shuts_nobody_out() {
 }
 
 #[test]
+fn a_retry_is_answered_whatever_the_clocks_say() {
+    // A client whose clock is behind, then ahead; a leader whose clock was ahead.
+    for (client, leader) in [(-3 * HOUR as i64, 0), (5 * HOUR as i64, 0), (0, 5 * HOUR)] {
+        let mut world = World::born();
+        world.advance(4 * HOUR);
+        let at = world.at.checked_add_signed(client).unwrap();
+        let first = mint(&mut world, id_at(at, 1), "c1");
+        first.reply.as_ref().unwrap();
+        world.at += leader;
+        let other = id_at(world.at - leader, 2);
+        mint(&mut world, other, "c2").reply.unwrap();
+        world.at -= leader;
+        for (number, code) in [(3, "c3"), (4, "c4"), (5, "c5")] {
+            let id = id_at(world.at, number);
+            let one = mint(&mut world, id, code);
+            assert!(one.reply.is_ok());
+            let again = mint(&mut world, id, code);
+            assert!(again.duplicate, "{client} {leader}");
+            assert_eq!(again.reply, one.reply);
+        }
+        // Five hours ahead is over an hour ago, for a leader whose clock jumped.
+        if leader == 0 {
+            world.advance(59 * 60_000);
+            let again = mint(&mut world, id_at(at, 1), "c1");
+            assert!(again.duplicate, "{client} {leader}");
+            assert_eq!(again.reply, first.reply);
+        }
+    }
+}
+
+#[test]
+fn a_clock_that_was_ahead_and_is_set_right_shuts_its_owner_out_of_nothing() {
+    let mut world = World::born();
+    let ahead = id_at(world.at + 20 * HOUR, 1);
+    mint(&mut world, ahead, "c1").reply.unwrap();
+    world.advance(3 * HOUR);
+    for number in 2..8 {
+        let id = id_at(world.at, number);
+        mint(&mut world, id, &format!("c{number}")).reply.unwrap();
+    }
+    // It is forgotten once an hour has passed since its own time.
+    world.advance(19 * HOUR);
+    for number in 10..16 {
+        let id = id_at(world.at, number);
+        mint(&mut world, id, &format!("c{number}")).reply.unwrap();
+    }
+    assert_eq!(mint(&mut world, ahead, "c1").reply.unwrap_err().code(), "E0901");
+}
+
+#[test]
 fn an_actor_that_is_shut_out_leaves_no_trace_but_the_hash() {
     let mut world = World::born();
     let before = world.state.clone();

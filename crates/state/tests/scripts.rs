@@ -300,6 +300,7 @@ fn cluster_command(args: &mut Args<'_>, name: &str) -> Command {
         "cluster.update_replica_addresses" => cluster::UpdateReplicaAddresses {
             replica_id: args.number("id"),
             addresses: commands::addresses(&args.text("host")),
+            feature_level: args.number("level") as u32,
         }
         .into(),
         "cluster.remove_replica" => cluster::RemoveReplica {

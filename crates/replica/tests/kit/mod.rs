@@ -356,6 +356,7 @@ pub fn set(value: u64) -> cluster::UpdateReplicaAddresses {
     cluster::UpdateReplicaAddresses {
         replica_id: 1,
         addresses: addresses(value),
+        feature_level: 0,
     }
 }
 

@@ -25,18 +25,21 @@ pub(crate) fn active(r: &dyn Read, name: &str) -> Result<Operator, Reject> {
         .ok_or_else(|| Reject::new(Code::NoSuchOperator, [&name]))
 }
 
-/// Whether this operator is an admin, and no other is.
-pub(crate) fn is_last_admin(r: &dyn Read, name: &str) -> bool {
-    let is_admin =
-        |operator: &Operator| operator.status() == OperatorStatus::Active && operator.role() == Role::Admin;
-    let admins: Vec<Operator> = operators(r).into_iter().filter(is_admin).collect();
-    admins.len() == 1 && admins[0].name == name
+/// Whether this operator is an admin, and no other admin has a certificate that works at `now`: without this
+/// one nobody could change operators any more.
+pub(crate) fn is_last_admin(r: &dyn Read, name: &str, now: u64) -> bool {
+    let (admins, others): (Vec<Operator>, Vec<Operator>) = operators(r)
+        .into_iter()
+        .filter(|operator| operator.status() == OperatorStatus::Active && operator.role() == Role::Admin)
+        .partition(|operator| operator.name == name);
+    let can_act = |other: &Operator| identity::has_working_certificate(r, &other.name, now);
+    !admins.is_empty() && !others.iter().any(can_act)
 }
 
 fn add(txn: &mut Txn<'_>, command: &AddOperator) -> Result<Reply, Reject> {
     let name = command.name.as_str();
     if !check::is_short_name(name) {
-        return Err(Reject::new(Code::BadOperatorName, [&format_args!("{name:?}")]));
+        return Err(Reject::new(Code::BadOperatorName, [&check::quoted(name)]));
     }
     match operator(txn, name) {
         Some(known) if known.status() == OperatorStatus::Active => {
@@ -84,7 +87,7 @@ fn remove(txn: &mut Txn<'_>, command: &RemoveOperator) -> Result<Reply, Reject> 
     check::text("the reason", &command.reason, limits::REASON_MAX)?;
     let name = command.name.as_str();
     let mut operator = active(txn, name)?;
-    if is_last_admin(txn, name) {
+    if is_last_admin(txn, name, txn.now) {
         return Err(Reject::new(Code::LastAdmin, [&name]));
     }
     operator.set_status(OperatorStatus::Removed);
@@ -109,7 +112,7 @@ fn set_role(txn: &mut Txn<'_>, command: &SetRole) -> Result<Reply, Reject> {
     if before == after {
         return Ok(Reply::done());
     }
-    if is_last_admin(txn, name) {
+    if is_last_admin(txn, name, txn.now) {
         return Err(Reject::new(Code::LastAdmin, [&name]));
     }
     operator.set_role(after);

@@ -3,7 +3,7 @@
 use super::{
     Action, Addresses, AdmitReplica, AllocateReplica, Cluster, Genesis, JoinToken, MintJoinToken,
     RaiseFeatureLevel, RemoveReplica, Replica, ReplicaStatus, SetReplicaStatus, UpdateReplicaAddresses,
-    cluster, join_token, join_tokens, replica, replicas,
+    cluster, join_token, join_tokens, next_feature_level, replica, replicas,
 };
 use crate::access::{self, Role};
 use crate::actor::Actor;
@@ -39,7 +39,7 @@ fn genesis(txn: &mut Txn<'_>, command: &Genesis) -> Result<Reply, Reject> {
         root_cert_der: command.root_cert_der.clone(),
         root_key_sealed: command.root_key_sealed.clone(),
         created_at: txn.now,
-        feature_level: limits::FEATURE_LEVEL,
+        feature_level: limits::FIRST_FEATURE_LEVEL,
         next_replica_id: 2,
     };
     txn.put(&tables::CLUSTER, (), &born);
@@ -52,6 +52,7 @@ fn genesis(txn: &mut Txn<'_>, command: &Genesis) -> Result<Reply, Reject> {
         certificate: command.replica_certificate.fingerprint(),
         joined_at: txn.now,
         removed_at: 0,
+        feature_level: 0,
     };
     txn.put(&tables::REPLICAS, 1u64, &first);
     txn.emit(
@@ -101,7 +102,7 @@ fn check_genesis(command: &Genesis) -> Result<(), Reject> {
     if !check::is_short_name(&command.operator_name) {
         return Err(Reject::new(
             Code::BadOperatorName,
-            [&format_args!("{:?}", command.operator_name)],
+            [&check::quoted(&command.operator_name)],
         ));
     }
     Ok(())
@@ -178,9 +179,7 @@ fn allocate(txn: &mut Txn<'_>, command: &AllocateReplica) -> Result<Reply, Rejec
     match replica_named(txn, &command.name) {
         // A join that died between its two entries holds the name and nothing else.
         Some(mut left) if left.status() == ReplicaStatus::Allocated => {
-            left.set_status(ReplicaStatus::Removed);
-            left.removed_at = txn.now;
-            txn.put(&tables::REPLICAS, left.id, &left);
+            set_removed(txn, &mut left);
         }
         Some(taken) => return Err(Reject::new(Code::ReplicaNameTaken, [&command.name, &taken.id])),
         None => {}
@@ -207,6 +206,7 @@ fn allocate(txn: &mut Txn<'_>, command: &AllocateReplica) -> Result<Reply, Rejec
         certificate: Fingerprint::ZERO,
         joined_at: txn.now,
         removed_at: 0,
+        feature_level: 0,
     };
     txn.put(&tables::REPLICAS, id, &new);
     txn.emit(
@@ -313,20 +313,33 @@ fn update_addresses(txn: &mut Txn<'_>, command: &UpdateReplicaAddresses) -> Resu
     if replica.status() == ReplicaStatus::Removed {
         return Err(Reject::new(Code::ReplicaRemoved, [&replica.id]));
     }
-    if replica.addresses == command.addresses {
+    let said = command.feature_level;
+    let levels = (said != 0 && said != replica.understands()).then_some((replica.understands(), said));
+    let has_moved = replica.addresses != command.addresses;
+    if !has_moved && levels.is_none() {
         return Ok(Reply::done());
     }
     replica.addresses = command.addresses.clone();
+    if let Some((before, after)) = levels {
+        replica.feature_level = after;
+        txn.emit(
+            "cluster.replica_level",
+            replica.id,
+            [("from", before.to_string()), ("to", after.to_string())],
+        );
+    }
     txn.put(&tables::REPLICAS, replica.id, &replica);
-    txn.emit(
-        "cluster.replica_moved",
-        replica.id,
-        [
-            ("peer", replica.addresses.peer.clone()),
-            ("node", replica.addresses.node.clone()),
-            ("enrol", replica.addresses.enrol.clone()),
-        ],
-    );
+    if has_moved {
+        txn.emit(
+            "cluster.replica_moved",
+            replica.id,
+            [
+                ("peer", replica.addresses.peer.clone()),
+                ("node", replica.addresses.node.clone()),
+                ("enrol", replica.addresses.enrol.clone()),
+            ],
+        );
+    }
     Ok(Reply::done())
 }
 
@@ -338,16 +351,20 @@ fn remove(txn: &mut Txn<'_>, command: &RemoveReplica) -> Result<Reply, Reject> {
     if replica.status() == ReplicaStatus::Voter && is_last_voter(txn, replica.id) {
         return Err(Reject::new(Code::LastVoter, [&replica.id]));
     }
+    set_removed(txn, &mut replica);
+    Ok(Reply::done())
+}
+
+fn set_removed(txn: &mut Txn<'_>, replica: &mut Replica) {
     replica.set_status(ReplicaStatus::Removed);
     replica.removed_at = txn.now;
-    txn.put(&tables::REPLICAS, replica.id, &replica);
+    txn.put(&tables::REPLICAS, replica.id, replica);
     identity::revoke_all(txn, CertificateKind::Replica, &replica.id.to_string());
     txn.emit(
         "cluster.replica_removed",
         replica.id,
         [("name", replica.name.clone())],
     );
-    Ok(Reply::done())
 }
 
 fn raise_level(txn: &mut Txn<'_>, command: &RaiseFeatureLevel) -> Result<Reply, Reject> {
@@ -356,7 +373,8 @@ fn raise_level(txn: &mut Txn<'_>, command: &RaiseFeatureLevel) -> Result<Reply, 
     if before == after {
         return Ok(Reply::done());
     }
-    if !(before..=limits::FEATURE_LEVEL).contains(&after) {
+    // What the members said decides, never what this binary understands: replicas of two versions apply this.
+    if next_feature_level(txn).is_none_or(|common| after > common) || after < before {
         return Err(Reject::new(Code::FeatureLevel, [&before, &after]));
     }
     born.feature_level = after;

@@ -116,8 +116,9 @@ fn check_queues(txn: &Txn<'_>, command: &Submit) -> Result<(), Reject> {
     if open >= limits::OPEN_PER_DEVICE {
         return Err(Reject::new(Code::QueueFull, [&command.device_id, &open]));
     }
-    let waiting = totals(txn).open_bytes;
-    if waiting + size as u64 > limits::OPEN_BYTES {
+    let sums = totals(txn);
+    let waiting = sums.open_bytes + sums.open * limits::DISPATCH_COST;
+    if waiting + limits::DISPATCH_COST + size as u64 > limits::OPEN_BYTES {
         return Err(Reject::new(
             Code::ClusterQueueFull,
             [&waiting, &limits::OPEN_BYTES],

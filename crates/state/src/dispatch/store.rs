@@ -6,12 +6,15 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use super::{Dispatch, State, dispatch, totals};
+use super::{Dispatch, State, Totals, dispatch, totals};
 use crate::ids::Id;
 use crate::limits;
 use crate::read::Read;
 use crate::tables::{self, Blob};
 use crate::txn::Txn;
+
+/// How many ended dispatches are read at a time to forget them.
+const FORGET_PAGE: usize = 64;
 
 /// The payload of a dispatch.
 #[must_use]
@@ -136,30 +139,49 @@ fn close(txn: &mut Txn<'_>, ended: &Dispatch) {
     txn.put(&tables::DISPATCH_TOTALS, (), &sums);
 }
 
-/// Forgets a few of the oldest ended dispatches while there are too many, or too many bytes of them.
+/// Forgets the oldest ended dispatches until neither their number nor their bytes are too many. Not a few at
+/// a time: one entry can end a whole queue.
 pub(crate) fn forget_finished(txn: &mut Txn<'_>) {
     let mut sums = totals(txn);
-    let full = |sums: &super::Totals| {
-        sums.finished > limits::FINISHED || sums.finished_bytes > limits::FINISHED_BYTES
-    };
+    let full =
+        |sums: &Totals| sums.finished > limits::FINISHED || sums.finished_bytes > limits::FINISHED_BYTES;
     if !full(&sums) {
         return;
     }
-    let oldest = tables::FINISHED.suffixes(txn, (), limits::FINISHED_EVICT);
-    for id in oldest.iter().filter_map(|key| Id::from_slice(&key[8..])) {
-        let Some(old) = dispatch(txn, id).filter(|_| full(&sums)) else {
-            continue;
-        };
-        sums.finished = sums.finished.saturating_sub(1);
-        sums.finished_bytes = sums.finished_bytes.saturating_sub(size(&old));
-        txn.delete(&tables::DISPATCHES, id);
-        txn.delete(&tables::PAYLOADS, id);
-        txn.delete(&tables::RESULTS, id);
-        txn.delete(&tables::DISPATCHES_BY_STATE, (old.state as u32, id));
-        txn.delete(&tables::DISPATCHES_OF, (old.device_id, id));
-        txn.delete(&tables::FINISHED, (old.ended_at, id));
+    let mut after: Option<Vec<u8>> = None;
+    while full(&sums) {
+        let mut oldest = Vec::new();
+        tables::FINISHED.visit(txn, (), after.as_deref(), &mut |key, _| {
+            oldest.push(key.to_vec());
+            if oldest.len() < FORGET_PAGE {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        for id in oldest.iter().filter_map(|key| Id::from_slice(&key[8..])) {
+            let Some(old) = dispatch(txn, id).filter(|_| full(&sums)) else {
+                break;
+            };
+            sums.finished = sums.finished.saturating_sub(1);
+            sums.finished_bytes = sums.finished_bytes.saturating_sub(size(&old));
+            remove(txn, &old);
+        }
+        after = oldest.pop();
+        if after.is_none() {
+            break;
+        }
     }
     txn.put(&tables::DISPATCH_TOTALS, (), &sums);
+}
+
+fn remove(txn: &mut Txn<'_>, old: &Dispatch) {
+    txn.delete(&tables::DISPATCHES, old.id);
+    txn.delete(&tables::PAYLOADS, old.id);
+    txn.delete(&tables::RESULTS, old.id);
+    txn.delete(&tables::DISPATCHES_BY_STATE, (old.state as u32, old.id));
+    txn.delete(&tables::DISPATCHES_OF, (old.device_id, old.id));
+    txn.delete(&tables::FINISHED, (old.ended_at, old.id));
 }
 
 fn size(dispatch: &Dispatch) -> u64 {

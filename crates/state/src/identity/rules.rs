@@ -85,6 +85,17 @@ fn check_certificate(
     Ok(())
 }
 
+fn works(certificate: &Certificate, now: u64) -> bool {
+    certificate.status() != CertificateStatus::Revoked && now < certificate.not_after
+}
+
+/// Whether an operator has a certificate that is neither revoked nor expired at `now`.
+pub(crate) fn has_working_certificate(r: &dyn Read, name: &str, now: u64) -> bool {
+    certificates_of(r, CertificateKind::Operator, name)
+        .iter()
+        .any(|certificate| works(certificate, now))
+}
+
 /// Records a certificate that was signed for this holder. Its older ones become superseded and stay valid.
 pub(crate) fn record(
     txn: &mut Txn<'_>,
@@ -151,8 +162,7 @@ fn make_room(txn: &mut Txn<'_>, kind: CertificateKind, subject: &str) -> Result<
     let mut kept = certificates_of(txn, kind, subject);
     while kept.len() >= limits::CERTIFICATES {
         let now = txn.now;
-        let useless = |old: &Certificate| now >= old.not_after || old.status() == CertificateStatus::Revoked;
-        let Some(at) = kept.iter().position(useless) else {
+        let Some(at) = kept.iter().position(|old| !works(old, now)) else {
             return Err(Reject::new(Code::TooManyCertificates, [&subject, &kept.len()]));
         };
         let old = kept.remove(at);
@@ -181,7 +191,7 @@ pub(crate) fn revoke_all(txn: &mut Txn<'_>, kind: CertificateKind, subject: &str
     count
 }
 
-/// Gives a public key to a device, for ever.
+/// Gives a public key to a device, for as long as one of its certificates is kept.
 pub(crate) fn claim_key(txn: &mut Txn<'_>, spki: Fingerprint, device_id: Id) -> Result<(), Reject> {
     match device_of_key(txn, spki) {
         Some(owner) if owner != device_id => Err(Reject::new(Code::KeyInUse, [&owner])),
@@ -280,12 +290,8 @@ fn revoke_operator_certificate(
         return Ok(Reply::done());
     }
     let others = certificates_of(txn, CertificateKind::Operator, &certificate.subject);
-    let works = |other: &Certificate| {
-        other.fingerprint != certificate.fingerprint
-            && other.status() != CertificateStatus::Revoked
-            && txn.now < other.not_after
-    };
-    if access::is_last_admin(txn, &certificate.subject) && !others.iter().any(works) {
+    let another = |other: &Certificate| other.fingerprint != certificate.fingerprint && works(other, txn.now);
+    if access::is_last_admin(txn, &certificate.subject, txn.now) && !others.iter().any(another) {
         return Err(Reject::new(Code::LastAdmin, [&certificate.subject]));
     }
     certificate.set_status(CertificateStatus::Revoked);

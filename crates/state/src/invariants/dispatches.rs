@@ -58,14 +58,14 @@ pub(super) fn check(r: &dyn Read, findings: &mut Findings) {
     }
     findings.expect(
         "queues are bounded",
-        totals.open_bytes <= limits::OPEN_BYTES,
-        || format!("{} bytes", totals.open_bytes),
+        totals.open_bytes + totals.open * limits::DISPATCH_COST <= limits::OPEN_BYTES,
+        || format!("{} bytes of {}", totals.open_bytes, totals.open),
     );
-    // One entry can end a whole queue, and forgetting takes a few at a time.
-    let slack = limits::FINISHED + u64::from(limits::OPEN_PER_DEVICE);
-    findings.expect("ended dispatches are bounded", totals.finished <= slack, || {
-        totals.finished.to_string()
-    });
+    findings.expect(
+        "ended dispatches are bounded",
+        totals.finished <= limits::FINISHED && totals.finished_bytes <= limits::FINISHED_BYTES,
+        || format!("{} bytes of {}", totals.finished_bytes, totals.finished),
+    );
 }
 
 fn check_one(r: &dyn Read, found: &Dispatch, findings: &mut Findings) {

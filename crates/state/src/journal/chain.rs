@@ -2,16 +2,16 @@
 //! folder.
 
 use std::fmt;
+use std::ops::ControlFlow;
 
+use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
-use super::{Cursor, Row, read_after};
+use super::{Cursor, Row};
 use crate::ids::Digest;
 use crate::meta::meta;
 use crate::read::Read;
-
-/// Rows that [`verify_all`] holds in memory at a time.
-const CHUNK: usize = 512;
+use crate::tables;
 
 /// SHA-256 over every field of the row but `hash`, each behind its length.
 #[must_use]
@@ -124,6 +124,27 @@ fn check_row(summary: &mut Summary, row: &Row) -> Result<(), Broken> {
     Ok(())
 }
 
+/// A row as it lies in the table: one that cannot be read is a finding here, and no reason to stop.
+fn read_row(key: &[u8], value: &[u8]) -> Result<Row, Broken> {
+    let number = |bytes: &[u8]| bytes.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    let (index, ordinal) = key.split_at(key.len().min(8));
+    let cursor = Cursor {
+        index: number(index),
+        ordinal: number(ordinal) as u32,
+    };
+    let broken = |problem| Broken {
+        cursor,
+        problem,
+        expected: Digest::ZERO,
+        found: Digest::of(value),
+    };
+    let row = Row::decode(value).map_err(|_| broken("it cannot be read"))?;
+    if tables::JOURNAL.key((row.index, row.ordinal))[1..] != *key {
+        return Err(broken("it is not where it says"));
+    }
+    Ok(row)
+}
+
 /// Checks everything that a state holds, including that nothing is missing at either end.
 ///
 /// # Errors
@@ -134,15 +155,19 @@ pub fn verify_all(r: &dyn Read) -> Result<Summary, Broken> {
         head: meta.journal_trimmed_hash,
         ..Summary::default()
     };
+    let mut broken = None;
     // Not from the trimmed cursor: rows hidden before it must be found too.
-    let mut after = Cursor::default();
-    loop {
-        let rows = read_after(r, after, CHUNK);
-        let Some(last) = rows.last() else { break };
-        after = last.cursor();
-        for row in &rows {
-            check_row(&mut summary, row)?;
+    tables::JOURNAL.visit(r, (), None, &mut |key, value| match read_row(key, value)
+        .and_then(|row| check_row(&mut summary, &row))
+    {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(found) => {
+            broken = Some(found);
+            ControlFlow::Break(())
         }
+    });
+    if let Some(broken) = broken {
+        return Err(broken);
     }
     let end = |problem| Broken {
         cursor: summary.last,

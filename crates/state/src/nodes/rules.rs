@@ -106,7 +106,7 @@ fn check_registration(command: &Register) -> Result<(), Reject> {
 
 fn check_capability(capability: &Capability) -> Result<(), Reject> {
     if !check::is_short_name(&capability.name) {
-        let cause = format_args!("{:?} is no name for one", capability.name);
+        let cause = format_args!("{} is no name for one", check::quoted(&capability.name));
         return Err(check::invalid("a capability", &cause));
     }
     if capability.timeout_ms > limits::DEADLINE_MAX {

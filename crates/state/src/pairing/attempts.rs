@@ -17,9 +17,7 @@ pub(super) fn begin(txn: &mut Txn<'_>, command: &BeginAttempt) -> Result<Reply, 
     check::id("the attempt id", command.attempt_id)?;
     check::id("the device id", command.device_id)?;
     check::text("the source", &command.source, limits::REASON_MAX)?;
-    if let Some(at) = reopens_at(txn, txn.now) {
-        return Err(Reject::new(Refusal::PairingClosed, [&limits::FAILURES, &at]));
-    }
+    refuse_closed(txn)?;
     let mut found = select(txn, command)?;
     check_method(&found, command.method())?;
     refuse_revoked(txn, command.device_id)?;
@@ -59,6 +57,13 @@ pub(super) fn begin(txn: &mut Txn<'_>, command: &BeginAttempt) -> Result<Reply, 
         ],
     );
     Ok(counted(&found, command.attempt_id, AttemptOutcome::Granted))
+}
+
+fn refuse_closed(txn: &Txn<'_>) -> Result<(), Reject> {
+    match reopens_at(txn, txn.now) {
+        Some(at) => Err(Reject::new(Refusal::PairingClosed, [&limits::FAILURES, &at])),
+        None => Ok(()),
+    }
 }
 
 /// The code that an attempt is for, if it is open.
@@ -207,11 +212,12 @@ fn check_fields(txn: &Txn<'_>, command: &Prove) -> Result<(), Reject> {
     Ok(())
 }
 
-/// Takes the attempt off the counts. A ticket's secret cannot be guessed, so it may go without one.
+/// Takes the attempt off the counts. A ticket's secret cannot be guessed, so it may go without one; but closed
+/// is closed, save for attempts that began before.
 fn give_back(txn: &mut Txn<'_>, found: &mut Code, command: &Prove) -> Result<(), Reject> {
     let Some(id) = command.attempt_id else {
         return match found.method() {
-            Method::Ticket => Ok(()),
+            Method::Ticket => refuse_closed(txn),
             Method::Pin => Err(check::invalid("the attempt id", &"a PIN needs one")),
         };
     };

@@ -34,6 +34,8 @@ pub enum Code {
     TooManyReplicas = 113,
     /// … join tokens are open.
     TooManyJoinTokens = 114,
+    /// … needs the feature level …, and the cluster has ….
+    FeatureMissing = 115,
     /// There is no operator ….
     NoSuchOperator = 201,
     /// An operator named … exists already.
@@ -136,7 +138,7 @@ pub enum Code {
     DispatchExists = 611,
     /// A deadline of … ms is over the limit of ….
     BadDeadline = 612,
-    /// Payloads of … bytes wait in the cluster, and … is the limit.
+    /// Dispatches of … bytes wait in the cluster, and … is the limit.
     ClusterQueueFull = 613,
     /// The request id … is older than what is remembered.
     RequestTooOld = 901,
@@ -172,6 +174,7 @@ impl Code {
         Code::FeatureLevel,
         Code::TooManyReplicas,
         Code::TooManyJoinTokens,
+        Code::FeatureMissing,
         Code::NoSuchOperator,
         Code::OperatorExists,
         Code::BadOperatorName,
@@ -305,6 +308,9 @@ const TEXTS: &[(Code, Class, &str, &str)] = &[
     (Code::TooManyJoinTokens, Class::Exhausted,
      "{0} join tokens are open",
      "use one of them, or wait until one expires"),
+    (Code::FeatureMissing, Class::Precondition,
+     "{0} needs the feature level {1}, and the cluster has {2}",
+     "update every replica; the level rises by itself once all of them understand it"),
     (Code::NoSuchOperator, Class::NotFound,
      "there is no operator {0}",
      "run `palyra operator ls`"),
@@ -460,7 +466,7 @@ const TEXTS: &[(Code, Class, &str, &str)] = &[
      "a deadline of {0} ms is over the limit of {1}",
      "ask for at most 24 h"),
     (Code::ClusterQueueFull, Class::Exhausted,
-     "payloads of {0} bytes wait in the cluster, and {1} is the limit",
+     "dispatches of {0} bytes wait in the cluster, and {1} is the limit",
      "wait until some dispatches end, or cancel them: `palyra job ls`"),
     (Code::RequestTooOld, Class::Expired,
      "the request id {0} is older than what is remembered",

@@ -69,8 +69,14 @@ fn cluster_records(all: &mut BTreeMap<String, Vec<u8>>) {
         certificate: fingerprint("r1"),
         joined_at: 2,
         removed_at: 3,
+        feature_level: 0,
     };
     add(all, "record.replica", &replica);
+    let replica = cluster::Replica {
+        feature_level: 2,
+        ..replica
+    };
+    add(all, "record.replica.with_level", &replica);
     let token = cluster::JoinToken {
         id: id(2),
         secret_key_sealed: Bytes::from_static(b"sealed"),
@@ -307,8 +313,11 @@ fn bookkeeping_records(all: &mut BTreeMap<String, Vec<u8>>) {
         command: text("pairing.prove"),
         index: 1,
         answer: Some(Answer::Reject(reject)),
+        age: 0,
     };
     add(all, "record.seen_refused", &refused);
+    let refused = Seen { age: 2, ..refused };
+    add(all, "record.seen_refused.with_age", &refused);
 }
 
 #[allow(clippy::too_many_lines)] // one list
@@ -403,6 +412,7 @@ fn replies(all: &mut BTreeMap<String, Vec<u8>>) {
                 command: text("command"),
                 index: 1,
                 answer,
+                age: 0,
             },
         );
     }

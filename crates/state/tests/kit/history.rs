@@ -29,6 +29,7 @@ pub(crate) fn step() -> impl Strategy<Value = Step> {
         6 => 0u64..60_000,
         2 => 0u64..700_000,
         1 => 0u64..5_000_000,
+        1 => Just(90_000_000u64),
     ];
     (
         any::<u8>(),
@@ -82,8 +83,8 @@ pub(crate) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     let actor = match step.actor {
         0 => Actor::System,
         1..4 => replica(u64::from(step.one)),
-        4..8 => operator(["root", "op1", "op2", "op3"][usize::from(step.two) % 4]),
-        8..12 => world.node(&format!("n{}", step.two)),
+        4..8 => shown_operator(world, ["root", "op1", "op2", "op3"][usize::from(step.two) % 4]),
+        8..12 => shown(world, &format!("n{}", step.two)),
         12..16 => Actor::Anonymous {
             source: "192.0.2.1".to_owned(),
         },
@@ -101,10 +102,12 @@ fn pairing_command(world: &mut World, step: &Step) -> (Actor, Command) {
         .get(usize::from(one) % open.len().max(1))
         .cloned()
         .unwrap_or_default();
-    let attempt = picked
-        .attempts
-        .last()
-        .map(|attempt| (attempt.id, attempt.device_id));
+    // Of every other code nobody knows the PIN.
+    let is_known = |code: &&pairing::Code| code.number % 2 == 1;
+    let tried: Vec<(&pairing::Code, &pairing::Attempt)> = open
+        .iter()
+        .filter_map(|code| Some((code, code.attempts.last().filter(|attempt| !attempt.failed)?)))
+        .collect();
     let root = operator("root");
     match step.kind % 8 {
         // Few at a time, so that attempts gather at the same one.
@@ -112,28 +115,24 @@ fn pairing_command(world: &mut World, step: &Step) -> (Actor, Command) {
             let method = if one % 2 == 0 { "pin" } else { "ticket" };
             (root, commands::mint(world, &name, method).into())
         }
-        3 if one < 4 => {
-            let attempt_id = attempt.map_or(pairing_id, |(id, _)| id);
-            let source = String::new();
-            (
-                replica(1),
-                pairing::FailAttempt {
-                    attempt_id,
-                    code_id: picked.id,
-                    source,
-                }
-                .into(),
-            )
+        1..5 if one > 2 && !tried.is_empty() => {
+            let (code, attempt) = tried[usize::from(step.actor) % tried.len()];
+            if is_known(&code) {
+                let mut prove = commands::prove(world, "p", &name, None, &attempt.device_id.to_string());
+                prove.pairing_id = pairing_id;
+                prove.code_id = code.id;
+                prove.attempt_id = Some(attempt.id);
+                return (replica(1), prove.into());
+            }
+            let fail = pairing::FailAttempt {
+                attempt_id: attempt.id,
+                code_id: code.id,
+                source: String::new(),
+            };
+            (replica(1), fail.into())
         }
-        4 if one < 2 => {
-            let device_id = attempt.map_or_else(|| world.id(&device), |(_, device_id)| device_id);
-            let mut prove = commands::prove(world, "p", &name, None, &device_id.to_string());
-            prove.pairing_id = pairing_id;
-            prove.code_id = picked.id;
-            prove.attempt_id = attempt.map(|(id, _)| id);
-            (replica(1), prove.into())
-        }
-        0..5 => {
+        5 | 6 if one > 1 => decide(world, step),
+        0..7 => {
             let begin = pairing::BeginAttempt {
                 attempt_id: pairing_id,
                 code_id: Some(picked.id),
@@ -142,20 +141,33 @@ fn pairing_command(world: &mut World, step: &Step) -> (Actor, Command) {
             };
             (replica(1), begin.into())
         }
-        5 | 6 => decide(world, step),
-        _ => {
-            let codes = pairing::codes(&world.state)
-                .iter()
-                .map(|code| code.id)
-                .take(100)
-                .collect();
-            let requests = pairing::due_requests(&world.state, world.at)
-                .into_iter()
-                .take(100)
-                .collect();
-            (Actor::System, pairing::Expire { codes, requests }.into())
+        7 if one == 5 => {
+            let revoke = pairing::RevokeCode {
+                code_id: picked.id,
+                reason: "typo".to_owned(),
+            };
+            (root, revoke.into())
         }
+        7 if one > 2 => {
+            let approved = pairing::requests(&world.state, None, 500)
+                .into_iter()
+                .rfind(|found| found.status() == pairing::RequestStatus::Approved);
+            let pairing_id = approved.map_or(pairing_id, |found| found.id);
+            (replica(1), pairing::MarkCompleted { pairing_id }.into())
+        }
+        _ => expire_pairing(world),
     }
+}
+
+/// Names every code and every request that is due, the open ones too.
+fn expire_pairing(world: &World) -> (Actor, Command) {
+    let codes = pairing::codes(&world.state).into_iter().map(|code| code.id);
+    let requests = pairing::due_requests(&world.state, world.at).into_iter();
+    let expire = pairing::Expire {
+        codes: codes.take(100).collect(),
+        requests: requests.take(100).collect(),
+    };
+    (Actor::System, expire.into())
 }
 
 /// Approves or rejects a request that waits.
@@ -170,7 +182,7 @@ fn decide(world: &mut World, step: &Step) -> (Actor, Command) {
         return (Actor::System, expire.into());
     };
     let pairing_id = found.id;
-    if step.actor % 8 == 7 {
+    if step.one == 5 {
         return (
             root,
             pairing::Reject {
@@ -195,6 +207,18 @@ fn decide(world: &mut World, step: &Step) -> (Actor, Command) {
         }
         .into(),
     )
+}
+
+/// An operator with the newest certificate that it has.
+fn shown_operator(world: &World, name: &str) -> Actor {
+    let newest = identity::certificates_of(&world.state, identity::CertificateKind::Operator, name).pop();
+    match newest {
+        Some(found) => Actor::Operator {
+            name: name.to_owned(),
+            fingerprint: found.fingerprint,
+        },
+        None => operator(name),
+    }
 }
 
 /// A node with the newest certificate that it has.
@@ -257,11 +281,37 @@ fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
     }
 }
 
+fn waits(found: &dispatch::Dispatch) -> bool {
+    found.state() == dispatch::State::AwaitingLocalMediation
+}
+
+/// Whether a node has a session, and something in it that is `wanted`.
+fn is_busy(world: &mut World, name: &str, wanted: fn(&dispatch::Dispatch) -> bool) -> bool {
+    let device = world.id(name);
+    let online = nodes::node(&world.state, device).is_some_and(|node| node.session.is_some());
+    online
+        && dispatch::open_of_device(&world.state, device, None, 100)
+            .iter()
+            .any(wanted)
+}
+
 fn dispatch_command(world: &mut World, step: &Step) -> (Actor, Command) {
-    let name = format!("n{}", step.two);
+    // A report makes sense where something is under way.
+    let wanted: fn(&dispatch::Dispatch) -> bool = match step.kind % 10 {
+        4..7 => |_| true,
+        7 => waits,
+        _ => |_| false,
+    };
+    let name = (0..5)
+        .map(|at| format!("n{}", (step.two + at) % 5))
+        .find(|name| is_busy(world, name, wanted))
+        .unwrap_or_else(|| format!("n{}", step.two));
     let device = world.id(&name);
     let open = dispatch::open_of_device(&world.state, device, None, 100);
-    let picked = open.get(usize::from(step.one) % open.len().max(1)).cloned();
+    let picked = match step.kind % 10 {
+        7 => open.iter().find(|found| waits(found)),
+        _ => open.get(usize::from(step.one) % open.len().max(1)),
+    };
     let (dispatch_id, epoch) = picked.map_or((id_at(world.at, 1), 0), |found| (found.id, found.epoch));
     let node = shown(world, &name);
     match step.kind % 10 {
@@ -346,13 +396,23 @@ fn identity_command(world: &mut World, step: &Step) -> (Actor, Command) {
             };
             let name = "op1".to_owned();
             (
-                operator("op1"),
+                shown_operator(world, "op1"),
                 identity::RenewOperatorCertificate {
                     name,
                     certificate: made,
                 }
                 .into(),
             )
+        }
+        3 if step.one == 0 => {
+            let Actor::Operator { fingerprint, .. } = shown_operator(world, "op1") else {
+                unreachable!("it is one");
+            };
+            let revoke = identity::RevokeOperatorCertificate {
+                fingerprint,
+                reason: "old".to_owned(),
+            };
+            (operator("root"), revoke.into())
         }
         _ => {
             let register = commands::register(world, &name);
@@ -409,6 +469,7 @@ fn replica_command(world: &mut World, step: &Step) -> (Actor, Command) {
     let token = format!("t{}", (world.index / 8 + u64::from(step.one)) % 50);
     let root = operator("root");
     match (step.actor >> 2) % 10 {
+        0..4 if step.one > 3 => level_command(world),
         0..4 => (root, commands::mint_token(world, &token, &replica_name).into()),
         4 | 5 => {
             let open = cluster::join_tokens(&world.state)
@@ -434,6 +495,7 @@ fn replica_command(world: &mut World, step: &Step) -> (Actor, Command) {
             let admit = commands::admit(id, &format!("replica {id}"));
             (replica(1), admit.into())
         }
+        8 if step.one > 2 => level_command(world),
         8 => {
             let status = i32::from(step.one % 4) + 1;
             (
@@ -449,9 +511,28 @@ fn replica_command(world: &mut World, step: &Step) -> (Actor, Command) {
                 cluster::UpdateReplicaAddresses {
                     replica_id,
                     addresses,
+                    feature_level: u32::from(step.actor % 4),
                 }
                 .into(),
             )
         }
     }
+}
+
+/// Raises the feature level when it can be, and otherwise lets who understands least say that it was updated.
+fn level_command(world: &World) -> (Actor, Command) {
+    if let Some(level) = cluster::next_feature_level(&world.state) {
+        return (Actor::System, cluster::RaiseFeatureLevel { level }.into());
+    }
+    let members = cluster::replicas(&world.state).into_iter();
+    let lags = members
+        .filter(cluster::Replica::is_member)
+        .min_by_key(cluster::Replica::understands)
+        .unwrap_or_default();
+    let update = cluster::UpdateReplicaAddresses {
+        replica_id: lags.id,
+        feature_level: lags.understands() + 1,
+        addresses: lags.addresses,
+    };
+    (replica(lags.id), update.into())
 }

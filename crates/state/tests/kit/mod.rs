@@ -25,6 +25,8 @@ pub struct World {
     pub names: BTreeMap<String, Id>,
     /// Everything applied so far: time and bytes.
     pub log: Vec<(u64, Vec<u8>)>,
+    /// How often each command was accepted and changed something.
+    pub effective: BTreeMap<&'static str, u32>,
     /// Whether each step is checked.
     pub checked: bool,
 }
@@ -37,6 +39,7 @@ impl World {
             at: T0,
             names: BTreeMap::new(),
             log: Vec::new(),
+            effective: BTreeMap::new(),
             checked: true,
         }
     }
@@ -82,6 +85,9 @@ impl World {
         let before = self.checked.then(|| self.state.clone());
         self.state.absorb(&applied.writes);
         self.log.push((self.at, bytes));
+        if !applied.rows.is_empty() {
+            *self.effective.entry(envelope.command.name()).or_default() += 1;
+        }
         if let Some(before) = before {
             let mut found = invariants::check(&self.state);
             found.extend(invariants::check_step(&before, &self.state, envelope, &applied));
