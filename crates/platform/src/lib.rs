@@ -25,4 +25,4 @@ pub use clock::{
 };
 pub use hooks::{Hooks, IoVerdict, abort, install, io_point, scope, scope_sync, simulated, tag};
 pub use random::{fill_random, new_ulid_bytes, random_below, random_u64};
-pub use task::{AbortHandle, IoHandle, Task, TaskEnded, blocking, spawn, spawn_io};
+pub use task::{AbortHandle, IoHandle, Task, TaskEnded, blocking, spawn, spawn_io, vital};

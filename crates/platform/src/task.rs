@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use futures::FutureExt;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -196,6 +197,18 @@ pub async fn blocking<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'stat
             // Only a runtime that is shutting down refuses; the caller is about to be dropped with it.
             Err(_) => std::future::pending().await,
         },
+    }
+}
+
+/// Runs `future`, without which the process is of no use: a panic in it ends the process, where a task's panic
+/// would end only the task and leave the rest waiting for it. `what` names it in the last words.
+///
+/// In a simulation the panic goes on, so that the simulation sees it as what it is.
+pub async fn vital<F: Future>(what: &str, future: F) -> F::Output {
+    match AssertUnwindSafe(future).catch_unwind().await {
+        Ok(value) => value,
+        Err(panic) if hooks::simulated() => resume_unwind(panic),
+        Err(panic) => abort(&format!("{what} panicked: {}", message(&*panic))),
     }
 }
 
