@@ -8,6 +8,7 @@
 
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -15,7 +16,8 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::capability::Program;
 use crate::work::{Outcome, Stop, stopped};
@@ -24,8 +26,11 @@ use crate::work::{Outcome, Stop, stopped};
 const STDERR_TAIL: usize = 2048;
 /// Between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long the pipes may stay open once the program itself has ended and its group was killed.
+/// How long the pipes may stay open once the program itself has ended and its group was killed. Only who left
+/// the group can hold them open; what came until then is the answer.
 const DRAIN: Duration = Duration::from_secs(2);
+/// The deepest nesting of an answer: the control plane takes no more.
+const JSON_DEPTH: usize = 64;
 
 /// One run.
 pub(crate) struct Run<'a> {
@@ -81,8 +86,8 @@ pub(crate) async fn run(
         std::future::pending::<()>().await;
     };
     let (full, overflow) = oneshot::channel();
-    let output = tokio::spawn(read_bounded(stdout, run.max_output, full));
-    let tail = tokio::spawn(read_tail(stderr));
+    let output = Collector::start(stdout, keep_bounded(run.max_output, full));
+    let tail = Collector::start(stderr, keep_tail);
     let end = tokio::select! {
         status = child.wait() => End::Exited(status),
         () = tokio::time::sleep_until(run.deadline) => End::Deadline,
@@ -98,16 +103,8 @@ pub(crate) async fn run(
         }
     };
     drop(guard);
-    let output = tokio::time::timeout(DRAIN, output)
-        .await
-        .ok()
-        .and_then(|joined| joined.ok())
-        .unwrap_or_default();
-    let tail = tokio::time::timeout(DRAIN, tail)
-        .await
-        .ok()
-        .and_then(|joined| joined.ok())
-        .unwrap_or_default();
+    let until = Instant::now() + DRAIN;
+    let (output, tail) = (output.finish(until).await, tail.finish(until).await);
     judge(end, output, &tail, &run)
 }
 
@@ -142,7 +139,7 @@ fn command(run: &Run<'_>) -> Command {
 
 async fn terminate(child: &mut Child, group: u32) {
     signal(group, Signal::SIGTERM);
-    if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
+    if timeout(GRACE, child.wait()).await.is_err() {
         signal(group, Signal::SIGKILL);
         let _ = child.wait().await;
     }
@@ -162,35 +159,69 @@ async fn overflowed(full: oneshot::Receiver<()>) {
     }
 }
 
-async fn read_bounded(
-    pipe: Option<impl AsyncRead + Unpin>,
-    limit: usize,
-    full: oneshot::Sender<()>,
-) -> Vec<u8> {
-    let mut all = Vec::new();
-    if let Some(pipe) = pipe {
-        let _ = pipe.take(limit as u64 + 1).read_to_end(&mut all).await;
-        if all.len() > limit {
-            let _ = full.send(());
-        }
-    }
-    all
+/// Reads a pipe in the background. What it has read can be had while the pipe is still open.
+struct Collector {
+    kept: Arc<Mutex<Vec<u8>>>,
+    reading: JoinHandle<()>,
 }
 
-async fn read_tail(pipe: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
-    let mut tail: Vec<u8> = Vec::new();
-    let Some(mut pipe) = pipe else { return tail };
-    let mut chunk = [0u8; 4096];
-    while let Ok(count) = pipe.read(&mut chunk).await {
-        if count == 0 {
-            break;
-        }
-        tail.extend_from_slice(&chunk[..count]);
-        if tail.len() > STDERR_TAIL {
-            tail.drain(..tail.len() - STDERR_TAIL);
-        }
+impl Collector {
+    /// `keep` takes each piece into what is kept and answers whether to read on.
+    fn start(
+        pipe: Option<impl AsyncRead + Send + Unpin + 'static>,
+        mut keep: impl FnMut(&mut Vec<u8>, &[u8]) -> bool + Send + 'static,
+    ) -> Self {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let into = Arc::clone(&kept);
+        let reading = tokio::spawn(async move {
+            let Some(mut pipe) = pipe else { return };
+            let mut piece = vec![0u8; 8192];
+            while let Ok(count @ 1..) = pipe.read(&mut piece).await {
+                let mut kept = into.lock().unwrap_or_else(PoisonError::into_inner);
+                if !keep(&mut kept, &piece[..count]) {
+                    return;
+                }
+            }
+        });
+        Self { kept, reading }
     }
-    tail
+
+    /// What there is at the end of the pipe, or at `until` when it stays open.
+    async fn finish(mut self, until: Instant) -> Vec<u8> {
+        let _ = timeout_at(until, &mut self.reading).await;
+        std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.reading.abort();
+    }
+}
+
+/// Keeps one byte more than allowed, which says that it was too much.
+fn keep_bounded(limit: usize, full: oneshot::Sender<()>) -> impl FnMut(&mut Vec<u8>, &[u8]) -> bool {
+    let mut full = Some(full);
+    move |kept, piece| {
+        let room = (limit + 1).saturating_sub(kept.len());
+        kept.extend_from_slice(&piece[..piece.len().min(room)]);
+        if kept.len() <= limit {
+            return true;
+        }
+        if let Some(full) = full.take() {
+            // Nobody listens when the run has ended already.
+            let _ = full.send(());
+        }
+        false
+    }
+}
+
+fn keep_tail(kept: &mut Vec<u8>, piece: &[u8]) -> bool {
+    kept.extend_from_slice(piece);
+    if kept.len() > STDERR_TAIL {
+        kept.drain(..kept.len() - STDERR_TAIL);
+    }
+    true
 }
 
 fn judge(end: End, mut output: Vec<u8>, tail: &[u8], run: &Run<'_>) -> Outcome {
@@ -225,7 +256,7 @@ fn judge(end: End, mut output: Vec<u8>, tail: &[u8], run: &Run<'_>) -> Outcome {
         return Outcome::Succeeded(output);
     }
     let message = format!(
-        "{path} ended well but its output of {} bytes is not one JSON value",
+        "{path} ended well but its output of {} bytes is not one JSON value of at most {JSON_DEPTH} levels",
         output.len()
     );
     Outcome::failed("output_not_json", with_tail(message, tail))
@@ -258,9 +289,30 @@ fn with_tail(message: String, tail: &[u8]) -> String {
     }
 }
 
-/// Whether `bytes` are exactly one JSON value in UTF-8.
+/// Whether `bytes` are exactly one JSON value in UTF-8 that the control plane takes. Does not recurse.
 pub(crate) fn is_json(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+    std::str::from_utf8(bytes).is_ok_and(|text| {
+        depth(bytes) <= JSON_DEPTH && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+    })
+}
+
+/// The deepest nesting of brackets outside of strings. Meaningful for JSON; finite for anything.
+fn depth(bytes: &[u8]) -> usize {
+    let (mut now, mut deepest, mut in_string, mut escaped) = (0usize, 0usize, false, false);
+    for byte in bytes {
+        match (in_string, byte) {
+            (true, _) if escaped => escaped = false,
+            (true, b'\\') => escaped = true,
+            (_, b'"') => in_string = !in_string,
+            (false, b'[' | b'{') => {
+                now += 1;
+                deepest = deepest.max(now);
+            }
+            (false, b']' | b'}') => now = now.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 #[cfg(test)]
@@ -268,6 +320,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::testing::Fifo;
 
     fn sh(script: &str) -> Program {
         let args = vec!["-c".to_owned(), script.to_owned()];
@@ -354,28 +407,70 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_that_hangs_is_killed_with_its_children() {
-        let dir = tempfile::tempdir().unwrap();
-        let pid_file = dir.path().join("pid");
-        let script = format!(
-            "trap '' TERM; sleep 1000 & echo $! > {}; wait",
-            pid_file.display()
-        );
-        let begun = Instant::now();
-        let (code, _) = failure(outcome(&sh(&script), b"", Duration::from_millis(300)).await);
+    async fn a_program_that_hangs_runs_into_its_deadline() {
+        // The deadline may come before the shell does; that is a hang as well.
+        let (code, _) = failure(outcome(&sh("exec sleep 1000"), b"", Duration::from_millis(50)).await);
         assert_eq!(code, "timeout");
-        assert!(begun.elapsed() < Duration::from_secs(10));
-        let pid = std::fs::read_to_string(pid_file).unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(" Z "), "{stat}");
     }
 
     #[tokio::test]
-    async fn a_background_child_that_keeps_the_pipe_open_does_not_hold_the_result() {
-        let begun = Instant::now();
-        let end = outcome(&sh("sleep 1000 & echo true"), b"", LONG).await;
+    async fn a_program_that_ignores_sigterm_is_killed_with_its_children() {
+        let mut held = Fifo::new();
+        let script = format!(
+            "trap '' TERM; exec 3>{}; echo up >&3; sleep 1000 & wait",
+            held.path()
+        );
+        let (cancel, mut stop) = watch::channel(None);
+        let program = sh(&script);
+        let end = run(job(&program, b"", LONG), &mut stop, |_| {});
+        let (end, ()) = tokio::join!(end, async {
+            held.opened().await;
+            cancel.send_replace(Some(Stop::Cancelled));
+        });
+        assert_eq!(end, Outcome::Cancelled);
+        held.released().await;
+    }
+
+    #[tokio::test]
+    async fn what_a_program_leaves_behind_is_ended_with_it() {
+        let mut held = Fifo::new();
+        let script = format!("exec 3>{}; echo up >&3; sleep 1000 & echo true", held.path());
+        let end = outcome(&sh(&script), b"", LONG).await;
         assert_eq!(end, Outcome::Succeeded(b"true".to_vec()));
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        held.opened().await;
+        held.released().await;
+    }
+
+    #[tokio::test]
+    async fn who_left_the_group_does_not_cost_the_answer() {
+        let mut held = Fifo::new();
+        // It waits for the FIFO to be read, so that it has left the group before the program ends.
+        let script = format!(
+            "setsid sh -c 'exec 3>{}; echo up >&3; exec sleep 5' & read line <{}; echo true",
+            held.path(),
+            held.gate()
+        );
+        let program = sh(&script);
+        let end = outcome(&program, b"", LONG);
+        let (end, ()) = tokio::join!(end, async {
+            held.opened().await;
+            held.open_gate().await;
+        });
+        assert_eq!(end, Outcome::Succeeded(b"true".to_vec()));
+    }
+
+    #[test]
+    fn json_is_one_value_of_a_depth_that_the_control_plane_takes() {
+        let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+        assert!(is_json(nested(JSON_DEPTH).as_bytes()) && !is_json(nested(JSON_DEPTH + 1).as_bytes()));
+        assert!(
+            !is_json(nested(1_000_000).as_bytes()),
+            "no input exhausts the stack"
+        );
+        assert!(
+            is_json(format!("\"{}\\\"[\"", "[".repeat(100)).as_bytes()),
+            "brackets in a string"
+        );
     }
 
     #[tokio::test]

@@ -25,6 +25,8 @@ mod builtin;
 mod enrol;
 mod error;
 mod exec;
+#[cfg(test)]
+mod fake;
 mod jobs;
 mod ledger;
 mod link;
@@ -33,6 +35,8 @@ mod poll;
 mod route;
 mod session;
 mod socket;
+#[cfg(test)]
+mod testing;
 mod unit;
 mod work;
 
