@@ -330,18 +330,23 @@ fn find_program(program: &Path, folder: &Path) -> std::result::Result<PathBuf, S
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path)
             .map(|dir| dir.join(program))
-            .find(|candidate| candidate.is_file());
+            .find(|candidate| is_executable(candidate));
         found.ok_or_else(|| format!("program {shown} is not in PATH; give its absolute path"))?
     };
-    let found = std::fs::canonicalize(&found).map_err(|error| format!("program {shown}: {error}"))?;
-    let meta = std::fs::metadata(&found).map_err(|error| format!("program {shown}: {error}"))?;
-    if !meta.is_file() || meta.permissions().mode() & 0o111 == 0 {
+    // Links are not resolved: what a program is called may decide what it does (busybox, virtual environments).
+    let found = std::path::absolute(&found).map_err(|error| format!("program {shown}: {error}"))?;
+    std::fs::metadata(&found).map_err(|error| format!("program {shown}: {error}"))?;
+    if !is_executable(&found) {
         return Err(format!(
             "program {shown} is not an executable file; try: chmod +x {}",
             found.display()
         ));
     }
     Ok(found)
+}
+
+fn is_executable(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 fn find_folder(dir: &Path, folder: &Path) -> std::result::Result<PathBuf, String> {
@@ -446,6 +451,27 @@ mod tests {
         assert!(refusal(&(entry("a", "/bin/sh") + &entry("a", "/bin/sh"))).contains("caps.toml:5: "));
         assert!(refusal("[[capability]]\nname = \"a\"\nprogram = \"/bin/sh\"\n").contains("effect"));
         assert!(load_text(&entry("a", "sh")).is_ok());
+    }
+
+    #[test]
+    fn a_program_is_relative_to_its_file_and_keeps_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/bin/sh", dir.path().join("applet")).unwrap();
+        let path = dir.path().join("caps.toml");
+        let text =
+            "[[capability]]\nname = \"a\"\nprogram = \"./applet\"\neffect = \"once\"\nworking_dir = \".\"\n";
+        std::fs::write(&path, text).unwrap();
+        let Action::Program(program) = load(&[path]).unwrap().pop().unwrap().action else {
+            panic!("no program")
+        };
+        assert_eq!(
+            program.path.file_name().unwrap(),
+            "applet",
+            "a link is what it is called"
+        );
+        assert_eq!(program.path, dir.path().join("./applet"));
+        let folder = std::fs::canonicalize(dir.path()).unwrap();
+        assert_eq!(program.working_dir, Some(folder));
     }
 
     #[test]
