@@ -1,15 +1,16 @@
 //! What this node has begun and what it still owes the control plane, on disk.
 //!
-//! One file of lines, each `<16 hex digits of SHA-256> <JSON>`. A line that was torn by a power loss is the
-//! last one and is cut off; damage anywhere else is reported, because a forgotten start could run a `once`
-//! dispatch twice.
+//! One file of lines, each `<16 hex digits of SHA-256> <JSON>`. What a power loss tears is what was written
+//! since the last sync, and is passed over; damage to what was synced is reported, because a forgotten start
+//! could run a `once` dispatch twice. The two can be told apart: nothing is written before a sync is over, so
+//! everything before a synced line that another one follows was on the disk.
 //!
 //! What never lives here: processes, the network, the decision what to run.
 //!
 //! Invariants: a `once` start is on disk before [`Ledger::begin`] returns; a result is on disk before
 //! [`Ledger::finish`] returns, and kept until [`Ledger::forget`]; a `once` dispatch that had begun when the
 //! agent died comes back as a failure, never as something to run; count and bytes are bounded; after a failed
-//! write nothing is promised any more until the agent is restarted.
+//! write nothing is promised any more until the agent is restarted, save for a full disk that has room again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -69,6 +70,17 @@ enum Line {
     Forgotten { id: String },
 }
 
+impl Line {
+    /// Whether it is on the disk before the next line is written.
+    fn is_synced(&self) -> bool {
+        match self {
+            Self::Begun { once, .. } => *once,
+            Self::Finished(_) => true,
+            Self::Process { .. } | Self::Forgotten { .. } => false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 struct Held {
     once: bool,
@@ -97,7 +109,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Opens or makes the ledger in `dir`. Answers it and the processes that an earlier agent left; end those
-    /// that are still alive before anything begins. A torn last line is cut off; any other damage is an
+    /// that are still alive before anything begins. What a power loss tore is cut out; any other damage is an
     /// error.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Started>)> {
         let path = dir.join("ledger.log");
@@ -139,20 +151,22 @@ impl Ledger {
         ))
     }
 
-    /// Notes that a dispatch begins; durable on return when `effect` is `once`.
+    /// Notes that a dispatch begins; durable on return when `effect` is `once`. What may run twice begins also
+    /// when the disk does not take the note.
     pub(crate) fn begin(&mut self, id: &str, effect: Effect) -> std::result::Result<(), Refused> {
         if self.held.len() >= MAX_HELD || self.bytes >= MAX_BYTES {
             return Err(Refused::Full);
         }
         let once = effect == Effect::Once;
-        self.append(
-            &Line::Begun {
-                id: id.to_owned(),
-                once,
-            },
+        let line = Line::Begun {
+            id: id.to_owned(),
             once,
-        )
-        .map_err(Refused::Io)?;
+        };
+        match self.append(&line, once) {
+            Err(error) if once => return Err(Refused::Io(error)),
+            Err(error) => tracing::warn!(dispatch = id, %error, "it begins without a note in the ledger"),
+            Ok(()) => {}
+        }
         self.held.insert(
             id.to_owned(),
             Held {
@@ -306,21 +320,27 @@ fn render(held: &BTreeMap<String, Held>) -> io::Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
-/// All good lines; the number of the first bad line when it isn't the last thing in the file.
+/// All good lines; the number of the first bad line when it had been synced.
 fn parse(bytes: &[u8]) -> std::result::Result<Vec<Line>, usize> {
     let mut lines = Vec::new();
-    let mut rest = bytes;
-    let mut number = 0;
-    while !rest.is_empty() {
-        number += 1;
-        let end = rest.iter().position(|byte| *byte == b'\n');
-        let (line, tail) = end.map_or((rest, &[][..]), |end| (&rest[..end], &rest[end + 1..]));
-        match (end.and_then(|_| decode(line)), tail.is_empty()) {
-            (Some(line), _) => lines.push(line),
-            (None, true) => break,
-            (None, false) => return Err(number),
+    // The first bad line, and whether a line that is synced when it is written came after it.
+    let (mut torn, mut synced_since) = (None, false);
+    for (at, whole) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        let Some(line) = whole.strip_suffix(b"\n").and_then(decode) else {
+            torn.get_or_insert(at + 1);
+            continue;
+        };
+        if let (Some(number), true) = (torn, synced_since) {
+            return Err(number);
         }
-        rest = tail;
+        synced_since |= torn.is_some() && line.is_synced();
+        lines.push(line);
+    }
+    if let Some(number) = torn {
+        tracing::warn!(
+            line = number,
+            "the end of the ledger was torn, by a power loss or a crash"
+        );
     }
     Ok(lines)
 }
@@ -459,15 +479,65 @@ mod tests {
         let path = dir.path().join("ledger.log");
         let whole = std::fs::read(&path).unwrap();
         let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 30;
-        let mut bent = whole.clone();
-        bent[second] ^= 1;
-        std::fs::write(&path, &bent).unwrap();
-        let error = Ledger::open(dir.path()).err().unwrap();
-        assert!(
-            error.code == "N0401" && error.message.contains("line 2"),
-            "{error}"
-        );
-        assert_eq!(std::fs::read(&path).unwrap(), bent, "nothing is thrown away");
+        // A bit that flipped, and a line that was made two.
+        for byte in [whole[second] ^ 1, b'\n'] {
+            let mut bent = whole.clone();
+            bent[second] = byte;
+            std::fs::write(&path, &bent).unwrap();
+            let error = Ledger::open(dir.path()).err().unwrap();
+            assert!(
+                error.code == "N0401" && error.message.contains("line 2"),
+                "{error}"
+            );
+            assert_eq!(std::fs::read(&path).unwrap(), bent, "nothing is thrown away");
+        }
+    }
+
+    #[test]
+    fn a_power_loss_may_tear_all_that_was_not_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
+        ledger.begin("A", Effect::Once).unwrap();
+        ledger.finish(result("A")).unwrap();
+        let synced = usize::try_from(ledger.length).unwrap();
+        ledger.begin("B", Effect::Idempotent).unwrap();
+        ledger.begin("C", Effect::Idempotent).unwrap();
+        ledger.begin("D", Effect::Once).unwrap();
+        let path = dir.path().join("ledger.log");
+        let whole = std::fs::read(&path).unwrap();
+        // The pages of a file reach the disk in any order; one that didn't reads as zeros.
+        for (from, to) in [
+            (synced, synced + 40),
+            (synced + 10, whole.len() - 70),
+            (synced, whole.len()),
+        ] {
+            let mut torn = whole.clone();
+            torn[from..to].fill(0);
+            std::fs::write(&path, &torn).unwrap();
+            let held = reopened(dir.path());
+            assert_eq!(
+                held[0],
+                ("A".to_owned(), String::new()),
+                "what was synced is there"
+            );
+        }
+        // Zeros before something that was synced after them: no power loss does this.
+        let mut rotten = whole.clone();
+        rotten[10..40].fill(0);
+        std::fs::write(&path, &rotten).unwrap();
+        assert_eq!(Ledger::open(dir.path()).err().unwrap().code, "N0401");
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_stops_what_must_not_run_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
+        // Every write fails.
+        ledger.file = File::open(dir.path().join("ledger.log")).unwrap();
+        assert!(matches!(ledger.begin("A", Effect::Once), Err(Refused::Io(_))));
+        ledger.begin("B", Effect::Idempotent).unwrap();
+        assert!(ledger.finish(result("B")).is_err());
+        assert_eq!(ledger.results().len(), 1, "kept in memory, to be reported");
     }
 
     #[test]
