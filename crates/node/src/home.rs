@@ -98,7 +98,11 @@ impl Home {
     ///
     /// Errors: a folder with something else in it, one of a newer release, no permission.
     pub fn create(dir: &Path) -> Result<Self> {
-        make_dir(dir)?;
+        if !dir.is_dir() {
+            make_dir(dir)?;
+            // A power loss must not take the whole folder, and with it the key of a node that was approved.
+            sync_parents(dir)?;
+        }
         if !dir.join(MARK).exists() {
             let mut entries = std::fs::read_dir(dir).map_err(|error| Error::io("read", dir, &error))?;
             if let Some(first) = entries
@@ -380,6 +384,20 @@ pub(crate) fn open_append(path: &Path) -> Result<File> {
         .mode(0o600)
         .open(path);
     opened.map_err(|error| Error::io("open", path, &error))
+}
+
+/// Syncs every folder above `dir`: some of them may be as new as it is.
+fn sync_parents(dir: &Path) -> Result<()> {
+    let dir = std::fs::canonicalize(dir).map_err(|error| Error::io("find", dir, &error))?;
+    for parent in dir.ancestors().skip(1) {
+        match File::open(parent).and_then(|opened| opened.sync_all()) {
+            // Not ours to read, so not ours to have made.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(Error::io("sync", parent, &error)),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
 }
 
 fn sync_parent(path: &Path) -> Result<()> {
