@@ -99,14 +99,16 @@ impl Link for TlsLink {
     }
 
     fn served(&mut self) -> Result<()> {
-        if let Some(next) = self.next.take() {
-            self.home.promote_credential()?;
-            self.renew_at_ms = half_life(&next.peer);
-            self.current = next;
-            let fingerprint = hex::encode(self.current.peer.fingerprint);
-            tracing::info!(%fingerprint, "the renewed certificate works");
-        }
-        Ok(())
+        let Some(next) = self.next.take() else {
+            return Ok(());
+        };
+        self.renew_at_ms = half_life(&next.peer);
+        self.current = next;
+        let fingerprint = hex::encode(self.current.peer.fingerprint);
+        tracing::info!(%fingerprint, "the renewed certificate works");
+        // Last: if the disk refuses, this agent goes on with the new one all the same, and so does the next,
+        // which finds it where it is.
+        self.home.promote_credential()
     }
 
     fn refused(&mut self) -> bool {
