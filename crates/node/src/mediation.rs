@@ -24,7 +24,7 @@ pub struct Pending {
     pub capability: String,
     /// Its description, from the owner's file.
     pub description: String,
-    /// The JSON that it would get, cut to 4 KiB.
+    /// The JSON that it would get; a longer one is cut after 4 KiB, and says so at its end.
     pub payload: String,
     /// Waiting since (Unix ms).
     pub since_ms: u64,
@@ -84,8 +84,13 @@ impl Desk {
 
     /// Answers a question by its id or a prefix of it.
     pub(crate) fn decide(&self, prefix: &str, allow: bool) -> Result<Pending> {
+        let prefix = prefix.to_ascii_uppercase();
         let mut open = self.lock();
-        let found: Vec<String> = open.keys().filter(|id| id.starts_with(prefix)).cloned().collect();
+        let found: Vec<String> = open
+            .keys()
+            .filter(|id| id.starts_with(&prefix))
+            .cloned()
+            .collect();
         let next = "see what waits: palyra node mediation ls";
         let id = match found.as_slice() {
             [one] if !prefix.is_empty() => one,
@@ -144,7 +149,7 @@ mod tests {
         assert_eq!(desk.list()[0].id, "01AB", "oldest first");
         assert_eq!(desk.decide("01A", true).unwrap_err().code, "N0602");
         assert_eq!(desk.decide("", true).unwrap_err().code, "N0602");
-        assert_eq!(desk.decide("01AA", true).unwrap().id, "01AA");
+        assert_eq!(desk.decide("01aa", true).unwrap().id, "01AA");
         assert!(first.await.unwrap());
         assert_eq!(desk.decide("01AA", true).unwrap_err().exit_code(), 8);
         desk.withdraw("01AB");

@@ -24,6 +24,8 @@ use crate::{builtin, exec, lock};
 
 /// The longest message of a failure, in bytes.
 const MESSAGE_MAX: usize = 4_000;
+/// How much of an input the person at the machine is shown, in bytes.
+const SHOWN: usize = 4096;
 
 /// Why a run ends before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -375,8 +377,18 @@ fn not_begun(reason: Stop) -> Outcome {
     }
 }
 
+/// What the person sees. Who is asked must know that there is more.
 fn excerpt(payload: &[u8]) -> String {
-    String::from_utf8_lossy(&payload[..payload.len().min(4096)]).into_owned()
+    match payload.split_at_checked(SHOWN) {
+        Some((shown, rest)) if !rest.is_empty() => {
+            format!(
+                "{}… and {} bytes more",
+                String::from_utf8_lossy(shown),
+                rest.len()
+            )
+        }
+        _ => String::from_utf8_lossy(payload).into_owned(),
+    }
 }
 
 /// Waits until the run is to end.
@@ -424,5 +436,12 @@ mod tests {
             message.len()
         );
         assert!(!message.chars().any(char::is_control));
+    }
+
+    #[test]
+    fn an_input_that_is_cut_says_so() {
+        assert_eq!(excerpt(b"{}"), "{}");
+        assert_eq!(excerpt(&[b'x'; SHOWN]).len(), SHOWN);
+        assert!(excerpt(&[b'x'; SHOWN + 7]).ends_with("x… and 7 bytes more"));
     }
 }
