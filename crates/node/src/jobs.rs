@@ -4,13 +4,13 @@
 //!
 //! Invariants: a dispatch that is held is never begun again, however often it is delivered; its result is
 //! sent again in every session until it is accepted or finally refused; every message carries the epoch of
-//! the session it goes out in.
+//! the session it goes out in; what is held is bounded, in number and in bytes, and never more than an attach
+//! may name.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use palyra_client::new_ulid;
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::node_message::Body;
 use tokio::sync::watch;
@@ -26,11 +26,18 @@ use crate::work::{Event, Outcome, Stop, Task, Worker, deadline_in};
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// A result that should be tried again is, after this long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The most bytes of input that running and waiting dispatches hold.
+const MAX_INPUT: usize = 64 << 20;
+/// Refusals of the request rather than of the result: bound to another session, request id too old, ahead.
+const OF_THE_REQUEST: [&str; 3] = ["E0609", "E0901", "E0902"];
+/// The result is there already: an earlier try of it arrived.
+const ARRIVED_BEFORE: &str = "E0606";
 
 enum State {
     Running {
         stop: watch::Sender<Option<Stop>>,
         waiting: bool,
+        input: usize,
     },
     Finished {
         result: Arc<StoredResult>,
@@ -114,11 +121,13 @@ impl Jobs {
             // Not acknowledged and not held: the next session's attach decides about it.
             return Vec::new();
         }
-        if let Some(refusal) = self.refuse(&assignment.capability) {
-            return match refusal.into_result(&id) {
-                Some(result) => vec![ack, self.finish(Arc::new(result))],
-                None => vec![ack],
-            };
+        let input = assignment.payload.len();
+        if let Some(refusal) = self.refuse(&assignment.capability, input) {
+            // Not held: nothing was begun, and if this is lost, the next attach decides anew.
+            let result = refusal.into_result(&id);
+            return std::iter::once(ack)
+                .chain(result.map(|result| report(&result, self.epoch)))
+                .collect();
         }
         let (stop, stopped) = watch::channel(None);
         let task = Task {
@@ -133,22 +142,33 @@ impl Jobs {
             deadline: deadline_in(assignment.remaining_ms),
             deadline_at_ms: assignment.deadline_at_ms,
         };
-        self.held.insert(id, State::Running { stop, waiting: false });
+        let running = State::Running {
+            stop,
+            waiting: false,
+            input,
+        };
+        self.held.insert(id, running);
         self.tasks.spawn(Arc::clone(&self.worker).perform(task, stopped));
         vec![ack]
     }
 
-    fn refuse(&self, capability: &str) -> Option<Outcome> {
+    fn refuse(&self, capability: &str, input: usize) -> Option<Outcome> {
         if self.worker.capability(capability).is_none() {
             let message = format!("this node has no capability {capability}");
             return Some(Outcome::rejected("unknown_capability", message));
         }
-        (self.held.len() >= MAX_HELD).then(|| {
-            Outcome::rejected(
-                "node_full",
-                format!("this node holds {MAX_HELD} dispatches already"),
-            )
-        })
+        let full = |what: String| Some(Outcome::rejected("node_full", format!("this node holds {what}")));
+        if self.held.len() >= MAX_HELD {
+            return full(format!("{MAX_HELD} dispatches already"));
+        }
+        let inputs = self.held.values().map(|state| match state {
+            State::Running { input, .. } => *input,
+            State::Finished { .. } => 0,
+        });
+        if inputs.sum::<usize>() + input > MAX_INPUT {
+            return full(format!("inputs of {} MiB already", MAX_INPUT >> 20));
+        }
+        None
     }
 
     /// Something happened to running work. Answers what to send when there is a session.
@@ -181,15 +201,22 @@ impl Jobs {
 
     /// The control plane's word about a result.
     pub(crate) fn answered(&mut self, answer: &wire::ResultAnswer) {
-        let Some(State::Finished { again_at, .. }) = self.held.get_mut(&answer.dispatch_id) else {
+        let Some(State::Finished { result, again_at }) = self.held.get_mut(&answer.dispatch_id) else {
             return;
         };
-        if !answer.accepted && answer.retry {
+        let code = answer.error_code.as_str();
+        let of_the_request = OF_THE_REQUEST.contains(&code);
+        if !answer.accepted && (answer.retry || of_the_request) {
             *again_at = Instant::now() + RETRY_AFTER;
+            if of_the_request {
+                // Such a refusal is remembered under the request id and would be the answer to every further
+                // try. Without one, the server makes it; a result is accepted once all the same.
+                Arc::make_mut(result).request_id.clear();
+            }
             return;
         }
-        if !answer.accepted {
-            let (dispatch, code, why) = (&answer.dispatch_id, &answer.error_code, &answer.error_message);
+        if !answer.accepted && code != ARRIVED_BEFORE {
+            let (dispatch, why) = (&answer.dispatch_id, &answer.error_message);
             tracing::warn!(%dispatch, %code, %why, "the control plane refused a result for good");
         }
         self.held.remove(&answer.dispatch_id);
@@ -286,7 +313,8 @@ fn report(result: &StoredResult, epoch: u64) -> Body {
 
 fn mediation(id: &str, epoch: u64, waiting: bool) -> Body {
     Body::Mediation(wire::Mediation {
-        request_id: new_ulid(),
+        // The server makes one: it is sent once, and this machine's clock may be wrong.
+        request_id: String::new(),
         dispatch_id: id.to_owned(),
         epoch,
         waiting,
@@ -294,239 +322,5 @@ fn mediation(id: &str, epoch: u64, waiting: bool) -> Body {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use tokio::sync::mpsc;
-
-    use super::*;
-    use crate::capability;
-    use crate::mediation::Desk;
-
-    struct Bench {
-        jobs: Jobs,
-        events: mpsc::UnboundedReceiver<Event>,
-        desk: Arc<Desk>,
-        dir: tempfile::TempDir,
-    }
-
-    fn bench_in(dir: tempfile::TempDir, file: &str) -> Bench {
-        let path = dir.path().join("caps.toml");
-        std::fs::write(&path, file).unwrap();
-        let capabilities = capability::load(&[path]).unwrap();
-        let ledger = Arc::new(Mutex::new(Ledger::open(dir.path()).unwrap().0));
-        let desk = Arc::new(Desk::default());
-        let (_, status) = watch::channel(AgentStatus::default());
-        let (sender, events) = mpsc::unbounded_channel();
-        let home = dir.path().to_path_buf();
-        let worker = Worker::new(
-            capabilities,
-            Arc::clone(&ledger),
-            Arc::clone(&desk),
-            home,
-            status,
-            sender,
-        );
-        Bench {
-            jobs: Jobs::new(worker, ledger),
-            events,
-            desk,
-            dir,
-        }
-    }
-
-    fn bench(file: &str) -> Bench {
-        bench_in(tempfile::tempdir().unwrap(), file)
-    }
-
-    fn assignment(id: &str, capability: &str) -> wire::Assignment {
-        wire::Assignment {
-            dispatch_id: id.to_owned(),
-            epoch: 7,
-            capability: capability.to_owned(),
-            payload: "{\"x\":1}".into(),
-            effect: "once".to_owned(),
-            remaining_ms: 20_000,
-            ..wire::Assignment::default()
-        }
-    }
-
-    fn entry(name: &str, script: &str, more: &str) -> String {
-        format!(
-            "[[capability]]\nname = \"{name}\"\nprogram = \"/bin/sh\"\neffect = \"once\"\n\
-             args = ['-c', '{script}']\n{more}\n"
-        )
-    }
-
-    async fn result_of(bench: &mut Bench) -> wire::Result {
-        loop {
-            let event = bench.events.recv().await.unwrap();
-            if let Some(Body::Result(result)) = bench.jobs.event(event) {
-                return result;
-            }
-        }
-    }
-
-    fn runs(path: &Path) -> usize {
-        std::fs::read_to_string(path).unwrap_or_default().lines().count()
-    }
-
-    #[tokio::test]
-    async fn a_redelivered_dispatch_runs_once_and_its_result_is_sent_until_it_is_accepted() {
-        let mut bench = bench(&entry("count", "echo x >> runs; echo 1", ""));
-        bench.jobs.attached(7);
-        assert_eq!(bench.jobs.assign(assignment("A", "count")).len(), 1);
-        assert_eq!(
-            bench.jobs.assign(assignment("A", "count")).len(),
-            1,
-            "only acknowledged"
-        );
-        let first = result_of(&mut bench).await;
-        assert_eq!(
-            (first.outcome.as_str(), first.epoch, &first.payload[..]),
-            ("succeeded", 7, &b"1"[..])
-        );
-        let again = bench.jobs.assign(assignment("A", "count"));
-        assert!(matches!(&again[1], Body::Result(result) if result.request_id == first.request_id));
-        let next_session = bench.jobs.attached(9);
-        assert!(
-            matches!(&next_session[0], Body::Result(r) if r.epoch == 9 && r.request_id == first.request_id)
-        );
-        assert_eq!(runs(&bench.dir.path().join("runs")), 1);
-        let retry = wire::ResultAnswer {
-            dispatch_id: "A".to_owned(),
-            retry: true,
-            ..Default::default()
-        };
-        bench.jobs.answered(&retry);
-        assert_eq!(bench.jobs.held(), ["A"]);
-        assert_eq!(bench.jobs.overdue(Instant::now() + RETRY_AFTER).len(), 1);
-        bench.jobs.answered(&wire::ResultAnswer {
-            accepted: true,
-            ..retry
-        });
-        assert!(bench.jobs.held().is_empty() && bench.jobs.next_overdue().is_none());
-    }
-
-    #[tokio::test]
-    async fn a_result_survives_the_agent_and_a_begun_once_is_not_run_again() {
-        let mut first =
-            bench(&(entry("quick", "echo 1", "") + &entry("slow", "echo x >> runs; sleep 100", "")));
-        first.jobs.assign(assignment("A", "quick"));
-        result_of(&mut first).await;
-        first.jobs.assign(assignment("B", "slow"));
-        let marker = first.dir.path().join("runs");
-        while runs(&marker) == 0 {
-            tokio::task::yield_now().await;
-        }
-        // A crash: nothing is told to stop, the ledger is read anew.
-        let copy = tempfile::tempdir().unwrap();
-        std::fs::copy(
-            first.dir.path().join("ledger.log"),
-            copy.path().join("ledger.log"),
-        )
-        .unwrap();
-        let mut second = bench_in(copy, &entry("slow", "echo x >> runs", ""));
-        assert_eq!(second.jobs.held(), ["A", "B"]);
-        let sent = second.jobs.attached(9);
-        assert!(
-            matches!(&sent[1], Body::Result(r) if r.error_code == "agent_restarted" && r.outcome == "failed")
-        );
-        second.jobs.assign(assignment("B", "slow"));
-        assert_eq!(runs(&second.dir.path().join("runs")), 0);
-        first.jobs.abort().await;
-    }
-
-    #[tokio::test]
-    async fn cancelling_ends_the_run_and_reports_nothing() {
-        let mut bench = bench(&entry("slow", "echo x >> runs; sleep 100", ""));
-        bench.jobs.assign(assignment("A", "slow"));
-        while runs(&bench.dir.path().join("runs")) == 0 {
-            tokio::task::yield_now().await;
-        }
-        bench.jobs.cancel(&wire::CancelDispatch {
-            dispatch_id: "A".to_owned(),
-            reason: "operator".to_owned(),
-        });
-        let event = bench.events.recv().await.unwrap();
-        assert_eq!(event, Event::Gone("A".to_owned()));
-        assert_eq!(bench.jobs.event(event), None);
-        assert!(bench.jobs.held().is_empty());
-        assert!(
-            bench_in(bench.dir, "").jobs.held().is_empty(),
-            "nor after a restart"
-        );
-    }
-
-    #[tokio::test]
-    async fn the_person_at_the_machine_decides() {
-        let mut bench = bench(&entry("ask", "echo x >> runs; echo 1", "local_mediation = true"));
-        for (id, allow) in [("A", true), ("B", false)] {
-            bench.jobs.assign(assignment(id, "ask"));
-            let event = bench.events.recv().await.unwrap();
-            let asked = bench.jobs.event(event).unwrap();
-            assert!(matches!(
-                asked,
-                Body::Mediation(wire::Mediation { waiting: true, .. })
-            ));
-            assert!(matches!(bench.jobs.attached(3).last().unwrap(), Body::Mediation(m) if m.epoch == 3));
-            bench.desk.decide(id, allow).unwrap();
-            let result = result_of(&mut bench).await;
-            assert_eq!(result.outcome, if allow { "succeeded" } else { "rejected" });
-        }
-        assert_eq!(runs(&bench.dir.path().join("runs")), 1);
-    }
-
-    #[tokio::test]
-    async fn nobody_at_the_machine_means_no() {
-        let mut bench = bench(&entry("ask", "echo 1", "local_mediation = true"));
-        bench.jobs.assign(wire::Assignment {
-            remaining_ms: 50,
-            ..assignment("A", "ask")
-        });
-        let result = result_of(&mut bench).await;
-        assert_eq!(
-            (result.outcome.as_str(), result.error_code.as_str()),
-            ("rejected", "mediation_timeout")
-        );
-        assert!(bench.desk.list().is_empty());
-    }
-
-    #[tokio::test]
-    async fn concurrency_is_the_owners_and_the_wait_is_within_the_deadline() {
-        let mut bench = bench(&entry("one", "sleep 1; echo 1", "concurrency = 1"));
-        bench.jobs.assign(assignment("A", "one"));
-        bench.jobs.assign(wire::Assignment {
-            remaining_ms: 100,
-            ..assignment("B", "one")
-        });
-        let first = result_of(&mut bench).await;
-        assert_eq!(
-            (first.dispatch_id.as_str(), first.error_code.as_str()),
-            ("B", "timeout")
-        );
-        assert_eq!(result_of(&mut bench).await.dispatch_id, "A");
-    }
-
-    #[tokio::test]
-    async fn an_unknown_capability_is_rejected_and_a_stopping_agent_takes_nothing() {
-        let mut bench = bench("");
-        let sent = bench.jobs.assign(assignment("A", "nope"));
-        assert!(matches!(&sent[1], Body::Result(r) if r.error_code == "unknown_capability"));
-        bench.jobs.begin_stop();
-        assert!(bench.jobs.assign(assignment("B", "echo")).is_empty());
-        assert_eq!(bench.jobs.held(), ["A"]);
-    }
-
-    #[tokio::test]
-    async fn a_stopped_once_is_owned_up_to() {
-        let mut bench = bench(&entry("slow", "echo x >> runs; exec sleep 100", ""));
-        bench.jobs.assign(assignment("A", "slow"));
-        while runs(&bench.dir.path().join("runs")) == 0 {
-            tokio::task::yield_now().await;
-        }
-        bench.jobs.begin_stop();
-        bench.jobs.abort().await;
-        assert_eq!(result_of(&mut bench).await.error_code, "agent_stopped");
-    }
-}
+#[path = "jobs_tests.rs"]
+mod tests;
