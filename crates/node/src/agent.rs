@@ -5,7 +5,7 @@
 //!
 //! Invariants: work goes on while there is no session; a lost session is followed by a try at another replica
 //! within the route's pause; only revocation, another agent with the same identity, a dead certificate and
-//! the owner end the loop.
+//! the owner end the loop; the owner's order to stop is heard at any time.
 
 use std::time::Duration;
 
@@ -30,6 +30,9 @@ const GRACE: Duration = Duration::from_secs(5);
 const BROKEN_STREAMS: u32 = 3;
 /// How long the fallback is used before a stream is tried again.
 const FALLBACK: Duration = Duration::from_secs(300);
+/// Another agent with this identity takes over again and again. Once may be ourselves: an attach that was given
+/// up at a replica that hung is committed when that replica wakes up.
+const SUPERSEDED_AGAIN: Duration = Duration::from_secs(60);
 
 /// The order to stop, and what is left of the time to do it in.
 pub(crate) struct Shutdown {
@@ -64,6 +67,33 @@ impl Shutdown {
     }
 }
 
+/// Which transport to use: streams, unless they break on their way.
+#[derive(Debug, Default)]
+struct Transport {
+    broken: u32,
+    poll_until: Option<Instant>,
+}
+
+impl Transport {
+    /// Until when to poll; `None` for a stream.
+    fn poll_until(&self) -> Option<Instant> {
+        self.poll_until.filter(|until| *until > Instant::now())
+    }
+
+    fn stream_ended(&mut self, end: &End) {
+        if !matches!(end, End::Lost { no_stream: true, .. }) {
+            self.broken = 0;
+            return;
+        }
+        self.broken += 1;
+        if self.broken >= BROKEN_STREAMS {
+            self.poll_until = Some(Instant::now() + FALLBACK);
+            // The one stream that is tried then decides alone.
+            self.broken = BROKEN_STREAMS - 1;
+        }
+    }
+}
+
 /// All that lives from one session to the next.
 pub(crate) struct Agent {
     pub(crate) device_id: String,
@@ -77,6 +107,7 @@ pub(crate) struct Agent {
     pub(crate) shutdown: Shutdown,
     pub(crate) home: Home,
     pub(crate) record: NodeRecord,
+    pub(crate) superseded_at: Option<Instant>,
 }
 
 impl Agent {
@@ -93,7 +124,7 @@ impl Agent {
     }
 
     async fn serve(&mut self) -> Result<()> {
-        let mut broken_streams = 0;
+        let mut transport = Transport::default();
         loop {
             if !self.wait_before_next().await {
                 return Ok(());
@@ -101,28 +132,19 @@ impl Agent {
             let Some(address) = self.route.address() else {
                 return Err(no_replica(&self.home));
             };
-            let end = match self.connect(&address).await {
-                Ok(channel) if broken_streams >= BROKEN_STREAMS => {
-                    let end = poll::run(self, channel, Instant::now() + FALLBACK).await;
-                    if matches!(end, End::Move(_)) {
-                        broken_streams = BROKEN_STREAMS - 1;
-                    }
-                    end
-                }
-                Ok(channel) => {
+            let end = match (self.connect(&address).await, transport.poll_until()) {
+                (Ok(channel), Some(until)) => poll::run(self, channel, until).await,
+                (Ok(channel), None) => {
                     let end = session::run(self, channel).await;
-                    let broken = matches!(end, End::Lost { no_stream: true, .. });
-                    broken_streams = if broken { broken_streams + 1 } else { 0 };
+                    transport.stream_ended(&end);
                     end
                 }
-                Err(end) => end,
+                (Err(end), _) => end,
             };
             self.disconnected(&address, &end);
             match end {
                 End::Stopped => return Ok(()),
-                // The session was as good as any: connect to the same replica again, at once.
-                End::Renewed => {}
-                End::Unregistered => self.registered = false,
+                End::Again => {}
                 end => {
                     let credential = matches!(end, End::CredentialRefused(_) | End::Revoked(_));
                     if credential && self.link.refused() {
@@ -131,18 +153,24 @@ impl Agent {
                     if let Some(error) = self.is_final(&end) {
                         return Err(error);
                     }
-                    self.route.failed();
+                    if end == End::Unregistered {
+                        self.registered = false;
+                    }
+                    self.route.failed(Instant::now());
                 }
             }
         }
     }
 
-    /// The failure that ends the agent. A certificate that is over by our own clock only counts when no
-    /// replica takes it: the clock may be the one that is wrong.
-    fn is_final(&self, end: &End) -> Option<crate::Error> {
-        let over = self.link.describe().1 <= wall_ms();
-        let by_none = matches!(end, End::Lost { .. }) && self.route.was_all_round();
-        session::final_error(end, over, over && by_none)
+    /// The failure that ends the agent.
+    fn is_final(&mut self, end: &End) -> Option<crate::Error> {
+        if matches!(end, End::Superseded(_)) {
+            let before = self.superseded_at.replace(Instant::now());
+            if before.is_none_or(|at| at.elapsed() > SUPERSEDED_AGAIN) {
+                return None;
+            }
+        }
+        session::final_error(end, self.link.describe().1 <= wall_ms())
     }
 
     /// Waits as the route says, with work going on. False when the agent is to stop.
@@ -167,7 +195,11 @@ impl Agent {
             status.state = "connecting".to_owned();
             status.endpoint = address.to_owned();
         });
-        let channel = self.link.dial(address).await.map_err(|error| match error.kind {
+        let dialled = tokio::select! {
+            dialled = self.link.dial(address) => dialled,
+            () = self.shutdown.changes() => return Err(End::Stopped),
+        };
+        let channel = dialled.map_err(|error| match error.kind {
             ConnectErrorKind::Refused => End::CredentialRefused(error.to_string()),
             ConnectErrorKind::Unreachable | ConnectErrorKind::WrongServer => End::lost(error.to_string()),
         })?;
@@ -179,7 +211,7 @@ impl Agent {
 
     /// A session is there.
     pub(crate) fn attached(&mut self, attached: &wire::Attached, transport: &str) {
-        self.route.served();
+        self.route.served(Instant::now());
         if let Err(error) = self.link.served() {
             tracing::warn!(%error, "the renewed certificate could not be put in place");
         }
@@ -201,7 +233,7 @@ impl Agent {
 
     fn disconnected(&mut self, address: &str, end: &End) {
         let words = match end {
-            End::Stopped | End::Renewed => String::new(),
+            End::Stopped | End::Again => String::new(),
             End::Unregistered => "not registered yet".to_owned(),
             End::Lost { why, .. } | End::Move(why) => why.clone(),
             End::Superseded(why) | End::Revoked(why) | End::CredentialRefused(why) => why.clone(),

@@ -1,304 +1,19 @@
-//! Session logic against a control plane inside the test: real gRPC over loopback, without TLS.
+//! The agent's sessions against replicas inside the test.
 
 use std::sync::{Arc, Mutex};
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use palyra_client::ConnectError;
 use palyra_proto::node::v1::node_message::Body;
-use palyra_proto::node::v1::node_service_server::{NodeService, NodeServiceServer};
 use palyra_proto::node::v1::server_message::Body as Said;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::transport::{Endpoint, Server};
-use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
 use crate::capability;
+use crate::fake::{Plain, Replica, SOON, refusal};
 use crate::ledger::Ledger;
 use crate::mediation::Desk;
+use crate::testing::Fifo;
 use crate::work::Worker;
-use crate::{Error, Kind};
-
-const SOON: Duration = Duration::from_secs(20);
-const INTERVAL_MS: u64 = 200;
-
-/// One session as the fake replica has it.
-struct Session {
-    heard: Streaming<wire::NodeMessage>,
-    say: mpsc::Sender<std::result::Result<wire::ServerMessage, Status>>,
-}
-
-impl Session {
-    async fn say(&self, body: Said) {
-        self.say
-            .send(Ok(wire::ServerMessage { body: Some(body) }))
-            .await
-            .unwrap();
-    }
-
-    /// The next message that isn't a heartbeat; answers those.
-    async fn hear(&mut self) -> Body {
-        loop {
-            let message = timeout(SOON, self.heard.message())
-                .await
-                .unwrap()
-                .unwrap()
-                .unwrap();
-            assert_eq!(message.device_id, "DEVICE");
-            match message.body.unwrap() {
-                Body::Heartbeat(beat) => {
-                    let answer = wire::HeartbeatAnswer {
-                        sequence: beat.sequence,
-                    };
-                    self.say(Said::Heartbeat(answer)).await;
-                }
-                other => return other,
-            }
-        }
-    }
-
-    async fn hear_result(&mut self) -> wire::Result {
-        loop {
-            if let Body::Result(result) = self.hear().await {
-                return result;
-            }
-        }
-    }
-
-    /// Takes Attach and answers it. Answers what the node holds.
-    async fn attach(&mut self, epoch: u64, endpoints: Vec<wire::NodeEndpoint>) -> Vec<String> {
-        let Body::Attach(attach) = self.hear().await else {
-            panic!("the first message was not Attach")
-        };
-        let attached = wire::Attached {
-            epoch,
-            replica_id: 1,
-            heartbeat_interval_ms: INTERVAL_MS,
-            endpoints,
-        };
-        self.say(Said::Attached(attached)).await;
-        attach.held
-    }
-
-    async fn assign(&self, id: &str, capability: &str, epoch: u64) {
-        self.say(Said::Assignment(wire::Assignment {
-            dispatch_id: id.to_owned(),
-            epoch,
-            capability: capability.to_owned(),
-            payload: "[1]".into(),
-            effect: "once".to_owned(),
-            remaining_ms: 20_000,
-            ..wire::Assignment::default()
-        }))
-        .await;
-    }
-
-    async fn answer(&self, id: &str, accepted: bool, retry: bool) {
-        let dispatch_id = id.to_owned();
-        self.say(Said::Result(wire::ResultAnswer {
-            dispatch_id,
-            accepted,
-            retry,
-            ..Default::default()
-        }))
-        .await;
-    }
-
-    async fn goodbye(&self, code: &str) {
-        let code = code.to_owned();
-        self.say(Said::Goodbye(wire::Goodbye {
-            code,
-            ..wire::Goodbye::default()
-        }))
-        .await;
-    }
-}
-
-#[derive(Default)]
-struct Notes {
-    registered: Vec<wire::RegisterRequest>,
-    reported: Vec<wire::Result>,
-    refuse_register: Option<Status>,
-    no_streams: bool,
-    polled: Vec<wire::ServerMessage>,
-}
-
-struct Replica {
-    address: String,
-    sessions: mpsc::Receiver<Session>,
-    notes: Arc<Mutex<Notes>>,
-    task: JoinHandle<()>,
-}
-
-struct Fake {
-    sessions: mpsc::Sender<Session>,
-    notes: Arc<Mutex<Notes>>,
-}
-
-impl Replica {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (sender, sessions) = mpsc::channel(8);
-        let notes = Arc::new(Mutex::new(Notes::default()));
-        let fake = Fake {
-            sessions: sender,
-            notes: Arc::clone(&notes),
-        };
-        let serve = Server::builder()
-            .add_service(NodeServiceServer::new(fake))
-            .serve_with_incoming(TcpListenerStream::new(listener));
-        let task = tokio::spawn(async move { serve.await.unwrap() });
-        Self {
-            address,
-            sessions,
-            notes,
-            task,
-        }
-    }
-
-    async fn session(&mut self) -> Session {
-        timeout(SOON, self.sessions.recv())
-            .await
-            .expect("no session in time")
-            .unwrap()
-    }
-
-    fn known(&self, id: u64) -> KnownReplica {
-        KnownReplica {
-            replica_id: id,
-            node_addr: self.address.clone(),
-            enrol_addr: String::new(),
-        }
-    }
-
-    fn endpoint(&self, id: u64) -> wire::NodeEndpoint {
-        wire::NodeEndpoint {
-            replica_id: id,
-            node_addr: self.address.clone(),
-            enrol_addr: String::new(),
-        }
-    }
-}
-
-#[tonic::async_trait]
-impl NodeService for Fake {
-    async fn register(
-        &self,
-        request: Request<wire::RegisterRequest>,
-    ) -> std::result::Result<Response<wire::RegisterResponse>, Status> {
-        let mut notes = self.notes.lock().unwrap();
-        notes.registered.push(request.into_inner());
-        match notes.refuse_register.clone() {
-            Some(status) => Err(status),
-            None => Ok(Response::new(wire::RegisterResponse::default())),
-        }
-    }
-
-    type SessionStream = ReceiverStream<std::result::Result<wire::ServerMessage, Status>>;
-
-    async fn session(
-        &self,
-        request: Request<Streaming<wire::NodeMessage>>,
-    ) -> std::result::Result<Response<Self::SessionStream>, Status> {
-        if self.notes.lock().unwrap().no_streams {
-            return Err(Status::unavailable("a proxy in between"));
-        }
-        let (say, said) = mpsc::channel(64);
-        self.sessions
-            .send(Session {
-                heard: request.into_inner(),
-                say,
-            })
-            .await
-            .unwrap();
-        Ok(Response::new(ReceiverStream::new(said)))
-    }
-
-    async fn poll(
-        &self,
-        request: Request<wire::PollRequest>,
-    ) -> std::result::Result<Response<wire::PollResponse>, Status> {
-        let request = request.into_inner();
-        assert_eq!(request.attach.is_some(), request.epoch == 0);
-        let messages = if request.epoch == 0 {
-            vec![]
-        } else {
-            std::mem::take(&mut self.notes.lock().unwrap().polled)
-        };
-        Ok(Response::new(wire::PollResponse { epoch: 5, messages }))
-    }
-
-    async fn report(
-        &self,
-        request: Request<wire::ReportRequest>,
-    ) -> std::result::Result<Response<wire::ReportResponse>, Status> {
-        let result = request.into_inner().result.unwrap();
-        let answer = wire::ResultAnswer {
-            dispatch_id: result.dispatch_id.clone(),
-            accepted: true,
-            ..Default::default()
-        };
-        self.notes.lock().unwrap().reported.push(result);
-        Ok(Response::new(wire::ReportResponse { answer: Some(answer) }))
-    }
-
-    async fn renew(
-        &self,
-        _: Request<wire::RenewRequest>,
-    ) -> std::result::Result<Response<wire::RenewResponse>, Status> {
-        Err(Status::unimplemented("not here"))
-    }
-}
-
-/// A [`Link`] without TLS and without an end of its certificate.
-struct Plain;
-
-impl Link for Plain {
-    fn dial<'a>(&'a mut self, address: &'a str) -> BoxFuture<'a, std::result::Result<Channel, ConnectError>> {
-        async move {
-            let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-            endpoint
-                .connect_timeout(Duration::from_secs(2))
-                .connect()
-                .await
-                .map_err(|error| ConnectError {
-                    address: address.to_owned(),
-                    kind: ConnectErrorKind::Unreachable,
-                    cause: error.to_string(),
-                    chain: None,
-                })
-        }
-        .boxed()
-    }
-
-    fn served(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn refused(&mut self) -> bool {
-        false
-    }
-
-    fn renew_due(&self) -> bool {
-        false
-    }
-
-    fn renew(&mut self, _: Channel) -> BoxFuture<'static, Result<()>> {
-        async { Err(Error::new(Kind::Internal, "N0001", "never due", "")) }.boxed()
-    }
-
-    fn renewed(&mut self, _: Result<()>) -> bool {
-        false
-    }
-
-    fn describe(&self) -> (String, u64) {
-        (String::new(), u64::MAX)
-    }
-}
 
 struct Node {
     running: JoinHandle<Result<()>>,
@@ -346,6 +61,7 @@ impl Node {
             shutdown: Shutdown::new(stopped),
             home,
             record,
+            superseded_at: None,
         };
         Self {
             running: tokio::spawn(agent.run()),
@@ -373,7 +89,7 @@ impl Node {
 fn script(name: &str, script: &str) -> String {
     format!(
         "[[capability]]\nname = \"{name}\"\nprogram = \"/bin/sh\"\neffect = \"once\"\n\
-         args = ['-c', '{script}']\n"
+         timeout = \"10m\"\nargs = ['-c', '{script}']\n"
     )
 }
 
@@ -402,13 +118,12 @@ async fn it_registers_attaches_works_and_stops() {
 async fn work_survives_the_move_to_another_replica() {
     let mut first = Replica::start().await;
     let mut second = Replica::start().await;
-    let node = Node::start(
-        &[first.known(1)],
-        &script(
-            "slow",
-            "echo x >> runs; while [ ! -e go ]; do sleep 0.05; done; echo 2",
-        ),
+    let gate = Fifo::new();
+    let slow = script(
+        "slow",
+        &format!("echo x >> runs; read line <{}; echo 2", gate.gate()),
     );
+    let node = Node::start(&[first.known(1)], &slow);
     let mut session = first.session().await;
     session
         .attach(7, vec![first.endpoint(1), second.endpoint(2)])
@@ -421,7 +136,7 @@ async fn work_survives_the_move_to_another_replica() {
     let mut session = second.session().await;
     assert_eq!(session.attach(9, vec![]).await, ["A"]);
     session.assign("A", "slow", 9).await;
-    std::fs::write(node.dir.path().join("home/go"), "").unwrap();
+    gate.open_gate().await;
     let result = session.hear_result().await;
     assert_eq!((result.epoch, &result.payload[..]), (9, &b"2"[..]));
     let runs = std::fs::read_to_string(node.dir.path().join("home/runs")).unwrap();
@@ -467,67 +182,82 @@ async fn a_result_is_sent_again_until_it_is_accepted() {
 #[tokio::test]
 async fn cancelling_kills_the_program() {
     let mut replica = Replica::start().await;
-    let mut node = Node::start(
-        &[replica.known(1)],
-        &script("slow", "echo $$ > pid; exec sleep 1000"),
+    let mut held = Fifo::new();
+    let slow = script(
+        "slow",
+        &format!("exec 3>{}; echo up >&3; exec sleep 1000", held.path()),
     );
+    let mut node = Node::start(&[replica.known(1)], &slow);
     let mut session = replica.session().await;
     session.attach(7, vec![]).await;
     session.assign("A", "slow", 7).await;
-    node.becomes(|status| status.running == ["A"]).await;
-    let pid_file = node.dir.path().join("home/pid");
-    while !std::fs::read_to_string(&pid_file).is_ok_and(|text| text.ends_with('\n')) {
-        tokio::task::yield_now().await;
-    }
+    held.opened().await;
     let cancel = wire::CancelDispatch {
         dispatch_id: "A".to_owned(),
         reason: "enough".to_owned(),
     };
     session.say(Said::Cancel(cancel)).await;
+    held.released().await;
     node.becomes(|status| status.running.is_empty() && status.unreported.is_empty())
         .await;
-    let pid = std::fs::read_to_string(&pid_file).unwrap();
-    assert!(!std::path::Path::new("/proc").join(pid.trim()).exists());
 }
 
 #[tokio::test]
-async fn superseded_and_revoked_end_the_agent_with_different_exit_codes() {
-    for (code, exit_code, own) in [("superseded", 11, "N0502"), ("revoked", 3, "N0501")] {
-        let mut replica = Replica::start().await;
-        let node = Node::start(&[replica.known(1)], "");
-        let mut session = replica.session().await;
-        session.attach(7, vec![]).await;
-        session.goodbye(code).await;
-        let error = node.end().await.unwrap_err();
-        assert_eq!((error.exit_code(), error.code.as_str()), (exit_code, own));
-    }
+async fn a_revoked_node_ends() {
+    let mut replica = Replica::start().await;
+    let node = Node::start(&[replica.known(1)], "");
+    let mut session = replica.session().await;
+    session.attach(7, vec![]).await;
+    session.goodbye("revoked").await;
+    let error = node.end().await.unwrap_err();
+    assert_eq!((error.exit_code(), error.code.as_str()), (3, "N0501"));
+}
+
+#[tokio::test]
+async fn a_node_that_is_superseded_again_and_again_ends() {
+    let mut replica = Replica::start().await;
+    let node = Node::start(&[replica.known(1)], "");
+    // The first time it may have been an attach of its own, given up and committed late.
+    let mut first = replica.session().await;
+    first.attach(7, vec![]).await;
+    first.goodbye("superseded").await;
+    let mut second = replica.session().await;
+    second.attach(8, vec![]).await;
+    second.goodbye("superseded").await;
+    let error = node.end().await.unwrap_err();
+    assert_eq!((error.exit_code(), error.code.as_str()), (11, "N0502"));
 }
 
 #[tokio::test]
 async fn a_revoked_node_that_comes_back_ends() {
     let replica = Replica::start().await;
-    let detail = palyra_proto::common::v1::ErrorDetail {
-        code: "E0302".to_owned(),
-        message: "device DEVICE was revoked".to_owned(),
-        class: "denied".to_owned(),
-        ..Default::default()
-    };
-    let mut metadata = tonic::metadata::MetadataMap::new();
-    let bytes = prost::Message::encode_to_vec(&detail);
-    metadata.insert_bin(
-        "palyra-error-bin",
-        tonic::metadata::MetadataValue::from_bytes(&bytes),
-    );
-    replica.notes.lock().unwrap().refuse_register = Some(Status::with_metadata(
-        tonic::Code::PermissionDenied,
-        "no",
-        metadata,
-    ));
+    replica.notes.lock().unwrap().refuse_register = Some(refusal("E0302", "denied"));
     let error = Node::start(&[replica.known(1)], "").end().await.unwrap_err();
     assert!(
         error.code == "N0501" && error.message.contains("E0302"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_known_registers_again() {
+    let mut replica = Replica::start().await;
+    replica.notes.lock().unwrap().refuse_stream = Some(refusal("E0501", "precondition"));
+    let _node = Node::start(&[replica.known(1)], "");
+    replica.session().await.attach(7, vec![]).await;
+    assert_eq!(replica.notes.lock().unwrap().registered.len(), 2);
+}
+
+#[test]
+fn only_a_replica_says_that_a_certificate_is_over() {
+    let refused = End::CredentialRefused("the certificate expired".to_owned());
+    assert_eq!(session::final_error(&refused, true).unwrap().code, "N0503");
+    assert_eq!(
+        session::final_error(&refused, false),
+        None,
+        "its clock or ours is wrong"
+    );
+    assert_eq!(session::final_error(&End::lost("no route"), true), None);
 }
 
 #[tokio::test]
@@ -541,8 +271,8 @@ async fn draining_moves_the_node_and_silence_does_too() {
         .await;
     session.goodbye("draining").await;
     let mut session = second.session().await;
-    session.attach(8, vec![]).await;
-    // Says nothing more and answers no heartbeat.
+    session.fall_silent();
+    session.attach_at(8, vec![], 50).await;
     let mut back = first.session().await;
     back.attach(9, vec![]).await;
     drop(session);
@@ -550,7 +280,7 @@ async fn draining_moves_the_node_and_silence_does_too() {
 
 #[tokio::test]
 async fn broken_streams_lead_to_polling() {
-    let replica = Replica::start().await;
+    let mut replica = Replica::start().await;
     replica.notes.lock().unwrap().no_streams = true;
     replica.notes.lock().unwrap().polled.push(wire::ServerMessage {
         body: Some(Said::Assignment(wire::Assignment {
@@ -558,17 +288,14 @@ async fn broken_streams_lead_to_polling() {
             epoch: 5,
             capability: "echo".to_owned(),
             payload: "true".into(),
-            remaining_ms: 20_000,
+            remaining_ms: 600_000,
             ..wire::Assignment::default()
         })),
     });
     let mut node = Node::start(&[replica.known(1)], "");
     node.becomes(|status| status.transport == "poll" && status.epoch == 5)
         .await;
-    while replica.notes.lock().unwrap().reported.is_empty() {
-        tokio::task::yield_now().await;
-    }
-    let reported = replica.notes.lock().unwrap().reported[0].clone();
+    let reported = replica.report().await;
     assert_eq!(
         (
             reported.dispatch_id.as_str(),
@@ -582,6 +309,29 @@ async fn broken_streams_lead_to_polling() {
     node.end().await.unwrap();
 }
 
+#[test]
+fn a_stream_that_works_ends_the_row_of_broken_ones() {
+    let broken = End::Lost {
+        why: "a proxy".to_owned(),
+        no_stream: true,
+    };
+    let mut transport = Transport::default();
+    for _ in 1..BROKEN_STREAMS {
+        transport.stream_ended(&broken);
+    }
+    transport.stream_ended(&End::lost("the replica went"));
+    for _ in 1..BROKEN_STREAMS {
+        transport.stream_ended(&broken);
+        assert_eq!(transport.poll_until(), None);
+    }
+    transport.stream_ended(&broken);
+    assert!(transport.poll_until().is_some());
+    // When its time is over, one stream is tried.
+    transport.poll_until = None;
+    transport.stream_ended(&broken);
+    assert!(transport.poll_until().is_some());
+}
+
 #[tokio::test]
 async fn a_stop_without_any_replica_is_prompt() {
     let nobody = KnownReplica {
@@ -593,4 +343,17 @@ async fn a_stop_without_any_replica_is_prompt() {
     node.becomes(|status| !status.last_error.is_empty()).await;
     node.stop.send_replace(true);
     node.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_replica_that_hangs() {
+    let mut replica = Replica::start().await;
+    let node = Node::start(&[replica.known(1)], "");
+    // It hears Attach and says nothing.
+    let mut session = replica.session().await;
+    assert!(matches!(session.hear().await, Body::Attach(_)));
+    node.stop.send_replace(true);
+    // Less than the agent would wait for the answer.
+    let ended = timeout(session::CALL - Duration::from_secs(1), node.end()).await;
+    ended.expect("it waited").unwrap();
 }

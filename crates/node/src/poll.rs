@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::transport::Channel;
 
 use crate::agent::Agent;
-use crate::session::{CALL, End, Renewal, take};
+use crate::session::{CALL, End, Renewal, take, unless_stopped};
 
 /// How long a poll may wait at the server, in milliseconds.
 const WAIT_MS: u32 = 5_000;
@@ -70,14 +70,14 @@ pub(crate) async fn run(agent: &mut Agent, channel: Channel, until: Instant) -> 
                 Some(Ok(Some(answer))) = reports.join_next() => agent.jobs.answered(&answer),
                 () = sleep_until(due.min(until)) => {
                     if Instant::now() >= until {
-                        return End::Move("time to try the stream again".to_owned());
+                        return End::Again;
                     }
                     let bodies = agent.jobs.overdue(Instant::now());
                     report(agent, &client, &mut reports, bodies);
                 }
                 outcome = renewal.ended() => {
                     if agent.link.renewed(outcome) {
-                        return End::Renewed;
+                        return End::Again;
                     }
                 }
                 () = agent.shutdown.changes() => {}
@@ -98,7 +98,7 @@ async fn attach(agent: &mut Agent, client: &Client) -> Polled {
         attach: Some(attach),
         wait_ms: 0,
     };
-    let answer = poll(client.clone(), request).await?;
+    let answer = unless_stopped(&mut agent.shutdown, poll(client.clone(), request)).await??;
     let told = answer.messages.iter().find_map(|message| match &message.body {
         Some(Heard::Attached(told)) => Some(told.clone()),
         _ => None,

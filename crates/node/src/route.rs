@@ -2,22 +2,27 @@
 //!
 //! Invariants: the replica that served last is tried first; after a failure it comes last; the wait before a
 //! try is drawn from zero to a ceiling that doubles with each failure in a row, from 100 ms to 5 s, so that
-//! nodes that lost the same replica don't come back in step.
+//! nodes that lost the same replica don't come back in step; a session that is lost as soon as it is there is a
+//! failure like any other, so that it is not begun in a tight loop: each one is an entry of the log.
 
 use std::time::Duration;
 
 use palyra_client::fill_random;
+use tokio::time::Instant;
 
 use crate::home::KnownReplica;
 
 const FIRST_MS: u64 = 100;
 const LAST_MS: u64 = 5_000;
+/// A session that lived this long was a good one: what follows its end is not a row of failures.
+const STEADY: Duration = Duration::from_secs(5);
 
 /// The known replicas, in the order in which they will be tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Route {
     replicas: Vec<KnownReplica>,
     failures: u32,
+    served_at: Option<Instant>,
 }
 
 impl Route {
@@ -28,6 +33,7 @@ impl Route {
         Self {
             replicas,
             failures: 0,
+            served_at: None,
         }
     }
 
@@ -38,7 +44,7 @@ impl Route {
 
     /// How long to wait before the next try.
     pub(crate) fn pause(&self) -> Duration {
-        if self.failures == 0 {
+        if self.failures == 0 || self.served_at.is_some() {
             return Duration::ZERO;
         }
         let ceiling = FIRST_MS
@@ -47,22 +53,20 @@ impl Route {
         Duration::from_millis(random_below(ceiling + 1))
     }
 
-    /// The first replica served.
-    pub(crate) fn served(&mut self) {
-        self.failures = 0;
+    /// The first replica serves.
+    pub(crate) fn served(&mut self, now: Instant) {
+        self.served_at = Some(now);
     }
 
     /// The first replica failed, or asks to be left.
-    pub(crate) fn failed(&mut self) {
+    pub(crate) fn failed(&mut self, now: Instant) {
+        if self.served_at.take().is_some_and(|at| now >= at + STEADY) {
+            self.failures = 0;
+        }
         self.failures = self.failures.saturating_add(1);
         if self.replicas.len() > 1 {
             self.replicas.rotate_left(1);
         }
-    }
-
-    /// Whether every replica failed since one last served.
-    pub(crate) fn was_all_round(&self) -> bool {
-        usize::try_from(self.failures).is_ok_and(|failures| failures >= self.replicas.len())
     }
 
     /// The replicas that there are now. Keeps the order of those that stay. Answers whether anything changed.
@@ -123,26 +127,41 @@ mod tests {
     #[test]
     fn a_failed_replica_comes_last_and_a_good_one_stays_first() {
         let mut route = Route::new((1..=3).map(replica).collect());
+        let now = Instant::now();
         let first = route.address().unwrap();
         assert_eq!(route.pause(), Duration::ZERO);
-        route.failed();
+        route.failed(now);
         let second = route.address().unwrap();
-        route.failed();
+        route.failed(now);
         let third = route.address().unwrap();
         assert!(first != second && second != third && third != first);
-        assert!(!route.was_all_round());
-        route.failed();
-        assert!(route.was_all_round());
+        route.failed(now);
         assert_eq!(route.address().unwrap(), first);
-        route.served();
+        route.served(now);
         assert_eq!((route.address().unwrap(), route.pause()), (first, Duration::ZERO));
+    }
+
+    #[test]
+    fn only_a_session_that_lasts_ends_a_row_of_failures() {
+        let mut route = Route::new(vec![replica(1)]);
+        let now = Instant::now();
+        for failures in 1..5 {
+            route.served(now);
+            route.failed(now + STEADY / 2);
+            assert_eq!(route.failures, failures);
+        }
+        route.served(now);
+        route.failed(now + STEADY);
+        assert_eq!(route.failures, 1);
+        route.failed(now + STEADY);
+        assert_eq!(route.failures, 2, "it failed without having served");
     }
 
     #[test]
     fn pauses_stay_below_the_ceiling_and_vary() {
         let mut route = Route::new(vec![replica(1)]);
         for failures in 1..40 {
-            route.failed();
+            route.failed(Instant::now());
             let ceiling = (100u64 << (failures - 1).min(10)).min(5_000);
             assert!(route.pause() <= Duration::from_millis(ceiling));
         }

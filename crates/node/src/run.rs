@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -18,17 +19,22 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::{Agent, Shutdown};
 use crate::builtin::platform;
 use crate::capability::{self, Capability};
-use crate::home::{Home, NodeConfig, NodeRecord};
+use crate::home::{Home, NodeConfig, NodeRecord, open_append};
 use crate::jobs::Jobs;
 use crate::ledger::{Ledger, Started};
 use crate::link::{Link, TlsLink};
-use crate::lock::{FolderLock, is_alive, record_owner};
+use crate::lock::{FolderLock, is_alive, owner, record_owner};
 use crate::mediation::Desk;
 use crate::route::Route;
-use crate::service::AgentStatus;
+use crate::service::{AgentStatus, rotate};
 use crate::work::Worker;
 use crate::{Error, Kind, Result, socket};
 
+/// How often, and how far apart, the folder is tried that somebody holds who is no agent.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// How often the length of the log is looked at.
+const LOG_LOOK: Duration = Duration::from_secs(30);
 /// The most labels of a node.
 const LABELS_MAX: usize = 32;
 /// The longest name or value of a label, in bytes.
@@ -52,11 +58,11 @@ pub struct RunConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RunEnd {
-    /// SIGTERM or SIGINT.
+    /// SIGTERM, SIGINT or SIGHUP.
     Stopped,
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM, SIGINT or SIGHUP.
 ///
 /// Errors: no identity, an agent that runs already in this folder, a broken configuration, revocation or a
 /// dead certificate (exit code 3), another agent with the same identity (exit code 11).
@@ -66,18 +72,60 @@ pub async fn run(config: RunConfig) -> Result<RunEnd> {
         let _ = nix::unistd::setsid();
     }
     let home = Home::open(&config.data_dir)?;
-    let _lock = FolderLock::agent(&home)?.ok_or_else(|| already_running(&home))?;
+    let _lock = take_folder(&home).await?;
     record_owner(&home)?;
     let stop = stop_on_signals()?;
     let desk = Arc::new(Desk::default());
     let (agent, status) = assemble(&home, &config, Arc::clone(&desk), stop)?;
     let answering = tokio::spawn(socket::serve(socket::bind(&home)?, status, desk));
+    // Its output is the log file; in front, or under systemd, it is somebody else's.
+    let log = config
+        .detached
+        .then(|| tokio::spawn(keep_log_short(home.log_file())));
     tracing::info!(device = %agent.device_id, folder = %home.dir().display(), "the agent runs");
     let ended = Box::pin(agent.run()).await;
     answering.abort();
+    if let Some(log) = log {
+        log.abort();
+    }
     home.remove("run/agent.sock")?;
     home.remove("run/agent.pid")?;
     ended.map(|()| RunEnd::Stopped)
+}
+
+/// Takes the folder. `status` and `stop` see whether it is held by holding it for an instant, and an agent that
+/// is being started must not give up for that.
+async fn take_folder(home: &Home) -> Result<FolderLock> {
+    for _ in 0..LOCK_TRIES {
+        if let Some(lock) = FolderLock::agent(home)? {
+            return Ok(lock);
+        }
+        if owner(home)?.is_some() {
+            break;
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+    Err(already_running(home))
+}
+
+/// Puts the log aside whenever it has grown long, and goes on in a new one.
+async fn keep_log_short(path: PathBuf) {
+    loop {
+        tokio::time::sleep(LOG_LOOK).await;
+        let log = match rotate(&path) {
+            Ok(true) => open_append(&path),
+            Ok(false) => continue,
+            Err(error) => Err(error),
+        };
+        let redirected = log.and_then(|log| {
+            let failed = |error: nix::Error| Error::io("write to", &path, &error.into());
+            nix::unistd::dup2_stdout(&log).map_err(failed)?;
+            nix::unistd::dup2_stderr(&log).map_err(failed)
+        });
+        if let Err(error) = redirected {
+            tracing::warn!(%error, "the log could not be put aside");
+        }
+    }
 }
 
 fn already_running(home: &Home) -> Error {
@@ -154,6 +202,7 @@ fn assemble(
         shutdown: Shutdown::new(stop),
         home: home.clone(),
         record,
+        superseded_at: None,
     };
     Ok((agent, status_receiver))
 }
@@ -252,11 +301,23 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>> {
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    // The terminal is gone: what runs is ended in order, and its results are kept. Unless `nohup` started us.
+    let ignored = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status));
+    let mut hangup = (!ignored)
+        .then(|| signal(SignalKind::hangup()).map_err(failed))
+        .transpose()?;
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
+        let hung_up = async {
+            match hangup.as_mut() {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hung_up => {}
         }
         tracing::info!("asked to stop");
         stop.send_replace(true);
@@ -264,4 +325,39 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>> {
         stop.closed().await;
     });
     Ok(stopped)
+}
+
+/// Whether SIGHUP is ignored, by the mask in `/proc/self/status`. Its lowest bit is signal 1, SIGHUP.
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nohup_is_found_in_the_mask() {
+        assert!(ignores_hangup(
+            "Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t0\n"
+        ));
+        assert!(!ignores_hangup("Name:\tx\nSigIgn:\t0000000000001000\n"));
+        assert!(!ignores_hangup(""));
+    }
+
+    #[tokio::test]
+    async fn a_look_at_the_folder_does_not_keep_an_agent_from_starting() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::create(dir.path()).unwrap();
+        let look = FolderLock::agent(&home).unwrap().unwrap();
+        let (taken, ()) = tokio::join!(take_folder(&home), async {
+            tokio::task::yield_now().await;
+            drop(look);
+        });
+        let _lock = taken.unwrap();
+        record_owner(&home).unwrap();
+        assert_eq!(take_folder(&home).await.err().unwrap().code, "N0107");
+    }
 }

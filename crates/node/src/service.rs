@@ -22,11 +22,13 @@ use crate::lock::{FolderLock, owner};
 use crate::socket::{self, Answer, Question};
 use crate::{Error, Home, Kind, Result};
 
-pub use crate::unit::{Installed, Scope, install, uninstall};
+pub use crate::unit::{Installed, Removed, Scope, install, uninstall};
 
-/// A log that is longer is put aside at start; three old ones are kept.
+/// A log that is longer is put aside, at start and by the running agent; three old ones are kept.
 const LOG_LIMIT: u64 = 8 << 20;
 const OLD_LOGS: u32 = 3;
+/// With which options the agent was started last.
+const STARTED: &str = "run/started.json";
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const TAIL: usize = 1500;
 
@@ -41,18 +43,6 @@ pub struct StartConfig {
     pub extra_args: Vec<OsString>,
     /// How long to wait until the agent answers on its socket.
     pub wait: Duration,
-}
-
-/// The arguments with which [`start`] and the unit execute the binary: `node run --data-dir D [--detached]
-/// …`.
-pub fn run_arguments(data_dir: &Path, detached: bool, extra: &[OsString]) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> =
-        vec!["node".into(), "run".into(), "--data-dir".into(), data_dir.into()];
-    if detached {
-        arguments.push("--detached".into());
-    }
-    arguments.extend_from_slice(extra);
-    arguments
 }
 
 /// What the agent says about itself.
@@ -122,6 +112,12 @@ pub async fn start(config: StartConfig) -> Result<AgentStatus> {
             "see it with: palyra node status",
         ));
     }
+    let options: Vec<String> = config
+        .extra_args
+        .iter()
+        .map(|option| option.to_string_lossy().into_owned())
+        .collect();
+    home.write_json(STARTED, &options, 0o600)?;
     let log_path = home.log_file();
     rotate(&log_path)?;
     let log = open_append(&log_path)?;
@@ -167,7 +163,10 @@ fn spawn(config: &StartConfig, home: &Home, log: File) -> Result<Child> {
         .map_err(|error| Error::io("open", &home.log_file(), &error))?;
     let mut command = Command::new(&config.program);
     command
-        .args(run_arguments(home.dir(), true, &config.extra_args))
+        .args(["node", "run", "--data-dir"])
+        .arg(home.dir())
+        .arg("--detached")
+        .args(&config.extra_args)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log)
@@ -188,11 +187,11 @@ fn kind_of(code: Option<i32>) -> Kind {
     }
 }
 
-/// Puts a long log aside: `agent.log.1` is the youngest of the old ones.
-fn rotate(log: &Path) -> Result<()> {
+/// Puts a long log aside: `agent.log.1` is the youngest of the old ones. Answers whether it did.
+pub(crate) fn rotate(log: &Path) -> Result<bool> {
     let length = std::fs::metadata(log).map(|meta| meta.len()).unwrap_or(0);
     if length < LOG_LIMIT {
-        return Ok(());
+        return Ok(false);
     }
     let old = |number: u32| log.with_extension(format!("log.{number}"));
     for number in (1..OLD_LOGS).rev() {
@@ -201,7 +200,8 @@ fn rotate(log: &Path) -> Result<()> {
                 .map_err(|error| Error::io("rename", &old(number), &error))?;
         }
     }
-    std::fs::rename(log, old(1)).map_err(|error| Error::io("rename", log, &error))
+    std::fs::rename(log, old(1)).map_err(|error| Error::io("rename", log, &error))?;
+    Ok(true)
 }
 
 /// The end of what was written to the log since `from`.
@@ -289,9 +289,17 @@ async fn released(home: &Home, wait: Duration) -> Result<bool> {
     }
 }
 
-/// [`stop`], then [`start`].
-pub async fn restart(config: StartConfig, stop_wait: Duration) -> Result<AgentStatus> {
+/// [`stop`], then [`start`]; without options of its own with those of the last start.
+pub async fn restart(mut config: StartConfig, stop_wait: Duration) -> Result<AgentStatus> {
     stop(&config.data_dir, stop_wait).await?;
+    if config.extra_args.is_empty() {
+        let before: Option<Vec<String>> = Home::open(&config.data_dir)?.read_json(STARTED)?;
+        config.extra_args = before
+            .unwrap_or_default()
+            .into_iter()
+            .map(OsString::from)
+            .collect();
+    }
     start(config).await
 }
 
@@ -316,16 +324,8 @@ pub async fn status(data_dir: &Path) -> Result<ServiceStatus> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
-
-    fn program(dir: &Path, script: &str) -> PathBuf {
-        let path = dir.join("program");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        path
-    }
+    use crate::testing::script;
 
     fn config(home: &Home, program: PathBuf) -> StartConfig {
         let data_dir = home.dir().to_path_buf();
@@ -333,7 +333,7 @@ mod tests {
             data_dir,
             program,
             extra_args: vec![],
-            wait: Duration::from_secs(10),
+            wait: Duration::from_secs(60),
         }
     }
 
@@ -342,7 +342,7 @@ mod tests {
         let (dir, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let home = Home::create(dir.path()).unwrap();
         std::fs::write(home.log_file(), "an old line\n").unwrap();
-        let program = program(bin.path(), "echo \"no luck: $*\" >&2; exit 7");
+        let program = script(bin.path(), "program", "echo \"no luck: $*\" >&2; exit 7");
         let error = start(config(&home, program)).await.unwrap_err();
         assert_eq!((error.code.as_str(), error.exit_code()), ("N0109", 7));
         let arguments = format!("no luck: node run --data-dir {} --detached", home.dir().display());
@@ -353,6 +353,22 @@ mod tests {
         assert_eq!(stop(home.dir(), Duration::from_secs(1)).await.unwrap(), None);
         let status = status(home.dir()).await.unwrap();
         assert!(!status.running && status.agent.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_restart_keeps_the_options_of_the_start() {
+        let (dir, bin) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let home = Home::create(dir.path()).unwrap();
+        let program = script(bin.path(), "program", "echo \"with: $*\" >&2; exit 7");
+        let with = |options: &[&str]| StartConfig {
+            extra_args: options.iter().map(OsString::from).collect(),
+            ..config(&home, program.clone())
+        };
+        start(with(&["--label", "a=b"])).await.unwrap_err();
+        for (options, expected) in [(&[][..], "--label a=b"), (&["--label", "c=d"][..], "--label c=d")] {
+            let error = restart(with(options), Duration::from_secs(1)).await.unwrap_err();
+            assert!(error.message.contains(expected), "{error}");
+        }
     }
 
     #[tokio::test]
@@ -382,7 +398,7 @@ mod tests {
         for round in 0..5 {
             let file = File::create(&log).unwrap();
             file.set_len(LOG_LIMIT + round).unwrap();
-            rotate(&log).unwrap();
+            assert!(rotate(&log).unwrap());
             assert!(!log.exists());
         }
         let mut left: Vec<_> = std::fs::read_dir(dir.path())
@@ -390,6 +406,8 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         left.sort();
+        std::fs::write(&log, "short").unwrap();
+        assert!(!rotate(&log).unwrap() && log.exists());
         assert_eq!(left, ["agent.log.1", "agent.log.2", "agent.log.3"]);
         assert_eq!(
             std::fs::metadata(dir.path().join("agent.log.1")).unwrap().len(),

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Shutdown};
 use crate::home::KnownReplica;
 use crate::{Error, Result};
 
@@ -45,8 +45,8 @@ pub(crate) enum End {
     Unregistered,
     /// The server asks to be left.
     Move(String),
-    /// A new certificate is there: connect again with it.
-    Renewed,
+    /// It was as good as any: begin another one at once, with the certificate and the transport of now.
+    Again,
     /// Another agent with this identity took over.
     Superseded(String),
     /// The device or its certificate is revoked.
@@ -107,11 +107,11 @@ impl End {
 
 /// Registers what this node is and can.
 pub(crate) async fn register(agent: &mut Agent, channel: &Channel) -> std::result::Result<(), End> {
-    let request = wire::RegisterRequest {
-        request_id: new_ulid(),
-        ..agent.registration.clone()
-    };
-    let answer = timeout(CALL, NodeServiceClient::new(channel.clone()).register(request)).await;
+    // Without a request id: to register twice does nothing, and an id of ours would carry the time of a clock
+    // that may be wrong.
+    let request = agent.registration.clone();
+    let mut client = NodeServiceClient::new(channel.clone());
+    let answer = unless_stopped(&mut agent.shutdown, timeout(CALL, client.register(request))).await?;
     let answer = answer.map_err(|_| End::lost("no answer to Register in time"))?;
     let answer = answer.map_err(|status| match End::of_status(&status) {
         End::Unregistered => End::lost(status.message().to_owned()),
@@ -120,6 +120,17 @@ pub(crate) async fn register(agent: &mut Agent, channel: &Channel) -> std::resul
     agent.learn(&answer.into_inner().endpoints);
     agent.registered = true;
     Ok(())
+}
+
+/// Waits for an answer, but not when the agent is told to stop.
+pub(crate) async fn unless_stopped<T>(
+    shutdown: &mut Shutdown,
+    answer: impl Future<Output = T>,
+) -> std::result::Result<T, End> {
+    tokio::select! {
+        answer = answer => Ok(answer),
+        () = shutdown.changes() => Err(End::Stopped),
+    }
 }
 
 /// The stream as this side holds it.
@@ -175,17 +186,15 @@ async fn attach(
         held: agent.jobs.held(),
     })])
     .await?;
-    let opened = timeout(
-        CALL,
-        NodeServiceClient::new(channel.clone()).session(ReceiverStream::new(receive)),
-    )
-    .await;
-    let mut stream = match opened {
+    let mut client = NodeServiceClient::new(channel.clone());
+    let opened = timeout(CALL, client.session(ReceiverStream::new(receive)));
+    let mut stream = match unless_stopped(&mut agent.shutdown, opened).await? {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return Err(before_attached(&status)),
         Err(_) => return Err(no_stream("no session stream in time".to_owned())),
     };
-    match timeout(CALL, stream.message()).await {
+    let first = timeout(CALL, stream.message());
+    match unless_stopped(&mut agent.shutdown, first).await? {
         Ok(Ok(Some(wire::ServerMessage {
             body: Some(Heard::Attached(attached)),
         }))) => {
@@ -265,7 +274,7 @@ async fn converse(
             }
             outcome = renewal.ended() => {
                 if agent.link.renewed(outcome) {
-                    return End::Renewed;
+                    return End::Again;
                 }
                 Ok(())
             }
@@ -341,12 +350,12 @@ pub(crate) fn known(endpoints: &[wire::NodeEndpoint]) -> Vec<KnownReplica> {
     known.collect()
 }
 
-/// The failure that the agent ends with, when an end is final. `over` says that the certificate ran out,
-/// `untaken` that in addition no replica lets it in.
-pub(crate) fn final_error(end: &End, over: bool, untaken: bool) -> Option<Error> {
+/// The failure that the agent ends with, when an end is final. `over` says that the certificate ran out by our
+/// own clock, which only counts when a replica refuses it too: the clock may be the one that is wrong.
+pub(crate) fn final_error(end: &End, over: bool) -> Option<Error> {
     use crate::Kind::{Auth, Conflict};
     let refused = matches!(end, End::Revoked(_) | End::CredentialRefused(_));
-    if untaken || (over && refused) {
+    if over && refused {
         return Some(Error::new(
             Auth,
             "N0503",

@@ -467,16 +467,27 @@ pub(crate) fn install(global: &Global, install: Install) -> Result {
 #[derive(Serialize)]
 struct Uninstalled {
     removed: Option<PathBuf>,
+    next: String,
 }
 
 /// Undoes install.
 pub(crate) fn uninstall(out: Out, folder: &Folder) -> Result {
-    let removed = service::uninstall(&folder.dir())?;
-    let text = match &removed {
-        Some(path) => format!("removed {}\n", path.display()),
-        None => "nothing was installed\n".to_owned(),
+    let Some(done) = service::uninstall(&folder.dir())? else {
+        let nothing = Uninstalled {
+            removed: None,
+            next: String::new(),
+        };
+        return out.plain(&nothing, "nothing was installed\n");
     };
-    out.plain(&Uninstalled { removed }, &text)
+    let facts = [
+        ("removed", done.path.display().to_string()),
+        ("next", done.next.clone()),
+    ];
+    let view = Uninstalled {
+        removed: Some(done.path),
+        next: done.next,
+    };
+    out.plain(&view, &table::facts(&facts))
 }
 
 #[cfg(test)]
