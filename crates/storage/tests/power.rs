@@ -1,6 +1,6 @@
 //! Power loss, on a real data folder: what had not been synced is cut off a copy of it, or left torn, or
 //! turned into garbage, and the copy must show everything that was acknowledged, and a clean prefix of the
-//! rest.
+//! rest. The twin in memory goes through the same script, and loses its power in its own way.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod script;
@@ -8,7 +8,7 @@ mod script;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use palyra_storage::{Engine, EngineError, Options, RocksEngine};
+use palyra_storage::{Disk, Engine, EngineError, MemEngine, Options, RocksEngine};
 use script::{batch, survived};
 
 fn open(dir: &Path) -> Result<RocksEngine, EngineError> {
@@ -87,6 +87,33 @@ fn everything_synced_survives_and_the_rest_is_a_prefix() {
                 number - 1,
                 "batch {number} was torn"
             );
+        }
+    }
+}
+
+#[test]
+fn the_twin_survives_the_same_losses() {
+    for count in 1..=45 {
+        let unsynced = count % 4;
+        for keep in 0..=unsynced {
+            let disk = Disk::new("twin");
+            let engine = MemEngine::open(&disk).unwrap();
+            for number in 1..=count {
+                engine.write(batch(number)).unwrap();
+                if number % 4 == 0 {
+                    engine.sync().unwrap();
+                }
+            }
+            disk.kill();
+            let engine = MemEngine::open(&disk).unwrap();
+            assert_eq!(survived(&engine), count, "killed after batch {count}");
+            // What a start found is durable; what comes after it is not.
+            for number in count + 1..=count + unsynced {
+                engine.write(batch(number)).unwrap();
+            }
+            disk.power_loss(keep as usize);
+            let left = survived(&MemEngine::open(&disk).unwrap());
+            assert_eq!(left, count + keep, "{keep} of {unsynced} batches were kept");
         }
     }
 }

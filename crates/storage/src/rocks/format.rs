@@ -5,8 +5,8 @@
 //! Never here: who the folder belongs to. Cluster and replica ids are records of the replica.
 //!
 //! Invariants: `FORMAT` is durable before the database is created; it is written whole or not at all; a
-//! folder that holds table files has both `FORMAT` and `CURRENT`, and one that lost either is refused, not
-//! started afresh.
+//! folder that holds data (table files, or a write-ahead log) has both `FORMAT` and `CURRENT`, and one that
+//! lost either is refused, not started afresh: the votes in it would be forgotten.
 // The only place of the crate, with the tests, that touches files by itself.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -36,16 +36,17 @@ pub(super) fn prepare(dir: &Path) -> Result<Lock> {
     // Only its owner: the state holds who may do what, and sealed secrets.
     let create = DirBuilder::new().recursive(true).mode(0o700).create(dir);
     create.map_err(io("creating the data folder"))?;
-    let tables = holds_tables(dir).map_err(io("listing the data folder"))?;
-    if tables && !dir.join("CURRENT").exists() {
-        return Err(damaged(
-            dir,
-            "it holds table files, but the file `CURRENT` is missing",
-        ));
+    let data = holds_data(dir).map_err(io("listing the data folder"))?;
+    for needed in [FILE, "CURRENT"] {
+        if data && !dir.join(needed).exists() {
+            return Err(damaged(
+                dir,
+                &format!("it holds data, but the file `{needed}` is missing"),
+            ));
+        }
     }
     if !dir.join(FILE).exists() {
-        // A new folder; or a checkpoint, which arrives with its tables and without this file.
-        create_file(dir).map_err(io("writing the file FORMAT"))?;
+        mark(dir)?;
     }
     let read = io("reading the file FORMAT");
     let mut file = File::open(dir.join(FILE)).map_err(read)?;
@@ -82,6 +83,11 @@ fn accept(dir: &Path, text: &str) -> Result<()> {
     }
 }
 
+/// Says of a folder that this release wrote it.
+pub(super) fn mark(dir: &Path) -> Result<()> {
+    create_file(dir).map_err(|error| EngineError::from_io(dir, "writing the file FORMAT", &error))
+}
+
 fn create_file(dir: &Path) -> std::io::Result<()> {
     let unfinished = dir.join("FORMAT.tmp");
     let mut file = File::create(&unfinished)?;
@@ -91,12 +97,12 @@ fn create_file(dir: &Path) -> std::io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn holds_tables(dir: &Path) -> std::io::Result<bool> {
+fn holds_data(dir: &Path) -> std::io::Result<bool> {
     for entry in fs::read_dir(dir)? {
         if entry?
             .path()
             .extension()
-            .is_some_and(|extension| extension == "sst")
+            .is_some_and(|end| end == "sst" || end == "log")
         {
             return Ok(true);
         }

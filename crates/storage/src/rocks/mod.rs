@@ -104,7 +104,8 @@ impl RocksEngine {
         Checkpoint::new(&self.folder.db)
             .and_then(|checkpoint| checkpoint.create_checkpoint(dir))
             .map_err(|error| classify(dir, during, &error))?;
-        format::prepare(dir).map(drop)
+        // Last: a copy that is not whole does not open.
+        format::mark(dir)
     }
 
     fn run(&self, during: &'static str, body: impl FnOnce(&DB) -> Result<(), rocksdb::Error>) -> Result<()> {

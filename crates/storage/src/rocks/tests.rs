@@ -74,13 +74,64 @@ fn a_folder_that_lost_its_head_is_not_started_afresh() {
     let engine = open(dir.path()).unwrap();
     put(&engine, b"k", b"v");
     drop(engine);
-    // Replaying the log has made a table file of it.
-    drop(open(dir.path()).unwrap());
-    fs::remove_file(dir.path().join("CURRENT")).unwrap();
-    let error = open(dir.path()).unwrap_err();
-    assert!(
-        matches!(&error, EngineError::Corrupt { cause, .. } if cause.contains("CURRENT")),
-        "{error}"
+    // First with a log only, then also with the table file that replaying makes of it.
+    for _ in 0..2 {
+        for file in ["CURRENT", "FORMAT"] {
+            let (file, aside) = (dir.path().join(file), dir.path().join("aside"));
+            fs::rename(&file, &aside).unwrap();
+            let error = open(dir.path()).unwrap_err();
+            let name = file.file_name().unwrap().to_str().unwrap();
+            assert!(
+                matches!(&error, EngineError::Corrupt { cause, .. } if cause.contains(name)),
+                "{error}"
+            );
+            fs::rename(&aside, &file).unwrap();
+        }
+        let engine = open(dir.path()).unwrap();
+        assert_eq!(
+            engine.get(Family::State, b"k").unwrap().as_deref(),
+            Some(&b"v"[..])
+        );
+    }
+}
+
+#[test]
+fn no_family_pins_the_write_ahead_log_beyond_its_limit() {
+    const LIMIT: u64 = 1024 * 1024;
+    let dir = tempfile::tempdir().unwrap();
+    let bounded = Options {
+        max_wal_bytes: LIMIT,
+        ..small()
+    };
+    let engine = RocksEngine::open(dir.path(), bounded).unwrap();
+    let settle = || {
+        let mut wait = rocksdb::WaitForCompactOptions::default();
+        wait.set_flush(false);
+        engine.folder.db.wait_for_compact(&wait).unwrap();
+    };
+    let bytes = || -> u64 {
+        let files = log_files(dir.path());
+        files.iter().map(|file| fs::metadata(file).unwrap().len()).sum()
+    };
+    // Written once and never again, like a vote: its memtable would hold the first log file for ever.
+    let mut vote = Batch::new();
+    vote.put(Family::Meta, "vote", "mine")
+        .put(Family::Log, "0", "first");
+    engine.write(vote).unwrap();
+    let first = log_files(dir.path()).swap_remove(0);
+    let mut worst = 0;
+    for round in 0..64_u64 {
+        for number in 0..64_u64 {
+            put(&engine, &number.to_be_bytes(), &vec![round as u8; 2048]);
+        }
+        settle();
+        worst = worst.max(bytes());
+    }
+    assert!(!first.exists(), "{first:?} holds nothing that is needed");
+    assert!(worst <= 2 * LIMIT, "{worst} bytes of log, the limit is {LIMIT}");
+    assert_eq!(
+        engine.get(Family::Meta, b"vote").unwrap().as_deref(),
+        Some(&b"mine"[..])
     );
 }
 
