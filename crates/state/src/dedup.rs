@@ -154,12 +154,15 @@ pub(crate) fn remember(
     record.remembered += 1;
     txn.put(&REQUESTERS, requester, &record);
     meta.requests_seen += 1;
+    // Lower than what was forgotten when ids from far ahead had filled the table.
+    meta.requests_oldest = meta.requests_oldest.min(age);
 }
 
 fn forget_old(txn: &mut Txn<'_>, meta: &mut Meta, requester: Id) {
     let before = txn.now.saturating_sub(limits::DEDUP_WINDOW);
     let mut oldest = Vec::new();
-    REQUESTS_BY_AGE.visit(txn, (), None, &mut |key, _| {
+    let from = meta.requests_oldest.to_be_bytes();
+    REQUESTS_BY_AGE.visit(txn, (), Some(&from), &mut |key, _| {
         oldest.extend(split(key));
         if oldest.len() < limits::DEDUP_EVICT {
             ControlFlow::Continue(())
@@ -170,6 +173,7 @@ fn forget_old(txn: &mut Txn<'_>, meta: &mut Meta, requester: Id) {
     for (age, id, owner) in oldest {
         if age < before || meta.requests_seen >= limits::DEDUP_MAX {
             forget(txn, meta, owner, id);
+            meta.requests_oldest = age;
         }
     }
     if REQUESTERS.get(txn, requester).unwrap_or_default().remembered >= limits::DEDUP_PER_ACTOR {

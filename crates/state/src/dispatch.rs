@@ -165,6 +165,9 @@ pub struct Totals {
     /// Their payload and result bytes.
     #[prost(uint64, tag = "4")]
     pub finished_bytes: u64,
+    /// None of them ended earlier: where forgetting looks for the oldest.
+    #[prost(uint64, tag = "5")]
+    pub finished_oldest: u64,
 }
 
 /// What is asked about dispatches.

@@ -138,6 +138,10 @@ fn requests_are_counted(r: &dyn Read, findings: &mut Findings) {
     listed.sort();
     let ages = all(r, &tables::REQUESTS_SEEN).into_iter().map(|seen| seen.age);
     let seen_ages: Vec<(Vec<u8>, u64)> = by_actor.iter().cloned().zip(ages).collect();
+    let oldest = meta::meta(r).requests_oldest;
+    findings.expect(RULE, listed.iter().all(|(_, age)| *age >= oldest), || {
+        format!("some are older than {oldest}")
+    });
     findings.expect(RULE, listed == seen_ages, || {
         "the order of forgetting lists other requests".to_owned()
     });

@@ -41,6 +41,10 @@ pub struct Meta {
     /// Remembered requests.
     #[prost(uint64, tag = "9")]
     pub requests_seen: u64,
+    /// No remembered request has a lower age: where forgetting looks for the oldest. Without it, it would step
+    /// over everything that was forgotten and is not compacted away yet.
+    #[prost(uint64, tag = "12")]
+    pub requests_oldest: u64,
 }
 
 /// The bookkeeping record; all zero before the first entry.

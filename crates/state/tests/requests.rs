@@ -5,6 +5,7 @@ mod kit;
 
 use kit::{World, commands, id_at, operator, replica};
 use palyra_state::{Actor, Envelope, Id, access, invariants, limits, meta, pairing, tables};
+use prost::Message as _;
 
 const HOUR: u64 = 3_600_000;
 
@@ -199,4 +200,35 @@ fn sweeps_are_not_remembered() {
         world.accept(Actor::System, palyra_state::dispatch::Expire { ids: Vec::new() });
     }
     assert_eq!(meta(&world.state).requests_seen, before);
+}
+
+#[test]
+fn forgetting_finds_the_oldest_also_below_what_was_forgotten() {
+    let mut world = World::born();
+    world.checked = false;
+    let pretend = |world: &mut World, seen: u64| {
+        let mut known = meta(&world.state);
+        known.requests_seen = seen;
+        let row = [(tables::META.key(()), Some(known.encode_to_vec().into()))];
+        world.state.absorb(&row.into());
+    };
+    // Ids from far ahead fill the table, so that one of them has to go.
+    let ahead: Vec<Id> = (0..4).map(|at| id_at(world.at + 20 * HOUR, at)).collect();
+    for (number, id) in ahead.iter().enumerate() {
+        mint(&mut world, *id, &format!("a{number}")).reply.unwrap();
+    }
+    pretend(&mut world, limits::DEDUP_MAX);
+    let now = id_at(world.at, 50);
+    mint(&mut world, now, "b0").reply.unwrap();
+    for number in 1..4 {
+        // Each pushes out the one before it, which is older than all the others.
+        let before = meta(&world.state).requests_seen;
+        let id = id_at(world.at, 50 + number);
+        mint(&mut world, id, &format!("b{number}")).reply.unwrap();
+        assert_eq!(meta(&world.state).requests_seen, before);
+        let kept = mint(&mut world, id, "again");
+        assert!(kept.duplicate);
+    }
+    let kept = |id: &Id| mint(&mut world.clone(), *id, "again").duplicate;
+    assert!(ahead[1..].iter().all(kept), "those of a later age stay");
 }

@@ -148,10 +148,10 @@ pub(crate) fn forget_finished(txn: &mut Txn<'_>) {
     if !full(&sums) {
         return;
     }
-    let mut after: Option<Vec<u8>> = None;
+    let mut after = sums.finished_oldest.to_be_bytes().to_vec();
     while full(&sums) {
         let mut oldest = Vec::new();
-        tables::FINISHED.visit(txn, (), after.as_deref(), &mut |key, _| {
+        tables::FINISHED.visit(txn, (), Some(&after), &mut |key, _| {
             oldest.push(key.to_vec());
             if oldest.len() < FORGET_PAGE {
                 ControlFlow::Continue(())
@@ -165,12 +165,11 @@ pub(crate) fn forget_finished(txn: &mut Txn<'_>) {
             };
             sums.finished = sums.finished.saturating_sub(1);
             sums.finished_bytes = sums.finished_bytes.saturating_sub(size(&old));
+            sums.finished_oldest = old.ended_at;
             remove(txn, &old);
         }
-        after = oldest.pop();
-        if after.is_none() {
-            break;
-        }
+        let Some(last) = oldest.pop() else { break };
+        after = last;
     }
     txn.put(&tables::DISPATCH_TOTALS, (), &sums);
 }

@@ -35,14 +35,25 @@ pub(super) fn check(r: &dyn Read, findings: &mut Findings) {
     indexed(r, &tables::DISPATCHES_OF, &expected.of_device, findings);
     indexed(r, &tables::FINISHED, &expected.finished, findings);
     let payloads = keys(r, &tables::PAYLOADS).len() as u64;
-    let totals = expected.totals;
+    let known = dispatch::totals(r);
+    let first = expected.finished.first();
+    let oldest = known.finished_oldest.to_be_bytes();
+    findings.expect(
+        "forgetting begins at the oldest",
+        first.is_none_or(|first| first.as_slice() >= oldest.as_slice()),
+        || format!("{first:02x?} ended before {}", known.finished_oldest),
+    );
+    let totals = Totals {
+        finished_oldest: known.finished_oldest,
+        ..expected.totals
+    };
     findings.equal(
         "a dispatch has its payload",
         "payloads",
         payloads,
         totals.open + totals.finished,
     );
-    findings.equal("dispatches are counted", "totals", dispatch::totals(r), totals);
+    findings.equal("dispatches are counted", "totals", known, totals);
     let queues = all(r, &tables::QUEUE_LENGTHS).len();
     findings.equal("queues are counted", "queues", queues, expected.lengths.len());
     for (device, length) in expected.lengths {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::people::live_certificates;
 use super::{Findings, all, keys};
-use crate::identity::{CertificateKind, CertificateStatus, Device, DeviceStatus, certificate_by_fingerprint};
+use crate::identity::{
+    CertificateKind, CertificateStatus, Device, DeviceStatus, certificate_by_fingerprint, device_of_key,
+};
 use crate::ids::{Fingerprint, Id};
 use crate::nodes::{self, NodeStatus};
 use crate::pairing::{self, CodeStatus, RequestStatus};
@@ -30,8 +32,8 @@ pub(super) fn check(r: &dyn Read, findings: &mut Findings) {
 
 fn check_device(r: &dyn Read, device: &Device, findings: &mut Findings) {
     let name = device.id.to_string();
-    let owner = crate::identity::device_of_key(r, device.spki);
-    findings.equal("a device owns its key", &name, owner, Some(device.id));
+    let owner = device_of_key(r, device.spki);
+    findings.equal("a device owns its keys", &name, owner, Some(device.id));
     if device.status() != DeviceStatus::Revoked {
         return;
     }
@@ -73,6 +75,15 @@ fn certificates(r: &dyn Read, findings: &mut Findings) {
                 "one certificate of a holder is active",
                 active.insert(holder.clone()),
                 name,
+            );
+        }
+        if certificate.kind() == CertificateKind::Node {
+            let owner = device_of_key(r, certificate.spki).map(|owner| owner.to_string());
+            findings.equal(
+                "a device owns its keys",
+                &name(),
+                owner,
+                Some(certificate.subject.clone()),
             );
         }
         if let Some(pairing) = certificate.pairing_id {

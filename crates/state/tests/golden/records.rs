@@ -255,8 +255,14 @@ fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {
         open_bytes: 2,
         finished: 3,
         finished_bytes: 4,
+        finished_oldest: 0,
     };
     add(all, "record.dispatch_totals", &totals);
+    let totals = dispatch::Totals {
+        finished_oldest: 5,
+        ..totals
+    };
+    add(all, "record.dispatch_totals.with_oldest", &totals);
     add(all, "record.queue_length", &dispatch::QueueLength { open: 1 });
     add(
         all,
@@ -284,8 +290,14 @@ fn bookkeeping_records(all: &mut BTreeMap<String, Vec<u8>>) {
             ordinal: 11,
         },
         journal_trimmed_hash: Digest::of(b"trimmed"),
+        requests_oldest: 0,
     };
     add(all, "record.meta", &meta);
+    let meta = Meta {
+        requests_oldest: 12,
+        ..meta
+    };
+    add(all, "record.meta.with_oldest", &meta);
     let row = Row {
         index: 1,
         ordinal: 2,
