@@ -217,6 +217,19 @@ pub fn client_begin(pin: &Pin, rng: &mut dyn Entropy) -> Result<(ClientState, Ve
     Ok((ClientState(begun.state), begun.message.serialize().to_vec()))
 }
 
+/// Checks the first message by itself: its length, and that its points are points. What is refused here need
+/// not be counted, as nothing was asked about the PIN.
+pub fn check_first(ke1: &[u8]) -> Result<(), PinError> {
+    first(ke1).map(drop)
+}
+
+fn first(ke1: &[u8]) -> Result<CredentialRequest<Suite>, PinError> {
+    if ke1.len() != KE1_LEN {
+        return Err(PinError::Malformed("first"));
+    }
+    CredentialRequest::deserialize(ke1).map_err(|_| PinError::Malformed("first"))
+}
+
 /// The replica's answer to the first message. `context` is
 /// [`crate::transcript::Transcript::context`]. Count the attempt before the answer is sent.
 pub fn server_begin(
@@ -226,10 +239,7 @@ pub fn server_begin(
     ke1: &[u8],
     rng: &mut dyn Entropy,
 ) -> Result<(ServerState, Vec<u8>), PinError> {
-    if ke1.len() != KE1_LEN {
-        return Err(PinError::Malformed("first"));
-    }
-    let request = CredentialRequest::<Suite>::deserialize(ke1).map_err(|_| PinError::Malformed("first"))?;
+    let request = first(ke1)?;
     let (setup, registration) = verifier.parts()?;
     let parameters = ServerLoginParameters {
         context: Some(context),
@@ -441,7 +451,9 @@ mod tests {
             &[1; 4096],
         ] {
             assert_eq!(malformed(bytes, &mut rng), PinError::Malformed("first"));
+            assert_eq!(check_first(bytes), Err(PinError::Malformed("first")));
         }
+        assert_eq!(check_first(&ke1), Ok(()));
         let (server, ke2) = server_begin(&verifier, "CODE", b"", &ke1, &mut rng).unwrap();
         let cut = client_finish(client, &pin("48219034"), b"", &ke2[1..], &mut rng);
         assert_eq!(cut.unwrap_err(), PinError::Malformed("second"));

@@ -1,5 +1,6 @@
-//! Recomputes `docs/protocol/pairing-vectors.json`. The file was made by another program, from the text of
-//! `docs/protocol/pairing.md` alone, so the page and the code can't drift apart together.
+//! Recomputes `docs/protocol/pairing-vectors.json`. `docs/protocol/pairing_vectors.py` does it too, from the
+//! text of `docs/protocol/pairing.md` and the RFCs alone and without a line of ours, so the page and the code
+//! can't drift apart together.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 use palyra_pki::join::JoinRequest;
@@ -189,6 +190,48 @@ fn sealed_blobs() {
             .as_slice(),
         secret
     );
+}
+
+/// Entropy that gives these draws, one after the other.
+fn tape(draws: Vec<Vec<u8>>) -> impl FnMut(&mut [u8]) {
+    let mut draws = draws.into_iter();
+    move |out: &mut [u8]| out.copy_from_slice(&draws.next().expect("no draw more than in the vector"))
+}
+
+#[test]
+fn an_exchange_with_given_choices() {
+    let vectors = vectors();
+    let (code, given) = (&vectors["pin_code"], &vectors["pin_code"]["exchange"]);
+    let pin = Pin::parse(text(code, "pin")).unwrap();
+    let verifier = PinVerifier::from_bytes(&bytes(code, "verifier")).unwrap();
+    let context = bytes(given, "context");
+    // The library draws a scalar as 64 bytes, which it reduces.
+    let mut blind = bytes(given, "client_blind");
+    blind.resize(64, 0);
+    let node = vec![
+        blind,
+        bytes(given, "client_keyshare_seed"),
+        bytes(given, "client_nonce"),
+    ];
+    let (client, ke1) = pin::client_begin(&pin, &mut tape(node)).unwrap();
+    assert_eq!(hex::encode(&ke1), text(given, "ke1"));
+    // What it draws first stands in for a code that doesn't exist, and is not used here.
+    let mut replica = vec![vec![0; 64]];
+    let names = ["masking_nonce", "server_keyshare_seed", "server_nonce"];
+    replica.extend(names.map(|name| bytes(given, name)));
+    let begun = pin::server_begin(
+        &verifier,
+        text(code, "code_id"),
+        &context,
+        &ke1,
+        &mut tape(replica),
+    );
+    let (server, ke2) = begun.unwrap();
+    assert_eq!(hex::encode(&ke2), text(given, "ke2"));
+    let (ke3, key) = pin::client_finish(client, &pin, &context, &ke2, &mut tape(vec![])).unwrap();
+    assert_eq!(hex::encode(&ke3), text(given, "ke3"));
+    assert_eq!(hex::encode(key.as_slice()), text(given, "session_key"));
+    assert_eq!(pin::server_finish(server, &ke3).unwrap(), key);
 }
 
 #[test]
