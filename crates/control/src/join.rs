@@ -20,7 +20,7 @@ use crate::control::{Control, WriteInfo};
 use crate::error::{Error, Refusal};
 use crate::limits::REPLICA_TTL_MS;
 use crate::pairing::requests::new_certificate;
-use crate::selector::parse_id;
+use crate::selector::parse_exact_id;
 
 /// A fresh join token. The text is shown once.
 #[derive(Debug)]
@@ -56,8 +56,6 @@ pub struct Join {
     pub enrol_addr: String,
     /// Metrics and health, `host:port`.
     pub metrics_addr: String,
-    /// A ULID, the same for each try; empty for a fresh one.
-    pub request_id: String,
 }
 
 /// What it gets.
@@ -144,8 +142,7 @@ impl Control {
     /// # Errors
     /// [`Refusal::WrongJoinProof`], and what the state machine refuses: token used, expired, of another name.
     pub async fn join(&self, source: &EnrolSource, join: Join) -> Result<Joined, Error> {
-        let token_id = parse_id("token_id", &join.token_id)?;
-        let request_id = self.request_id(&join.request_id)?;
+        let token_id = parse_exact_id("token_id", &join.token_id)?;
         for (field, csr) in [
             ("replica_csr", &join.replica_csr),
             ("authority_csr", &join.authority_csr),
@@ -186,7 +183,7 @@ impl Control {
         let wrapped_kek = asked
             .wrap_kek(&secret, &self.keys().kek, &mut platform::fill_random)
             .map_err(|error| Error::Internal(error.to_string()))?;
-        let replica_id = self.admit(request_id, token_id, &join).await?;
+        let replica_id = self.admit(token_id, &join).await?;
         let mut joined = self.joined(replica_id, wrapped_kek)?;
         let id = replica_id.to_string();
         let parts: [&[u8]; 7] = [
@@ -202,16 +199,29 @@ impl Control {
         Ok(joined)
     }
 
-    /// The id under which the replica is admitted, now or by an earlier try whose answer was lost: who proves
+    /// The id under which the replica is admitted, now or by another try whose answer was lost: who proves
     /// the token again with the same authority key is the same replica.
-    async fn admit(&self, request_id: Id, token_id: Id, join: &Join) -> Result<u64, Error> {
+    async fn admit(&self, token_id: Id, join: &Join) -> Result<u64, Error> {
+        // An earlier try, at another replica, may still be under way and come first with either of its entries.
+        let overtaken =
+            |reject: &Reject| matches!(reject.kind(), Code::JoinTokenUsed | Code::ReplicaStatusChange);
+        for _ in 0..2 {
+            match self.try_admit(token_id, join).await {
+                Err(Error::Rejected(reject)) if overtaken(&reject) => self.barrier().await?,
+                tried => return tried,
+            }
+        }
+        self.try_admit(token_id, join).await
+    }
+
+    async fn try_admit(&self, token_id: Id, join: &Join) -> Result<u64, Error> {
         let earlier = self.begun(token_id, join)?;
         if let Some(record) = earlier.as_ref().filter(|record| record.is_member()) {
             return Ok(record.id);
         }
         let replica_id = match earlier {
             Some(record) => record.id,
-            None => self.allocate(request_id, token_id, join).await?,
+            None => self.allocate(token_id, join).await?,
         };
         let signed = self.sign_replica(join, replica_id)?;
         let admit = AdmitReplica {
@@ -244,13 +254,14 @@ impl Control {
         Err(Reject::new(Code::JoinTokenUsed, [&token_id, &token.used_by]).into())
     }
 
-    async fn allocate(&self, request_id: Id, token_id: Id, join: &Join) -> Result<u64, Error> {
+    async fn allocate(&self, token_id: Id, join: &Join) -> Result<u64, Error> {
         let allocate = AllocateReplica {
             token_id,
             name: join.name.clone(),
             addresses: addresses_of(join),
         };
-        let written = self.propose(request_id, self.as_replica(), allocate).await?;
+        // Under an id of ours: the token itself says what became of an earlier try.
+        let written = self.propose(self.fresh_id(), self.as_replica(), allocate).await?;
         let Reply::ReplicaAllocated(allocated) = written.reply else {
             return Err(self.odd_reply("cluster.allocate_replica"));
         };

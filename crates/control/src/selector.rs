@@ -21,6 +21,20 @@ pub(crate) fn parse_id(field: &'static str, text: &str) -> Result<Id, Error> {
     })
 }
 
+/// A ULID in its one canonical spelling, as proofs cover it.
+pub(crate) fn parse_exact_id(field: &'static str, text: &str) -> Result<Id, Error> {
+    let id = parse_id(field, text)?;
+    if id.to_string() == text {
+        return Ok(id);
+    }
+    let next = format!("send it as {id}");
+    Err(Error::invalid(
+        field,
+        format!("{text:?} is no canonical ULID"),
+        next,
+    ))
+}
+
 /// The device that a selector names.
 pub(crate) fn device(view: &dyn Read, selector: &str) -> Result<Id, Error> {
     if let Some(id) = Id::parse(selector) {
@@ -64,11 +78,16 @@ fn devices_named(view: &dyn Read, name: &str) -> Vec<Id> {
     if trusted.is_empty() { revoked } else { trusted }
 }
 
-/// The pairing request that a selector names: its id, the id or name of a device that waits, or a prefix of
-/// an id.
+/// The pairing request that a selector names: its id, the id or name of its device, or a prefix of an id. Of
+/// several requests of a device the one that waits is meant; when none does, the newest, so that a repeated
+/// decision finds what it decided.
 pub(crate) fn pairing_request(view: &dyn Read, selector: &str) -> Result<Id, Error> {
     if let Some(id) = Id::parse(selector) {
-        return Ok(pairing::pending_of(view, id).map_or(id, |request| request.id));
+        if pairing::request(view, id).is_some() {
+            return Ok(id);
+        }
+        let found = requests_of(view, |request| request.device_id == id);
+        return Ok(found.first().copied().unwrap_or(id));
     }
     if selector.is_empty() {
         return Err(Error::invalid(
@@ -85,29 +104,33 @@ pub(crate) fn pairing_request(view: &dyn Read, selector: &str) -> Result<Id, Err
             found.into_iter().map(|request| request.id).collect(),
         );
     }
-    let devices = devices_waiting(view, selector);
-    one("pairing request", selector, devices)
+    let range = Id::prefix_range(selector);
+    let found = requests_of(view, |request| {
+        let prefixed = range.is_some_and(|(first, last)| (first..=last).contains(&request.device_id));
+        prefixed || request.device_name == selector
+    });
+    one("pairing request", selector, found)
 }
 
-fn devices_waiting(view: &dyn Read, selector: &str) -> Vec<Id> {
-    let range = Id::prefix_range(selector);
-    let mut found = Vec::new();
+/// Requests of some devices: those that wait; when none does, the newest.
+fn requests_of(view: &dyn Read, wanted: impl Fn(&pairing::Request) -> bool) -> Vec<Id> {
+    let (mut waiting, mut newest) = (Vec::new(), None);
     let mut after = None;
     loop {
         let page = pairing::requests(view, after, limits::PAGE_MAX);
-        let Some(end) = page.last() else { return found };
+        let Some(end) = page.last() else { break };
         after = Some(end.id);
-        let pending = page
-            .iter()
-            .filter(|r| r.status() == pairing::RequestStatus::PendingApproval);
-        found.extend(
-            pending
-                .filter(|r| {
-                    let prefixed = range.is_some_and(|(first, last)| (first..=last).contains(&r.device_id));
-                    prefixed || r.device_name == selector
-                })
-                .map(|r| r.id),
-        );
+        for request in page.iter().filter(|request| wanted(request)) {
+            newest = newest.max(Some((request.created_at, request.id)));
+            if request.status() == pairing::RequestStatus::PendingApproval {
+                waiting.push(request.id);
+            }
+        }
+    }
+    if waiting.is_empty() {
+        newest.into_iter().map(|(_, id)| id).collect()
+    } else {
+        waiting
     }
 }
 

@@ -18,6 +18,7 @@ use palyra_proto::common::v1::ErrorDetail;
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tonic::Status;
+use zeroize::Zeroize as _;
 
 use crate::cli::JoinArgs;
 use crate::config::{Addresses, Config, resolve};
@@ -41,9 +42,18 @@ const PAUSE: Duration = Duration::from_secs(1);
 struct Pending {
     token_id: String,
     name: String,
-    request_id: String,
+    /// Where the replica will be reached, in the order of the join transcript: the cluster keeps what it was
+    /// told first.
+    addresses: [String; 4],
     authority_key: String,
     replica_key: String,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.authority_key.zeroize();
+        self.replica_key.zeroize();
+    }
 }
 
 /// Does what the command line says.
@@ -54,8 +64,8 @@ pub(crate) async fn join(args: JoinArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let addresses = addresses(&args)?;
-    let pending = begin(&args, &token)?;
-    let admitted = match ask_all(&args, &token, &pending, &addresses).await {
+    let pending = begin(&args, &token, addresses)?;
+    let admitted = match ask_all(&args, &token, &pending).await {
         Ok(admitted) => admitted,
         Err(Trouble::Next(cause)) => {
             let next = "see that one of its replicas is up and reachable, then repeat";
@@ -65,11 +75,13 @@ pub(crate) async fn join(args: JoinArgs) -> Result<(), Failure> {
             );
             return Err(Failure::new(Code::Unreachable, message));
         }
-        Err(Trouble::Final(failure)) => {
-            // The keys were made for this token, which is good for nothing any more.
+        Err(Trouble::Refused(failure)) => {
+            // The keys were made for this token, and the cluster knows none of them.
             files::remove(&args.data_dir.join(PENDING))?;
             return Err(failure);
         }
+        // The cluster may know the keys: they stay, for the next try.
+        Err(Trouble::Final(failure)) => return Err(failure),
     };
     let replica_id = admitted.replica_id;
     store(&args, &token, &admitted)?;
@@ -147,10 +159,16 @@ fn already_joined(args: &JoinArgs, token: &JoinToken) -> Result<Option<String>, 
     }
 }
 
-/// Addresses as the new replica's configuration will give them.
-fn addresses(args: &JoinArgs) -> Result<Addresses, Failure> {
+/// Addresses as the new replica's configuration will give them, in the order of the join transcript.
+fn addresses(args: &JoinArgs) -> Result<[String; 4], Failure> {
     let text = config_text(args, "01JD7Z8QK3M5N7P9R1S3T5V7X9", "palyra.internal", 1);
-    Ok(Config::parse(&text, Path::new("palyrad join"))?.advertised_addresses())
+    let Addresses {
+        peers,
+        node,
+        enrol,
+        metrics,
+    } = Config::parse(&text, Path::new("palyrad join"))?.advertised_addresses();
+    Ok([peers, node, enrol, metrics])
 }
 
 fn config_text(args: &JoinArgs, cluster_id: &str, trust_domain: &str, replica_id: u64) -> String {
@@ -166,7 +184,7 @@ fn config_text(args: &JoinArgs, cluster_id: &str, trust_domain: &str, replica_id
 }
 
 /// What was begun before, or a new beginning, on disk before anything is asked.
-fn begin(args: &JoinArgs, token: &JoinToken) -> Result<Pending, Failure> {
+fn begin(args: &JoinArgs, token: &JoinToken, addresses: [String; 4]) -> Result<Pending, Failure> {
     let path = args.data_dir.join(PENDING);
     if path.exists() {
         let text = files::secret_text(&path)?;
@@ -184,6 +202,16 @@ fn begin(args: &JoinArgs, token: &JoinToken) -> Result<Pending, Failure> {
             );
             return Err(Failure::new(Code::Conflict, problem));
         }
+        if pending.addresses != addresses {
+            let problem = format!(
+                "{} holds a join under the addresses {}; repeat it with those (--listen-host, \
+                 --advertise-host, --base-port), and change them in {} afterwards",
+                path.display(),
+                pending.addresses.join(" "),
+                layout::CONFIG
+            );
+            return Err(Failure::new(Code::Conflict, problem));
+        }
         return Ok(pending);
     }
     let rng = &mut palyra_platform::fill_random;
@@ -191,7 +219,7 @@ fn begin(args: &JoinArgs, token: &JoinToken) -> Result<Pending, Failure> {
     let pending = Pending {
         token_id: token.id.clone(),
         name: args.name.clone(),
-        request_id: palyra_state::Id::from_bytes(palyra_platform::new_ulid_bytes()).to_string(),
+        addresses,
         authority_key: key(rng)?.to_pem().to_string(),
         replica_key: key(rng)?.to_pem().to_string(),
     };
@@ -215,16 +243,13 @@ struct Admitted {
 enum Trouble {
     /// Try another one.
     Next(String),
-    /// No other one will say anything else.
+    /// The cluster refused: no other one will say anything else.
+    Refused(Failure),
+    /// Going on makes no sense, and whether the cluster admitted this replica isn't known.
     Final(Failure),
 }
 
-async fn ask_all(
-    args: &JoinArgs,
-    token: &JoinToken,
-    pending: &Pending,
-    addresses: &Addresses,
-) -> Result<Admitted, Trouble> {
+async fn ask_all(args: &JoinArgs, token: &JoinToken, pending: &Pending) -> Result<Admitted, Trouble> {
     let mut tried = Vec::new();
     for round in 0..ROUNDS {
         if round > 0 {
@@ -232,10 +257,10 @@ async fn ask_all(
         }
         tried.clear();
         for endpoint in &token.endpoints {
-            match ask(endpoint, args, token, pending, addresses).await {
+            match ask(endpoint, args, token, pending).await {
                 Ok(admitted) => return Ok(admitted),
-                Err(last @ Trouble::Final(_)) => return Err(last),
                 Err(Trouble::Next(cause)) => tried.push(format!("{endpoint}: {cause}")),
+                Err(last) => return Err(last),
             }
         }
     }
@@ -247,7 +272,6 @@ async fn ask(
     args: &JoinArgs,
     token: &JoinToken,
     pending: &Pending,
-    addresses: &Addresses,
 ) -> Result<Admitted, Trouble> {
     let address = resolve(endpoint).map_err(|error| Trouble::Next(error.to_string()))?;
     let Dialled { channel, end_point } = dial::pinned(address, token.root_pin, &token.cluster_id)
@@ -258,22 +282,16 @@ async fn ask(
     let replica_key = KeyPair::from_pem(&pending.replica_key).map_err(|error| internal(&error))?;
     let authority_csr = authority_key.make_csr().map_err(|error| internal(&error))?;
     let replica_csr = replica_key.make_csr().map_err(|error| internal(&error))?;
-    let sent = [
-        addresses.peers.clone(),
-        addresses.node.clone(),
-        addresses.enrol.clone(),
-        addresses.metrics.clone(),
-    ];
     let proved = Proved {
         cluster_id: &token.cluster_id,
         token_id: &token.id,
         replica_csr: &replica_csr,
         authority_csr: &authority_csr,
         name: &args.name,
-        addresses: &sent,
+        addresses: &pending.addresses,
         server_end_point: end_point,
     };
-    let [peer_addr, node_addr, enrol_addr, metrics_addr] = sent.clone();
+    let [peer_addr, node_addr, enrol_addr, metrics_addr] = pending.addresses.clone();
     let request = wire::JoinRequest {
         token_id: token.id.clone(),
         proof: proved.proof(&token.secret).to_vec().into(),
@@ -284,8 +302,8 @@ async fn ask(
         node_addr,
         enrol_addr,
         metrics_addr,
-        request_id: pending.request_id.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..Default::default()
     };
     let call = async { JoinServiceClient::new(channel).join(request).await };
     let answer = match tokio::time::timeout(ANSWER, call).await {
@@ -293,8 +311,13 @@ async fn ask(
         Ok(Err(status)) => return Err(refusal(&status)),
         Err(_) => return Err(Trouble::Next(format!("no answer within {} s", ANSWER.as_secs()))),
     };
-    open(token, &proved, authority_key, answer)
-        .map_err(|error| Trouble::Final(Failure::new(Code::Auth, error)))
+    open(token, &proved, authority_key, answer).map_err(|error| {
+        let next = "nothing was stored; repeat, and if it stays so, mint another token with `palyra cluster \
+                    join-token`";
+        let message =
+            format!("the answer of {endpoint} is not what the token vouches for: {error:#}; {next}");
+        Trouble::Final(Failure::new(Code::Auth, message))
+    })
 }
 
 /// Whether another replica may say something else.
@@ -308,17 +331,17 @@ fn refusal(status: &Status) -> Trouble {
         return Trouble::Next(status.message().to_owned());
     };
     let text = format!("{}: {}; {}", detail.code, detail.message, detail.next);
-    if detail.retryable || detail.unknown {
+    // A defect of one replica need not be another's, and it may have come after the admission.
+    if detail.retryable || detail.unknown || detail.class == "internal" {
         return Trouble::Next(text);
     }
     let code = match detail.class.as_str() {
         "denied" => Code::Auth,
         "invalid" => Code::Usage,
         "conflict" => Code::Conflict,
-        "internal" => Code::Internal,
         _ => Code::Precondition,
     };
-    Trouble::Final(Failure::new(code, text))
+    Trouble::Refused(Failure::new(code, text))
 }
 
 /// Checks an answer against the token: cluster, root, and that the authority is ours.

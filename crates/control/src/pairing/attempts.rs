@@ -48,8 +48,8 @@ impl Control {
     }
 
     /// Refuses, at no cost for the log, what the state machine would refuse without counting it: whoever
-    /// knows no open code must not be able to make the log grow.
-    async fn may_begin(
+    /// knows no open code must not be able to make the log grow. Says nothing that depends on a secret.
+    pub(super) async fn may_begin(
         &self,
         device_id: Id,
         code_id: Option<Id>,

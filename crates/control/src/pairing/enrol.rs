@@ -1,8 +1,9 @@
 //! The enrol listener's calls: a machine proves a PIN or a ticket.
 //!
 //! What never lives here: who may become a node; an operator decides that.
-//! Invariants: a PIN attempt is committed before its second message is answered, a wrong ticket proof before
-//! it is refused; a machine learns nothing of a secret from the order or the kind of refusals.
+//! Invariants: what can be refused without a secret is refused first, before anything is counted or taken; a
+//! PIN attempt is committed before its second message is answered, a wrong ticket proof before it is refused;
+//! a machine learns nothing of a secret from the order or the kind of refusals.
 
 use bytes::Bytes;
 use palyra_pki::pin::{KE1_LEN, KE3_LEN, PinError, PinVerifier};
@@ -11,14 +12,14 @@ use palyra_pki::transcript::{self, Opening};
 use palyra_pki::{Method as ProofMethod, Transcript, TrustBundle, keys, pin, sha256};
 use palyra_platform as platform;
 use palyra_state::pairing::{self as records, Code as CodeRecord, Method, Prove};
-use palyra_state::{Code, Digest, Fingerprint, Id, Reject, Reply};
+use palyra_state::{Code, Digest, Fingerprint, Id, Reject, Reply, limits};
 use zeroize::Zeroizing;
 
 use crate::caller::EnrolSource;
 use crate::control::Control;
 use crate::error::{Error, Refusal};
 use crate::pairing::exchange::{self, PinExchange, Proof, Stage, exactly_32};
-use crate::selector::parse_id;
+use crate::selector::parse_exact_id;
 
 /// What a machine needs before it can prove a ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,8 +79,6 @@ pub struct FinishPin {
     pub proof: Bytes,
     /// What the machine calls itself.
     pub device_name: String,
-    /// A ULID, the same for each try; empty for a fresh one.
-    pub request_id: String,
 }
 
 /// The one message of a ticket exchange.
@@ -99,8 +98,6 @@ pub struct ProveTicket {
     pub proof: Bytes,
     /// What the machine calls itself.
     pub device_name: String,
-    /// A ULID, the same for each try; empty for a fresh one.
-    pub request_id: String,
 }
 
 /// The proof was right, and an operator is asked.
@@ -136,13 +133,16 @@ impl Control {
     /// First step of a PIN pairing. The attempt is committed before the answer is made.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a malformed message (not counted); what the state machine refuses: no such
-    /// code, used, burned, expired, taken back, pairing closed.
+    /// [`Error::Invalid`] for a malformed message and [`Error::Busy`] when too many exchanges are half done,
+    /// neither counted; what the state machine refuses: no such code, used, burned, expired, taken back,
+    /// pairing closed.
     pub async fn begin_pin(&self, source: &EnrolSource, begin: BeginPin) -> Result<PinBegun, Error> {
-        let device_id = parse_id("device_id", &begin.device_id)?;
+        let device_id = parse_exact_id("device_id", &begin.device_id)?;
         let csr_sha256 = exactly_32("csr_sha256", &begin.csr_sha256)?;
         let node_nonce = exactly_32("node_nonce", &begin.node_nonce)?;
         check_length("ke1", &begin.ke1, KE1_LEN)?;
+        pin::check_first(&begin.ke1).map_err(|error| malformed("ke1", error))?;
+        self.exchanges().make_room(source)?;
         let code = None;
         let (counted, code) = self
             .count_attempt(source, device_id, code, begin.code_number, Method::Pin)
@@ -195,8 +195,9 @@ impl Control {
     /// [`Refusal::UnknownExchange`], [`Refusal::WrongPin`], [`Refusal::OtherCsr`], and what the state machine
     /// refuses; of two machines that prove one code, the second gets `used`.
     pub async fn finish_pin(&self, source: &EnrolSource, finish: FinishPin) -> Result<ProofAccepted, Error> {
-        let attempt_id = parse_id("attempt_id", &finish.attempt_id)?;
+        let attempt_id = parse_exact_id("attempt_id", &finish.attempt_id)?;
         check_length("ke3", &finish.ke3, KE3_LEN)?;
+        check_device_name(&finish.device_name)?;
         let key = exchange::attempt_key(attempt_id);
         let message = digest_of(&[
             &finish.ke3,
@@ -247,11 +248,10 @@ impl Control {
             served_by: self.replica_id(),
             fetch_token_hash: fetch_hash(&held.transcript, key.as_slice()),
         };
-        let request_id = self.request_id(&finish.request_id)?;
         let key = Zeroizing::new(key.to_vec());
         Ok(Proof {
             message,
-            request_id,
+            request_id: self.fresh_id(),
             prove,
             key,
             transcript: held.transcript,
@@ -267,10 +267,11 @@ impl Control {
         source: &EnrolSource,
         ticket: ProveTicket,
     ) -> Result<ProofAccepted, Error> {
-        let device_id = parse_id("device_id", &ticket.device_id)?;
-        let code_id = parse_id("ticket_id", &ticket.ticket_id)?;
+        let device_id = parse_exact_id("device_id", &ticket.device_id)?;
+        let code_id = parse_exact_id("ticket_id", &ticket.ticket_id)?;
         let server_nonce = exactly_32("server_nonce", &ticket.server_nonce)?;
         let node_nonce = exactly_32("node_nonce", &ticket.node_nonce)?;
+        check_device_name(&ticket.device_name)?;
         let spki = csr_key(&ticket.csr)?;
         let message = digest_of(&[
             ticket.ticket_id.as_bytes(),
@@ -289,7 +290,11 @@ impl Control {
             }
             Some(Stage::Pin(_)) | None => return Err(exchange::unknown(true)),
         }
-        let code = self.ticket_code(code_id).await?;
+        // Before the proof is looked at: a code that is not open answers a right proof and a wrong one alike.
+        self.may_begin(device_id, Some(code_id), 0, Method::Ticket)
+            .await?;
+        let code = records::code(&self.replica().view(), code_id)
+            .ok_or_else(|| Reject::new(Code::NoSuchCode, [&code_id]))?;
         let key = self.unseal(Purpose::TicketKey, &code)?;
         let opening = (ProofMethod::Ticket, sha256(&ticket.csr), node_nonce, server_nonce);
         let transcript = self.transcript(source, code.id, device_id, opening)?;
@@ -313,30 +318,14 @@ impl Control {
             served_by: self.replica_id(),
             fetch_token_hash: fetch_hash(&transcript, &key),
         };
-        let request_id = self.request_id(&ticket.request_id)?;
         let proof = Proof {
             message,
-            request_id,
+            request_id: self.fresh_id(),
             prove,
             key,
             transcript,
         };
         self.prove(server_nonce, source, proof).await
-    }
-
-    /// The ticket's record; what this replica has not applied yet is looked up with the leader's word.
-    async fn ticket_code(&self, code_id: Id) -> Result<CodeRecord, Error> {
-        let mut found = records::code(&self.replica().view(), code_id);
-        if found.is_none() {
-            self.barrier().await?;
-            found = records::code(&self.replica().view(), code_id);
-        }
-        let code = found.ok_or_else(|| Reject::new(Code::NoSuchCode, [&code_id]))?;
-        if code.method() != Method::Ticket {
-            let number = format!("C{}", code.number);
-            return Err(Reject::new(Code::CodeMethod, [&number, &code.method().as_str(), &"ticket"]).into());
-        }
-        Ok(code)
     }
 
     /// The same message again, because its answer was lost: the same answer.
@@ -427,6 +416,19 @@ fn check_length(field: &'static str, bytes: &[u8], length: usize) -> Result<(), 
         field,
         cause,
         "send the message as the protocol library made it",
+    ))
+}
+
+/// What the state machine would refuse after a proof that was right, when it is too late to mend.
+fn check_device_name(name: &str) -> Result<(), Error> {
+    if name.len() <= limits::NAME_MAX && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let most = limits::NAME_MAX;
+    Err(Error::invalid(
+        "device_name",
+        format!("{} bytes, or control characters in it", name.len()),
+        format!("send at most {most} bytes on one line"),
     ))
 }
 

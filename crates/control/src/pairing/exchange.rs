@@ -2,10 +2,12 @@
 //!
 //! Invariants: an exchange belongs to the connection that began it and to no other; it is taken out to be
 //! used, so two messages can't both use it; what proved right may be sent again, unchanged, on the same
-//! connection, and gets the same answer; the number of exchanges is bounded, in all and per address.
+//! connection, and gets the same answer; the number of exchanges is bounded, in all and per source; a PIN
+//! exchange, for which an attempt was counted, is never pushed out by another.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use palyra_pki::{Transcript, pin};
@@ -36,6 +38,7 @@ pub(crate) struct PinExchange {
 pub(crate) struct Proof {
     /// Digest of the message that proved it: the same message may come again.
     pub(crate) message: [u8; 32],
+    /// Of this replica's own making, and the same each time: a repetition is answered and not applied again.
     pub(crate) request_id: Id,
     pub(crate) prove: Prove,
     pub(crate) key: Zeroizing<Vec<u8>>,
@@ -54,7 +57,7 @@ pub(crate) enum Stage {
 
 struct Held {
     connection: u64,
-    address: String,
+    network: String,
     born: Instant,
     stage: Stage,
 }
@@ -63,7 +66,7 @@ struct Held {
 pub(crate) struct Exchanges {
     held: Mutex<BTreeMap<Key, Held>>,
     limit: usize,
-    per_address: usize,
+    per_network: usize,
 }
 
 impl fmt::Debug for Exchanges {
@@ -73,11 +76,11 @@ impl fmt::Debug for Exchanges {
 }
 
 impl Exchanges {
-    pub(crate) fn new(limit: usize, per_address: usize) -> Exchanges {
+    pub(crate) fn new(limit: usize, per_network: usize) -> Exchanges {
         Exchanges {
             held: Mutex::new(BTreeMap::new()),
             limit,
-            per_address,
+            per_network,
         }
     }
 
@@ -85,30 +88,45 @@ impl Exchanges {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps an exchange. Of one address the oldest nonce gives way.
+    /// Makes room for one more exchange. Of one network the oldest nonce gives way, then the oldest proof whose
+    /// answer is kept for a repetition; of all others only a nonce.
     ///
     /// # Errors
-    /// [`Error::Busy`] when there are too many.
-    pub(crate) fn put(&self, key: Key, source: &EnrolSource, stage: Stage) -> Result<(), Error> {
-        let mut held = self.lock();
+    /// [`Error::Busy`] when there are too many that must stay.
+    pub(crate) fn make_room(&self, source: &EnrolSource) -> Result<(), Error> {
+        self.clear(&mut self.lock(), &network_of(&source.address))
+    }
+
+    fn clear(&self, held: &mut BTreeMap<Key, Held>, network: &str) -> Result<(), Error> {
         held.retain(|_, exchange| exchange.born.elapsed() < EXCHANGE_LIFE);
         let same = held
             .values()
-            .filter(|exchange| exchange.address == source.address)
+            .filter(|exchange| exchange.network == network)
             .count();
-        if same >= self.per_address && !drop_oldest_nonce(&mut held, Some(&source.address)) {
+        if same >= self.per_network && !push_out(held, Some(network)) {
             return Err(Error::Busy {
                 what: "pairing exchanges from this address",
             });
         }
-        if held.len() >= self.limit && !drop_oldest_nonce(&mut held, None) {
+        if held.len() >= self.limit && !push_out(held, None) {
             return Err(Error::Busy {
                 what: "pairing exchanges",
             });
         }
+        Ok(())
+    }
+
+    /// Keeps an exchange, after making room for it.
+    ///
+    /// # Errors
+    /// As [`Exchanges::make_room`].
+    pub(crate) fn put(&self, key: Key, source: &EnrolSource, stage: Stage) -> Result<(), Error> {
+        let network = network_of(&source.address);
+        let mut held = self.lock();
+        self.clear(&mut held, &network)?;
         let exchange = Held {
             connection: source.connection,
-            address: source.address.clone(),
+            network,
             born: platform::now(),
             stage,
         };
@@ -128,17 +146,32 @@ impl Exchanges {
     }
 }
 
-fn drop_oldest_nonce(held: &mut BTreeMap<Key, Held>, address: Option<&str>) -> bool {
-    let nonces = held.iter().filter(|(_, exchange)| {
-        matches!(exchange.stage, Stage::Nonce) && address.is_none_or(|address| exchange.address == address)
-    });
-    let Some(oldest) = nonces
-        .min_by_key(|(_, exchange)| exchange.born)
-        .map(|(key, _)| *key)
-    else {
+/// Drops the oldest exchange that nobody loses an attempt with; says whether there was one.
+fn push_out(held: &mut BTreeMap<Key, Held>, network: Option<&str>) -> bool {
+    let rank = |exchange: &Held| match exchange.stage {
+        Stage::Nonce if network.is_none_or(|network| exchange.network == network) => Some(0),
+        Stage::Proved(_) if network == Some(exchange.network.as_str()) => Some(1),
+        Stage::Nonce | Stage::Proved(_) | Stage::Pin(_) => None,
+    };
+    let droppable = held
+        .iter()
+        .filter_map(|(key, exchange)| Some(((rank(exchange)?, exchange.born), *key)));
+    let Some((_, oldest)) = droppable.min() else {
         return false;
     };
     held.remove(&oldest).is_some()
+}
+
+/// What counts as one source: an IPv4 address, or the /64 of an IPv6 address, of which one customer has all.
+fn network_of(address: &str) -> String {
+    match address.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(IpAddr::V6(address)) => {
+            let network = Ipv6Addr::from_bits(address.to_bits() >> 64 << 64);
+            format!("{network}/64")
+        }
+        Ok(IpAddr::V4(address)) => address.to_string(),
+        Err(_) => address.to_owned(),
+    }
 }
 
 /// The key of a PIN exchange.
@@ -199,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_address_pushes_out_its_own_oldest_only() {
+    async fn one_source_pushes_out_its_own_oldest_only() {
         let exchanges = Exchanges::new(8, 2);
         let (mine, other) = (source(1, "a"), source(2, "b"));
         exchanges.put([9; 32], &other, Stage::Nonce).unwrap();
@@ -216,5 +249,64 @@ mod tests {
             exchanges.take(&[9; 32], &other).is_some(),
             "another address is left alone"
         );
+    }
+
+    fn pin_stage() -> Stage {
+        let rng = &mut |out: &mut [u8]| out.fill(7);
+        let code = "01JD7Z8QK3M5N7P9R1S3T5V7X9";
+        let typed = pin::Pin::parse("12345678").unwrap();
+        let verifier = pin::mint(&typed, code, rng).unwrap();
+        let (_, ke1) = pin::client_begin(&typed, rng).unwrap();
+        let (server, _) = pin::server_begin(&verifier, code, b"", &ke1, rng).unwrap();
+        let opening = palyra_pki::transcript::Opening {
+            cluster_id: code,
+            method: palyra_pki::Method::Pin,
+            code_id: code,
+            node_id: code,
+            server_end_point: [0; 32],
+            csr_sha256: [0; 32],
+            node_nonce: [0; 32],
+            server_nonce: [0; 32],
+        };
+        Stage::Pin(Box::new(PinExchange {
+            attempt_id: Id::ZERO,
+            code_id: Id::ZERO,
+            device_id: Id::ZERO,
+            csr_sha256: [0; 32],
+            server,
+            transcript: Transcript::new(&opening).unwrap(),
+        }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_counted_exchange_is_pushed_out_by_nobody() {
+        let exchanges = Exchanges::new(2, 2);
+        let (mine, other) = (source(1, "a"), source(2, "b"));
+        exchanges.put([1; 32], &mine, pin_stage()).unwrap();
+        exchanges.put([2; 32], &mine, Stage::Nonce).unwrap();
+        exchanges.put([3; 32], &other, Stage::Nonce).unwrap();
+        assert!(exchanges.take(&[2; 32], &mine).is_none(), "a nonce costs nothing");
+        exchanges.put([4; 32], &mine, pin_stage()).unwrap();
+        for source in [&mine, &other] {
+            assert!(matches!(exchanges.make_room(source), Err(Error::Busy { .. })));
+            assert!(exchanges.put([5; 32], source, Stage::Nonce).is_err());
+        }
+        assert!(matches!(exchanges.take(&[1; 32], &mine), Some(Stage::Pin(_))));
+        assert!(matches!(exchanges.take(&[4; 32], &mine), Some(Stage::Pin(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_network_is_one_source_however_many_addresses_it_has() {
+        let exchanges = Exchanges::new(8, 1);
+        let (first, second) = (source(1, "2001:db8:1:2::1"), source(2, "2001:db8:1:2:ffff::9"));
+        exchanges.put([1; 32], &first, Stage::Nonce).unwrap();
+        exchanges.put([2; 32], &second, Stage::Nonce).unwrap();
+        assert!(exchanges.take(&[1; 32], &first).is_none(), "one /64");
+        exchanges
+            .put([3; 32], &source(3, "2001:db8:1:3::1"), Stage::Nonce)
+            .unwrap();
+        assert!(exchanges.take(&[2; 32], &second).is_some(), "another /64");
+        assert_eq!(network_of("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(network_of("192.0.2.1"), "192.0.2.1");
     }
 }

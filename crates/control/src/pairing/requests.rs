@@ -49,7 +49,7 @@ impl Control {
     /// # Errors
     /// [`Refusal::WrongFetchToken`], also when there is no such pairing.
     pub async fn fetch(&self, pairing_id: &str, token: &[u8], wait_ms: u64) -> Result<Fetched, Error> {
-        let id = selector::parse_id("pairing_id", pairing_id)?;
+        let id = selector::parse_exact_id("pairing_id", pairing_id)?;
         let mut found = records::request(&self.replica().view(), id);
         if found.is_none() {
             self.barrier().await?;

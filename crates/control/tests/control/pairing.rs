@@ -310,6 +310,68 @@ async fn twenty_unproved_attempts_close_pairing_for_everybody() {
     let pin = mint_pin(&cluster).await;
     let closed = machine.begin(&cluster, 1, &pin).await.err().unwrap();
     assert_eq!(code(&closed), Some(Code::PairingClosed));
+    let by_ticket = machine.pair_by_ticket(&cluster, 1).await.unwrap_err();
+    assert_eq!(
+        code(&by_ticket),
+        Some(Code::PairingClosed),
+        "a right proof as well: closed is closed"
+    );
+}
+
+#[tokio::test]
+async fn a_decision_by_name_is_repeated_under_its_request_id() {
+    let cluster = Cluster::found().await;
+    let operator = cluster.operator();
+    let (mut cam, mut lamp) = (Machine::new("cam"), Machine::new("lamp"));
+    cam.pair_by_ticket(&cluster, 1).await.unwrap();
+    let request = crate::support::fresh_id().to_string();
+    let approve = || cluster.control.approve(&operator, &request, "cam", "", "");
+    let (first, _) = approve().await.unwrap();
+    let (again, _) = approve().await.unwrap();
+    assert_eq!(
+        (first.record.id, first.record.certificate),
+        (again.record.id, again.record.certificate),
+        "the answer was lost, and the name waits no more"
+    );
+    let device = cam.device_id.to_string();
+    let shown = cluster
+        .control
+        .get_pairing(Default::default(), &device)
+        .await
+        .unwrap()
+        .0;
+    assert_eq!(shown.record.id, first.record.id, "by the device's id too");
+    let error = cluster
+        .control
+        .approve(&operator, "", "cam", "", "")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        code(&error),
+        Some(Code::PairingDecided),
+        "under another id it is late"
+    );
+
+    lamp.pair_by_ticket(&cluster, 1).await.unwrap();
+    let request = crate::support::fresh_id().to_string();
+    for _ in 0..2 {
+        let (rejected, _) = cluster
+            .control
+            .reject(&operator, &request, "lamp", "not ours")
+            .await
+            .unwrap();
+        assert_eq!(rejected.status, RequestStatus::Rejected);
+    }
+    // A newer request of the same name is what waits, and is what the name means.
+    let mut second = Machine::new("lamp");
+    let waiting = second.pair_by_ticket(&cluster, 1).await.unwrap();
+    let found = cluster
+        .control
+        .get_pairing(Default::default(), "lamp")
+        .await
+        .unwrap()
+        .0;
+    assert_eq!(found.record.id, waiting.pairing_id);
 }
 
 #[tokio::test]

@@ -137,7 +137,6 @@ impl Joining {
             node_addr: listens.node,
             enrol_addr: listens.enrol,
             metrics_addr: listens.metrics,
-            request_id: String::new(),
         }
     }
 }
@@ -453,7 +452,6 @@ impl Machine {
             server_nonce: hello.server_nonce.to_vec().into(),
             proof: transcript.node_proof(key.as_slice()).to_vec().into(),
             device_name: String::new(),
-            request_id: String::new(),
         }
     }
 
@@ -494,7 +492,6 @@ impl Machine {
             csr: self.csr.clone(),
             proof: transcript.node_proof(&key).to_vec().into(),
             device_name: self.name.clone(),
-            request_id: String::new(),
         };
         Ok(HalfDone {
             begun,

@@ -63,7 +63,6 @@ impl EnrolService for Gateway {
             csr: finish.csr,
             proof: finish.proof,
             device_name: finish.device_name,
-            request_id: finish.request_id,
         };
         let accepted = self
             .control
@@ -87,7 +86,6 @@ impl EnrolService for Gateway {
             server_nonce: ticket.server_nonce,
             proof: ticket.proof,
             device_name: ticket.device_name,
-            request_id: ticket.request_id,
         };
         let accepted = self
             .control

@@ -26,7 +26,6 @@ impl JoinService for Gateway {
             node_addr: ask.node_addr,
             enrol_addr: ask.enrol_addr,
             metrics_addr: ask.metrics_addr,
-            request_id: ask.request_id,
         };
         let joined = self
             .control

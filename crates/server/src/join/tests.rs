@@ -7,7 +7,7 @@ use std::path::Path;
 use palyra_pki::layout::{CONFIG, NewConfig, render_config};
 use palyra_pki::{JoinToken, ticket};
 
-use super::{PENDING, already_joined, begin, config_text, refusal};
+use super::{PENDING, addresses, already_joined, begin, config_text, refusal};
 use crate::cli::JoinArgs;
 use crate::join::Trouble;
 
@@ -40,16 +40,25 @@ fn token(cluster_id: &str, id: &str) -> JoinToken {
 fn what_is_begun_is_gone_on_with() {
     let dir = tempfile::tempdir().unwrap();
     let (args, token) = (args(dir.path(), "r2"), token(CLUSTER, OTHER));
-    let first = begin(&args, &token).unwrap();
+    let told = || addresses(&args).unwrap();
+    let first = begin(&args, &token, told()).unwrap();
     assert_eq!(
         already_joined(&args, &token).unwrap(),
         None,
         "a join that is under way is no stranger's folder"
     );
-    let again = begin(&args, &token).unwrap();
+    let again = begin(&args, &token, told()).unwrap();
     assert_eq!(
-        (again.request_id, again.authority_key),
-        (first.request_id, first.authority_key)
+        (&again.replica_key, &again.authority_key),
+        (&first.replica_key, &first.authority_key)
+    );
+    // The cluster may have recorded the first addresses: with others nobody would ever reach this replica.
+    let mut elsewhere = told();
+    elsewhere[0] = "r2.example:9999".to_owned();
+    let failure = begin(&args, &token, elsewhere).err().unwrap().to_string();
+    assert!(
+        failure.contains("r2.example:7454") && failure.contains("--base-port"),
+        "{failure}"
     );
     let mode = fs::metadata(args.data_dir.join(PENDING))
         .unwrap()
@@ -62,8 +71,11 @@ fn what_is_begun_is_gone_on_with() {
 fn another_token_does_not_take_the_keys_over() {
     let dir = tempfile::tempdir().unwrap();
     let args = args(dir.path(), "r2");
-    begin(&args, &token(CLUSTER, OTHER)).unwrap();
-    let failure = begin(&args, &token(CLUSTER, CLUSTER)).err().unwrap().to_string();
+    begin(&args, &token(CLUSTER, OTHER), addresses(&args).unwrap()).unwrap();
+    let failure = begin(&args, &token(CLUSTER, CLUSTER), addresses(&args).unwrap())
+        .err()
+        .unwrap()
+        .to_string();
     assert!(
         failure.contains(PENDING) && failure.contains("another token"),
         "{failure}"
@@ -132,7 +144,12 @@ fn only_what_may_change_is_asked_elsewhere() {
     let next = refusal(&status(palyra_control::Error::Unavailable { leader_hint: None }));
     assert!(matches!(next, Trouble::Next(_)));
     let last = refusal(&status(palyra_control::Refusal::WrongJoinProof.into()));
-    assert!(matches!(last, Trouble::Final(failure) if failure.to_string().contains("E1030")));
+    assert!(matches!(last, Trouble::Refused(failure) if failure.to_string().contains("E1030")));
+    let defect = refusal(&status(palyra_control::Error::Internal("disk".to_owned())));
+    assert!(
+        matches!(defect, Trouble::Next(_)),
+        "the keys stay: the replica may have been admitted"
+    );
     assert!(matches!(
         refusal(&tonic::Status::unavailable("no detail")),
         Trouble::Next(_)
