@@ -5,14 +5,14 @@
 //! Invariants: key and signing request are made here and the key stays here; nothing that a server says is
 //! believed before its proof over the transcript, which holds the certificate that this side saw, is
 //! verified; a wrong secret ends the attempt at once, because each further try would cost one of the code's
-//! five.
+//! five; tries whose outcome stays unknown are few for the same reason.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use palyra_client::error::{Failure, classify};
 use palyra_client::{
-    ConnectError, ConnectErrorKind, ConnectOptions, Endpoints, connect, fill_random, new_ulid, wall_ms,
+    Class, ConnectError, ConnectErrorKind, ConnectOptions, Endpoints, connect, fill_random, new_ulid, wall_ms,
 };
 use palyra_pki::pin::{ClientState, PinError, client_begin, client_finish};
 use palyra_pki::tls::SeenServer;
@@ -34,14 +34,28 @@ const SEARCH: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How often a proof is sent while its outcome is not known: longer than an election.
 const PROOF_TRIES: u32 = 8;
+/// How many tries of a PIN may come to an unknown end: each may be counted, and five burn the code.
+const SPENT_MAX: u32 = 2;
 const ASK_AGAIN: &str = "ask the operator for a new code: palyra pairing code";
 
 /// Why one try at one replica came to nothing.
 enum Try {
     /// Another replica may do better.
     Next(String),
+    /// The same, but this try may count against the PIN.
+    Spent(String),
     /// No other replica will say anything else.
     Final(Error),
+}
+
+impl Try {
+    /// Where nothing is counted, an unknown outcome costs nothing.
+    fn uncounted(self) -> Self {
+        match self {
+            Self::Spent(why) => Self::Next(why),
+            other => other,
+        }
+    }
 }
 
 impl From<Error> for Try {
@@ -90,6 +104,7 @@ pub(crate) async fn prove(method: &PairMethod, name: &str, ui: &dyn PairUi) -> R
     let endpoints = secret.endpoints()?;
     let until = Instant::now() + SEARCH;
     let mut failures: Vec<String> = Vec::new();
+    let mut spent = 0;
     loop {
         for endpoint in endpoints.as_slice() {
             ui.event(PairEvent::Trying {
@@ -99,29 +114,41 @@ pub(crate) async fn prove(method: &PairMethod, name: &str, ui: &dyn PairUi) -> R
                 Secret::Pin { pin, code, .. } => prove_pin(endpoint, pin, *code, &me).await,
                 Secret::Ticket(ticket) => prove_ticket(endpoint, ticket, &me).await,
             };
-            match tried {
+            let why = match tried {
                 Ok(pending) => return Ok(pending),
                 Err(Try::Final(error)) => return Err(error),
-                Err(Try::Next(why)) => {
-                    ui.event(PairEvent::Failed {
-                        endpoint: endpoint.clone(),
-                        why: why.clone(),
-                    });
-                    let line = format!("{endpoint} ({why})");
-                    if !failures.contains(&line) {
-                        failures.push(line);
-                    }
+                Err(Try::Next(why)) => why,
+                Err(Try::Spent(why)) => {
+                    spent += 1;
+                    why
                 }
+            };
+            ui.event(PairEvent::Failed {
+                endpoint: endpoint.clone(),
+                why: why.clone(),
+            });
+            let line = format!("{endpoint} ({why})");
+            if !failures.contains(&line) {
+                failures.push(line);
+            }
+            if spent == SPENT_MAX {
+                let next = "see whether the cluster has a leader (palyra cluster status), then run this again; \
+                            each of these tries may be one of the code's five";
+                return Err(nobody(&failures, next));
             }
         }
         if Instant::now() + PAUSE >= until {
-            let message = format!("no replica took the proof: {}", failures.join(", "));
             let next =
                 "is the cluster running, and are these its enrol addresses? see: palyra cluster status";
-            return Err(Error::new(Kind::Unreachable, "N0201", message, next));
+            return Err(nobody(&failures, next));
         }
         sleep(PAUSE).await;
     }
+}
+
+fn nobody(failures: &[String], next: &str) -> Error {
+    let message = format!("no replica took the proof: {}", failures.join(", "));
+    Error::new(Kind::Unreachable, "N0201", message, next)
 }
 
 enum Secret {
@@ -224,7 +251,7 @@ async fn prove_pin(endpoint: &str, pin: &Pin, code: u32, me: &Me<'_>) -> std::re
         csr: me.csr.clone().into(),
         proof: transcript.node_proof(&session[..]).to_vec().into(),
         device_name: me.name.to_owned(),
-        request_id: new_ulid(),
+        ..Default::default()
     };
     let accepted = insist(async || answer(client.clone().finish_pin(finish.clone())).await).await?;
     Ok(believe(
@@ -273,7 +300,9 @@ async fn prove_ticket(endpoint: &str, ticket: &Ticket, me: &Me<'_>) -> std::resu
     let tls = connect::enrol_pinned(ticket.root_pin, &ticket.cluster_id, Arc::clone(&seen))
         .map_err(|error| internal(&error.to_string()))?;
     let (mut client, end_point) = dial(endpoint, &tls, &seen).await?;
-    let hello = answer(client.hello(wire::HelloRequest {})).await?;
+    let hello = answer(client.hello(wire::HelloRequest {}))
+        .await
+        .map_err(Try::uncounted)?;
     if hello.cluster_id != ticket.cluster_id {
         let message = format!(
             "{endpoint} is of cluster {}, the ticket of {}",
@@ -308,9 +337,10 @@ async fn prove_ticket(endpoint: &str, ticket: &Ticket, me: &Me<'_>) -> std::resu
         server_nonce: hello.server_nonce.clone(),
         proof: transcript.node_proof(&key[..]).to_vec().into(),
         device_name: me.name.to_owned(),
-        request_id: new_ulid(),
+        ..Default::default()
     };
-    let accepted = insist(async || answer(client.clone().prove_ticket(prove.clone())).await).await?;
+    let proved = insist(async || answer(client.clone().prove_ticket(prove.clone())).await).await;
+    let accepted = proved.map_err(Try::uncounted)?;
     Ok(believe(&accepted, &transcript, &key[..], &ticket.cluster_id, me)?)
 }
 
@@ -370,9 +400,9 @@ async fn insist<T>(send: impl AsyncFn() -> std::result::Result<T, Try>) -> std::
     let mut unknown = None;
     for _ in 0..PROOF_TRIES {
         match send().await {
-            Err(Try::Next(why)) => unknown = Some(why),
+            Err(Try::Next(why) | Try::Spent(why)) => unknown = Some(why),
             Err(Try::Final(error)) if unknown.is_some() => {
-                return Err(Try::Next(format!(
+                return Err(Try::Spent(format!(
                     "the outcome of the proof is not known: {}",
                     error.message
                 )));
@@ -381,7 +411,7 @@ async fn insist<T>(send: impl AsyncFn() -> std::result::Result<T, Try>) -> std::
         }
         sleep(PAUSE).await;
     }
-    Err(Try::Next(unknown.unwrap_or_default()))
+    Err(Try::Spent(unknown.unwrap_or_default()))
 }
 
 async fn answer<T>(
@@ -390,12 +420,16 @@ async fn answer<T>(
     let status = match timeout(CALL, call).await {
         Ok(Ok(response)) => return Ok(response.into_inner()),
         Ok(Err(status)) => status,
-        Err(_) => return Err(Try::Next(format!("no answer within {} s", CALL.as_secs()))),
+        Err(_) => return Err(Try::Spent(format!("no answer within {} s", CALL.as_secs()))),
     };
     match classify(&status) {
-        Failure::Answered(error) if error.retryable || error.unknown => Err(Try::Next(error.message)),
+        // A replica that lost its quorum after the commit says that it is stale.
+        Failure::Answered(error) if error.unknown || error.class == Class::Stale => {
+            Err(Try::Spent(error.message))
+        }
+        Failure::Answered(error) if error.retryable => Err(Try::Next(error.message)),
         Failure::Answered(error) => Err(Try::Final(error.into())),
-        Failure::Lost { cause, .. } => Err(Try::Next(cause)),
+        Failure::Lost { cause, .. } => Err(Try::Spent(cause)),
     }
 }
 
@@ -424,3 +458,7 @@ fn nonsense(why: &str) -> Error {
 fn internal(why: &str) -> Error {
     Error::new(Kind::Internal, "N0001", why.to_owned(), "")
 }
+
+#[cfg(test)]
+#[path = "enrol_tests.rs"]
+mod tests;

@@ -31,6 +31,8 @@ const PENDING: &str = "identity/pending.json";
 const NAME_MAX: usize = 128;
 /// How long one question for the outcome may wait at a replica.
 const FETCH_WAIT_MS: u32 = 15_000;
+/// What the cluster says about a pairing that it doesn't know.
+const FORGOTTEN: &str = "E1026";
 
 /// What the machine proves that it knows.
 pub enum PairMethod {
@@ -169,10 +171,10 @@ pub async fn pair(config: PairConfig, ui: &dyn PairUi) -> Result<Paired> {
             "start it with `palyra node start`, or give it a new identity with --replace",
         ));
     }
-    let pending = match home
-        .read_json::<Pending>(PENDING)?
-        .filter(|pending| pending.expires_at_ms > wall_ms())
-    {
+    // With a new secret at hand, one that is over by this machine's clock is not worth a question.
+    let resumes = matches!(config.method, PairMethod::Resume);
+    let kept = home.read_json::<Pending>(PENDING)?;
+    let pending = match kept.filter(|pending| resumes || pending.expires_at_ms > wall_ms()) {
         Some(pending) => {
             ui.event(PairEvent::Resumed);
             pending
@@ -264,6 +266,7 @@ async fn wait_for_decision(home: &Home, pending: &Pending, wait: Duration) -> Re
         .filter(|address| !address.is_empty());
     let pool = Pool::new(&Endpoints::new(enrol)?, tls, ConnectOptions::default());
     let token = hex::decode(&pending.fetch_token).map_err(|error| broken(&error.to_string()))?;
+    let mut silent = None;
     while Instant::now() < until {
         let begun = Instant::now();
         let left = u32::try_from((until - begun).as_millis()).unwrap_or(u32::MAX);
@@ -286,19 +289,30 @@ async fn wait_for_decision(home: &Home, pending: &Pending, wait: Duration) -> Re
             Ok(answer) if answer.state == "rejected" || answer.state == "expired" => {
                 return Err(lapsed(home, &answer)?);
             }
-            Ok(_) => {}
+            Ok(_) => silent = None,
             Err(error)
-                if matches!(
-                    error.class,
-                    Class::Unreachable | Class::Unavailable | Class::Stale
-                ) =>
+                if error.retryable
+                    || matches!(
+                        error.class,
+                        Class::Unreachable | Class::Unavailable | Class::Stale
+                    ) =>
             {
                 tracing::debug!(%error, "no replica answers; asking again");
+                silent = Some(error.message);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(unanswered(home, pending, error)?),
         }
         // A server that answers at once must not be asked in a tight loop.
         sleep(Duration::from_millis(300).saturating_sub(begun.elapsed())).await;
+    }
+    if let Some(cause) = silent {
+        let message = format!(
+            "no replica says what became of pairing {}: {cause}",
+            pending.pairing_id
+        );
+        let next =
+            "see whether the cluster runs (palyra cluster status), then run `palyra node pair` here again";
+        return Err(Error::new(Kind::Unreachable, "N0201", message, next));
     }
     Err(Error::new(
         Kind::Precondition,
@@ -309,6 +323,29 @@ async fn wait_for_decision(home: &Home, pending: &Pending, wait: Duration) -> Re
         ),
         "approve it with `palyra pairing approve`, then run `palyra node pair` here again",
     ))
+}
+
+/// Why there is no outcome and none will come by asking again.
+fn unanswered(home: &Home, pending: &Pending, error: palyra_client::Error) -> Result<Error> {
+    if error.code == FORGOTTEN {
+        home.remove(PENDING)?;
+        let message = format!(
+            "the cluster does not know pairing {} (any more)",
+            pending.pairing_id
+        );
+        let next = "ask for a new PIN or ticket and pair again";
+        return Ok(Error::new(Kind::Precondition, "N0214", message, next));
+    }
+    let mut error = Error::from(error);
+    if error.code == palyra_client::error::E_NOT_THIS_CLUSTER {
+        let file = home.dir().join(PENDING);
+        error.next = format!(
+            "the pairing was begun with cluster {}; to forget it and begin anew, remove {}",
+            pending.cluster_id,
+            file.display()
+        );
+    }
+    Ok(error)
 }
 
 fn lapsed(home: &Home, answer: &wire::FetchResponse) -> Result<Error> {
