@@ -2,12 +2,21 @@
 
 use std::time::Duration;
 
+use palyra_client::{ConnectOptions, connect};
 use palyra_node::PairMethod;
+use palyra_pki::tls::SeenServer;
+use palyra_proto::cluster::v1::JoinRequest;
 use palyra_proto::pairing::v1::{
-    ApproveRequest, ListCodesRequest, MintPinRequest, MintTicketRequest, RejectRequest, RevokeCodeRequest,
+    ApproveRequest, BeginPinRequest, FetchRequest, FinishPinRequest, ListCodesRequest, MintPinRequest,
+    MintTicketRequest, ProveTicketRequest, RejectRequest, RevokeCodeRequest,
 };
 use palyra_tests::cluster::Cluster;
-use palyra_tests::node::{Heard, by_pin, identity, pair_folder};
+use palyra_tests::node::{Heard, by_pin, identity, pair_folder, refusal};
+use prost::Message as _;
+use prost::bytes::{Buf, BufMut};
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::transport::Channel;
+use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -250,4 +259,148 @@ pub(crate) async fn expired_and_revoked_codes_are_refused(cluster: &mut Cluster)
             .exit_code(),
         2
     );
+}
+
+/// Sends bytes as they are, and looks at no answer.
+#[derive(Clone, Copy)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = ();
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = ();
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
+        buffer.advance(buffer.remaining());
+        Ok(Some(()))
+    }
+}
+
+async fn call(channel: &Channel, method: &'static str, bytes: Vec<u8>) -> Result<(), Status> {
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    client
+        .ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
+    let path = method.parse().unwrap();
+    client
+        .unary(Request::new(bytes), path, Raw)
+        .await
+        .map(|answer| answer.into_inner())
+}
+
+/// One honest message of each call, with a code and a token that do not exist.
+fn honest() -> Vec<(&'static str, Vec<u8>)> {
+    let id = palyra_client::new_ulid;
+    let begin = BeginPinRequest {
+        code_number: 9_999,
+        device_id: id(),
+        ke1: vec![1; 96].into(),
+        csr_sha256: vec![2; 32].into(),
+        node_nonce: vec![3; 32].into(),
+    };
+    let finish = FinishPinRequest {
+        attempt_id: id(),
+        ke3: vec![4; 64].into(),
+        csr: vec![5; 200].into(),
+        proof: vec![6; 32].into(),
+        device_name: "stranger".to_owned(),
+        ..Default::default()
+    };
+    let prove = ProveTicketRequest {
+        ticket_id: id(),
+        device_id: id(),
+        csr: vec![5; 200].into(),
+        node_nonce: vec![3; 32].into(),
+        server_nonce: vec![7; 32].into(),
+        proof: vec![6; 32].into(),
+        device_name: "stranger".to_owned(),
+        ..Default::default()
+    };
+    let fetch = FetchRequest {
+        pairing_id: id(),
+        fetch_token: vec![8; 32].into(),
+        wait_ms: 0,
+    };
+    let join = JoinRequest {
+        token_id: id(),
+        proof: vec![9; 32].into(),
+        name: "r9".to_owned(),
+        replica_csr: vec![5; 200].into(),
+        authority_csr: vec![5; 200].into(),
+        peer_addr: "127.0.0.1:1".to_owned(),
+        node_addr: "127.0.0.1:1".to_owned(),
+        enrol_addr: "127.0.0.1:1".to_owned(),
+        ..Default::default()
+    };
+    vec![
+        ("/palyra.pairing.v1.EnrolService/BeginPin", begin.encode_to_vec()),
+        (
+            "/palyra.pairing.v1.EnrolService/FinishPin",
+            finish.encode_to_vec(),
+        ),
+        (
+            "/palyra.pairing.v1.EnrolService/ProveTicket",
+            prove.encode_to_vec(),
+        ),
+        ("/palyra.pairing.v1.EnrolService/Fetch", fetch.encode_to_vec()),
+        ("/palyra.cluster.v1.JoinService/Join", join.encode_to_vec()),
+    ]
+}
+
+pub(crate) async fn frames_that_are_no_messages_get_a_code(cluster: &mut Cluster) {
+    let tls = connect::enrol_recording(SeenServer::new()).unwrap();
+    let channel = connect::connect(&cluster.enrol_addr(3), &tls, &ConnectOptions::default())
+        .await
+        .unwrap();
+    for (method, message) in honest() {
+        let mut frames = vec![
+            message.clone(),
+            vec![0xff; 64],
+            vec![0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f],
+        ];
+        frames.extend((0..message.len()).step_by(7).map(|end| message[..end].to_vec()));
+        frames.extend((0..message.len()).step_by(5).map(|at| {
+            let mut bent = message.clone();
+            bent[at] ^= 0x55;
+            bent
+        }));
+        // A message of the right form, larger than strangers may send.
+        frames.push([&message[..], &[0x7a, 0xa0, 0x8d, 0x06], &vec![0; 100_000]].concat());
+        for (case, frame) in frames.into_iter().enumerate() {
+            let status = call(&channel, method, frame).await.unwrap_err();
+            let code = refusal(&status).0;
+            assert!(
+                code.len() == 5 && code.starts_with('E') && !["E1015", "E9007"].contains(&code.as_str()),
+                "{method} case {case}: {code:?} {status:?}"
+            );
+        }
+    }
+    call(&channel, "/palyra.pairing.v1.EnrolService/Hello", vec![])
+        .await
+        .expect("the same connection is served on");
 }
