@@ -6,6 +6,7 @@
 //! Invariant: hooks are installed at most once per process and before the first task; there is no way back.
 
 use std::future::Future;
+use std::io::Write;
 use std::sync::OnceLock;
 
 use futures::future::BoxFuture;
@@ -110,7 +111,9 @@ pub fn abort(reason: &str) -> ! {
             std::panic::resume_unwind(Box::new(format!("aborted: {reason}")))
         }
         None => {
-            eprintln!("aborting: {reason}");
+            // Not `eprintln!`: it panics when standard error is a file on the disk that is full, and that panic
+            // would take the place of the abort.
+            let _ = writeln!(std::io::stderr(), "aborting: {reason}");
             std::process::abort()
         }
     }

@@ -16,6 +16,8 @@ pub(crate) fn start(section: &LogSection) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_writer(std::io::stderr)
+        // Or a line that can't be written, as on a full disk, would be a panic of whoever logged it.
+        .log_internal_errors(false)
         .with_span_events(FmtSpan::NONE);
     let started = match section.format {
         LogFormat::Text => builder.with_ansi(false).try_init(),

@@ -305,6 +305,8 @@ fn log_to_stderr() {
     let logging = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Or a line that can't be written, as on a full disk, would be a panic of whoever logged it.
+        .log_internal_errors(false)
         .with_ansi(false);
     // A second call finds logging set up already, which is as good.
     let _ = logging.try_init();
