@@ -28,6 +28,9 @@ const FIRST_WORD: Duration = Duration::from_millis(500);
 pub struct ConnectOptions {
     /// For name lookup, TCP and TLS together.
     pub connect_timeout: Duration,
+    /// How long one connection is waited for alone, before another replica is tried beside it: what a machine
+    /// that hangs costs a command.
+    pub beside: Duration,
     /// How often an HTTP/2 ping is sent.
     pub keepalive_interval: Duration,
     /// How long its answer may take before the connection counts as broken.
@@ -38,6 +41,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(2),
+            beside: Duration::from_millis(200),
             keepalive_interval: Duration::from_secs(2),
             keepalive_timeout: Duration::from_secs(3),
         }

@@ -313,11 +313,14 @@ fn describe(error: &(dyn std::error::Error + 'static)) -> String {
         words = inner.to_string();
         current = inner.source();
     }
-    if words.is_empty() {
-        "the connection broke".to_owned()
-    } else {
-        words
+    // HTTP/2 quotes the error below it without handing it out. The words are for people: no class follows.
+    if words.contains("close_notify") {
+        return "the connection ended early".to_owned();
     }
+    if words.is_empty() || words.contains("broken pipe") {
+        return "the connection broke".to_owned();
+    }
+    words
 }
 
 /// What a TLS alert in a chain of errors says about this side's certificate, if there is one.

@@ -2,25 +2,31 @@
 //!
 //! What never lives here: checking the hash chain (the server does), and printing.
 //! Invariants: a row is delivered once and in order, over all replicas: the cursor of the last one is where
-//! the next stream begins; rows that were trimmed meanwhile are told as a gap, never passed over in silence.
+//! the next stream begins; rows that were trimmed meanwhile are told as a gap, never passed over in silence;
+//! what is held is one message, so that a slow reader costs no memory.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use palyra_proto::common::v1::ReadInfo;
 use palyra_proto::journal::v1::{Cursor, Row, TailRequest, TailResponse};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Streaming;
 
 use crate::client::Client;
-use crate::error::{Class, E_UNREACHABLE, Error, Failure, classify};
+use crate::error::{Class, E_CERTIFICATE_REFUSED, E_NO_ANSWER, E_UNREACHABLE, Error, Failure, classify};
 use crate::ids::below;
 use crate::services::journal;
 
 /// The longest pause between two tries to find a replica.
 const PAUSE_MAX_MS: u64 = 1_000;
+/// The longest first pause.
+const PAUSE_MIN_MS: u64 = 50;
 /// How long the opening of a stream may take.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(6);
+/// A stream that lived so long was a good one, also when it had nothing to tell: what follows its end is not
+/// a string of failures.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// What happened on a feed.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +35,11 @@ pub enum Step {
     Rows(Vec<Row>),
     /// Rows before this cursor were trimmed; some were missed.
     Gap(Cursor),
+    /// No replica lets the feed go on now; it keeps trying. Told once for each outage.
+    Lost {
+        /// Why.
+        cause: String,
+    },
     /// The feed goes on at another connection.
     Moved {
         /// `host:port` that it is read from now.
@@ -45,13 +56,48 @@ pub enum Step {
 pub struct Follow {
     client: Client,
     request: TailRequest,
-    stream: Option<(String, Streaming<TailResponse>)>,
+    stream: Option<Open>,
     /// Where the last stream ended, and why.
     lost: Option<(String, String)>,
     ready: VecDeque<Step>,
     patience: Option<Duration>,
     ended: bool,
     read: Option<ReadInfo>,
+    outage: Outage,
+}
+
+#[derive(Debug)]
+struct Open {
+    endpoint: String,
+    stream: Streaming<TailResponse>,
+    since: Instant,
+}
+
+/// What is known of the failures since the feed last went well. Kept apart from the tries, which may be dropped
+/// half-way: neither the pauses nor the end of patience begin anew then.
+#[derive(Debug)]
+struct Outage {
+    since: Option<Instant>,
+    pause: u64,
+    not_before: Option<Instant>,
+    told: bool,
+}
+
+impl Outage {
+    fn none() -> Outage {
+        Outage {
+            since: None,
+            pause: PAUSE_MIN_MS,
+            not_before: None,
+            told: false,
+        }
+    }
+
+    /// Another failure: the next try comes later. Full jitter, so that clients do not come back in step.
+    fn pace(&mut self) {
+        self.not_before = Some(Instant::now() + Duration::from_millis(1 + below(self.pause)));
+        self.pause = (self.pause * 2).min(PAUSE_MAX_MS);
+    }
 }
 
 /// Whether the first cursor is behind the second.
@@ -78,6 +124,7 @@ impl Client {
             patience,
             ended: false,
             read: None,
+            outage: Outage::none(),
         }
     }
 }
@@ -95,31 +142,26 @@ impl Follow {
             if self.ended {
                 return Ok(Step::End);
             }
-            if self.stream.is_none() {
+            let Some(open) = &mut self.stream else {
                 self.open().await?;
                 continue;
-            }
-            let Some((endpoint, stream)) = &mut self.stream else {
-                continue;
             };
-            match stream.message().await {
-                Ok(Some(answer)) => self.take(answer),
-                Ok(None) if self.request.follow => {
-                    let endpoint = endpoint.clone();
-                    self.lose(endpoint, "the replica ended the stream".to_owned())
-                        .await;
-                }
-                Ok(None) => self.ended = true,
-                Err(status) => match classify(&status) {
+            // A feed that follows may be quiet for hours, and a dead connection is found by its pings. One that
+            // ends has to come to its end.
+            let patience = self.patience.filter(|_| !self.request.follow);
+            let message = match patience {
+                Some(patience) => timeout(patience, open.stream.message()).await,
+                None => Ok(open.stream.message().await),
+            };
+            match message {
+                Ok(Ok(Some(answer))) => self.take(answer),
+                Ok(Ok(None)) if !self.request.follow => self.ended = true,
+                Ok(Ok(None)) => self.lose("the replica ended the stream".to_owned()).await,
+                Err(_) => self.lose("no answer in time".to_owned()).await,
+                Ok(Err(status)) => match classify(&status) {
                     Failure::Answered(error) if !error.retryable => return Err(error),
-                    Failure::Answered(error) => {
-                        let endpoint = endpoint.clone();
-                        self.lose(endpoint, error.message).await;
-                    }
-                    Failure::Lost { cause, .. } => {
-                        let endpoint = endpoint.clone();
-                        self.lose(endpoint, cause).await;
-                    }
+                    Failure::Answered(error) => self.lose(error.message).await,
+                    Failure::Lost { cause, .. } => self.lose(cause).await,
                 },
             }
         }
@@ -154,59 +196,92 @@ impl Follow {
             self.request.last = 0;
         }
         if !rows.is_empty() {
+            self.outage = Outage::none();
             self.ready.push_back(Step::Rows(rows));
         }
     }
 
-    async fn lose(&mut self, endpoint: String, cause: String) {
-        self.stream = None;
-        self.client.pool().forget(&endpoint).await;
-        self.lost = Some((endpoint, cause));
-    }
-
-    async fn open(&mut self) -> Result<(), Error> {
-        let since = Instant::now();
-        let mut pause = 50;
-        loop {
-            let error = match self.try_open().await {
-                Ok((endpoint, stream)) => {
-                    if let Some((_, cause)) = self.lost.take() {
-                        self.ready.push_back(Step::Moved {
-                            endpoint: endpoint.clone(),
-                            cause,
-                        });
-                    }
-                    self.stream = Some((endpoint, stream));
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            let impatient = self.patience.is_some_and(|patience| since.elapsed() >= patience);
-            if !error.retryable || impatient {
-                return Err(error);
-            }
-            sleep(Duration::from_millis(1 + below(pause))).await;
-            pause = (pause * 2).min(PAUSE_MAX_MS);
+    /// The stream is over, but not the feed.
+    async fn lose(&mut self, cause: String) {
+        let Some(open) = self.stream.take() else { return };
+        if open.since.elapsed() >= SETTLED {
+            self.outage = Outage::none();
+        } else {
+            // A replica that lets streams begin and ends them at once must not be asked without a pause.
+            self.outage.since.get_or_insert(open.since);
+            self.outage.pace();
         }
+        // Before anything is awaited: this future may be dropped there.
+        self.lost = Some((open.endpoint.clone(), cause));
+        self.client.pool().forget(&open.endpoint).await;
     }
 
-    async fn try_open(&mut self) -> Result<(String, Streaming<TailResponse>), Error> {
+    /// Streams could be opened, but none came to anything.
+    fn gave_up(&self) -> Error {
+        let cause = self.lost.as_ref().map_or("", |(_, cause)| cause.as_str());
+        let message = format!("no replica lets the journal be read to its end: {cause}");
+        let mut error =
+            Error::new(Class::Unavailable, E_NO_ANSWER, message).with_next("palyra cluster status");
+        error.retryable = true;
+        error
+    }
+
+    /// One try to go on somewhere.
+    async fn open(&mut self) -> Result<(), Error> {
+        let since = *self.outage.since.get_or_insert_with(Instant::now);
+        let impatient = |patience: Option<Duration>| patience.is_some_and(|limit| since.elapsed() >= limit);
+        if let Some(at) = self.outage.not_before {
+            if impatient(self.patience) {
+                return Err(self.gave_up());
+            }
+            sleep_until(at).await;
+        }
+        let error = match self.try_open().await {
+            Ok(open) => {
+                if let Some((_, cause)) = self.lost.take() {
+                    let endpoint = open.endpoint.clone();
+                    self.ready.push_back(Step::Moved { endpoint, cause });
+                }
+                self.outage.told = false;
+                self.stream = Some(open);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        self.outage.pace();
+        if !error.retryable || impatient(self.patience) {
+            return Err(error);
+        }
+        if !self.outage.told {
+            self.outage.told = true;
+            let cause = error.message;
+            self.ready.push_back(Step::Lost { cause });
+        }
+        Ok(())
+    }
+
+    async fn try_open(&mut self) -> Result<Open, Error> {
         let avoid = self.lost.as_ref().map(|(endpoint, _)| endpoint.clone());
         let reached = self.client.pool().reach(avoid.as_deref()).await?;
+        let endpoint = reached.address;
         let opened = timeout(OPEN_TIMEOUT, journal(reached.channel).tail(self.request.clone())).await;
         let cause = match opened {
-            Ok(Ok(response)) => return Ok((reached.address, response.into_inner())),
+            Ok(Ok(response)) => {
+                let stream = response.into_inner();
+                let since = Instant::now();
+                return Ok(Open {
+                    endpoint,
+                    stream,
+                    since,
+                });
+            }
             Ok(Err(status)) => match classify(&status) {
                 Failure::Answered(error) => {
-                    self.lost = Some((reached.address, error.message.clone()));
+                    self.lost = Some((endpoint, error.message.clone()));
                     return Err(error);
                 }
                 Failure::Lost { cause, refused: true } => {
-                    return Err(Error::new(
-                        Class::Denied,
-                        crate::error::E_CERTIFICATE_REFUSED,
-                        cause,
-                    ));
+                    return Err(Error::new(Class::Denied, E_CERTIFICATE_REFUSED, cause));
                 }
                 Failure::Lost {
                     cause,
@@ -215,13 +290,10 @@ impl Follow {
             },
             Err(_) => "no answer in time".to_owned(),
         };
-        self.lose(reached.address.clone(), cause.clone()).await;
-        let mut error = Error::new(
-            Class::Unreachable,
-            E_UNREACHABLE,
-            format!("{}: {cause}", reached.address),
-        );
+        let mut error = Error::new(Class::Unreachable, E_UNREACHABLE, format!("{endpoint}: {cause}"));
         error.retryable = true;
+        self.lost = Some((endpoint.clone(), cause));
+        self.client.pool().forget(&endpoint).await;
         Err(error)
     }
 }

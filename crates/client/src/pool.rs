@@ -12,7 +12,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use tokio::time::{Instant, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
@@ -192,6 +193,7 @@ impl Pool {
     pub async fn reach(&self, avoid: Option<&str>) -> Result<Reached, Error> {
         let mut attempts = Vec::new();
         let mut refusal = None;
+        let mut hope = false;
         let mut order = self.order();
         order.sort_by_key(|(_, slot)| avoid == Some(slot.address.as_str()));
         for connect in [self.first_connect(), self.inner.options] {
@@ -202,11 +204,14 @@ impl Pool {
                         let address = slot.address.clone();
                         return Ok(Reached { address, channel });
                     }
-                    Err(error) => note(&mut attempts, &mut refusal, error),
+                    Err(error) => {
+                        hope |= error.kind == ConnectErrorKind::Unreachable;
+                        note(&mut attempts, &mut refusal, error);
+                    }
                 }
             }
         }
-        Err(unreachable(refusal, attempts))
+        Err(unreachable(refusal, hope, attempts))
     }
 
     /// Forgets the connection to `address`, so that the next call makes a new one.
@@ -232,6 +237,8 @@ impl Pool {
         let mut story = Story::default();
         let mut pause = PAUSE_MIN_MS;
         let mut connect = self.first_connect();
+        // Whoever lets itself be connected to first is asked first. Out of time, the loop says so.
+        let _ = timeout_at(deadline, self.connect_any()).await;
         loop {
             for (index, slot) in self.order() {
                 let until = deadline.min(Instant::now() + limits.attempt);
@@ -268,6 +275,42 @@ impl Pool {
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(PAUSE_MAX_MS);
             connect = self.inner.options;
+        }
+    }
+
+    /// Connects to the best replica, and when that takes long, to others beside it; the first connection wins and
+    /// the rest is given up. Nothing is sent, and nothing is told: when all fail, the calls that follow say why.
+    async fn connect_any(&self) {
+        let options = self.inner.options;
+        let mut waiting = self.order().into_iter();
+        let connected = |slot: &Slot| slot.channel.try_lock().is_ok_and(|place| place.is_some());
+        if waiting.len() < 2
+            || waiting
+                .as_slice()
+                .first()
+                .is_some_and(|(_, slot)| connected(slot))
+        {
+            return;
+        }
+        let mut under_way = JoinSet::new();
+        loop {
+            if let Some((index, slot)) = waiting.next() {
+                let pool = self.clone();
+                under_way.spawn(async move { pool.channel(&slot, &options).await.is_ok().then_some(index) });
+            }
+            let joined = if waiting.len() == 0 {
+                under_way.join_next().await
+            } else {
+                match timeout(options.beside, under_way.join_next()).await {
+                    Ok(joined) => joined,
+                    Err(_) => continue,
+                }
+            };
+            match joined {
+                Some(Ok(Some(index))) => return self.inner.good.store(index, Ordering::Relaxed),
+                Some(_) => {}
+                None => return,
+            }
         }
     }
 

@@ -101,7 +101,7 @@ impl Story {
                     .with_next("palyra cluster status, or give more time: --timeout 30s");
                 self.finish(error)
             }
-            None => unreachable(self.refusal, self.attempts),
+            None => unreachable(self.refusal, self.hope, self.attempts),
         }
     }
 }
@@ -131,8 +131,9 @@ fn push(attempts: &mut Vec<Attempt>, attempt: Attempt) {
     attempts.push(attempt);
 }
 
-/// The error when no replica let itself be reached.
-pub(crate) fn unreachable(refusal: Option<ConnectError>, attempts: Vec<Attempt>) -> Error {
+/// The error when no replica let itself be reached. A refusal tells more than a closed port, but where there is
+/// `hope` (some replica did not refuse), another try may still go well.
+pub(crate) fn unreachable(refusal: Option<ConnectError>, hope: bool, attempts: Vec<Attempt>) -> Error {
     let mut error = match refusal {
         Some(refusal) => Error::from(refusal),
         None => {
@@ -151,7 +152,7 @@ pub(crate) fn unreachable(refusal: Option<ConnectError>, attempts: Vec<Attempt>)
             .with_next("is the cluster running? see `palyra context show` for the addresses in use")
         }
     };
-    error.retryable = error.class == Class::Unreachable;
+    error.retryable = hope || error.class == Class::Unreachable;
     error.trail.attempts = attempts;
     error
 }

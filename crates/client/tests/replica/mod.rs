@@ -44,6 +44,8 @@ pub(crate) enum Behaviour {
     Silent,
     /// Loses the connection after the request came.
     BreaksOff,
+    /// Lets a stream begin and ends it at once, each time.
+    EndsStreams,
 }
 
 /// The keys of a cluster.
@@ -194,6 +196,7 @@ impl Service {
                 class: "not_found".to_owned(),
                 ..detail
             })),
+            Behaviour::EndsStreams => Ok(()),
             Behaviour::Silent => std::future::pending().await,
             Behaviour::BreaksOff => Err(Status::unavailable("the connection broke")),
         }
@@ -241,6 +244,11 @@ impl JournalService for Service {
     type TailStream = Pin<Box<dyn Stream<Item = Result<TailResponse, Status>> + Send>>;
 
     async fn tail(&self, request: Request<TailRequest>) -> Result<Response<Self::TailStream>, Status> {
+        if self.behaviour == Behaviour::EndsStreams {
+            self.asked.lock().unwrap().push("tail".to_owned());
+            let end = [Err(Status::unavailable("going down"))];
+            return Ok(Response::new(Box::pin(tokio_stream::iter(end))));
+        }
         let after = request.into_inner().after.unwrap_or_default().index;
         let breaks = self.behaviour == Behaviour::BreaksOff;
         let end = if breaks { BREAK } else { HEAD };
