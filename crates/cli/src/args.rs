@@ -12,8 +12,11 @@ First steps:
   palyra pairing code
   palyra node ls
 
-Exit codes: 0 ok, 1 internal, 2 usage, 3 auth, 4 unreachable, 5 unsupported, 6 policy, 7 precondition,
-8 not found, 9 no quorum, 10 stale, 11 conflict, 12 partial, 13 unknown outcome, 14 a check found problems";
+Exit codes:
+  0 ok            1 internal       2 usage             3 auth
+  4 unreachable   5 unsupported    6 policy            7 precondition
+  8 not found     9 no quorum     10 stale            11 conflict
+ 12 partial      13 unknown       14 a check found problems";
 
 /// A replicated control plane for a fleet of machines: pair them, see them, run things on them.
 #[derive(Debug, Parser)]
@@ -113,6 +116,49 @@ mod tests {
             }
             assert!(count > 0, "{path} has no example");
         }
+    }
+
+    /// What the documentation and the errors tell people to type. An example may leave arguments out or name
+    /// them in capitals; a verb or a flag that is not there is a lie.
+    #[test]
+    fn the_documentation_types_what_this_program_understands() {
+        use clap::error::ErrorKind;
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut files = vec![root.join("README.md")];
+        for folder in ["docs", "docs/errors", "docs/decisions", "docs/protocol"] {
+            let entries = std::fs::read_dir(root.join(folder)).unwrap();
+            files.extend(
+                entries
+                    .map(|entry| entry.unwrap().path())
+                    .filter(|path| path.extension().is_some_and(|e| e == "md")),
+            );
+        }
+        let mut count = 0;
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            let in_lines = text
+                .lines()
+                .map(str::trim)
+                .filter(|line| line.starts_with("palyra "));
+            let in_words = text
+                .split('`')
+                .skip(1)
+                .step_by(2)
+                .filter(|code| code.starts_with("palyra "));
+            for command in in_lines.chain(in_words.filter(|code| !code.contains('\n'))) {
+                let command = command.split(['#', '&', ';']).next().unwrap_or_default().trim();
+                let words = words(command);
+                count += 1;
+                if let Err(error) = Cli::try_parse_from(&words) {
+                    let known = !matches!(
+                        error.kind(),
+                        ErrorKind::InvalidSubcommand | ErrorKind::UnknownArgument
+                    );
+                    assert!(known, "{}: {command}\n{error}", file.display());
+                }
+            }
+        }
+        assert!(count > 50, "{count}");
     }
 
     /// Splits like a shell: quotes, and nothing behind a pipe or a redirection.

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::failure::{Failure, Result};
 use crate::output::Source;
-use crate::output::time::{Moment, millis, parse_duration};
+use crate::output::time::{Moment, millis, parse_limit};
 use crate::session::{Global, Session};
 
 /// What can be done about the cluster.
@@ -42,7 +42,7 @@ pub(crate) enum Verb {
         #[arg(long)]
         name: String,
         /// How long it is good: 30s to 24h; without it one hour
-        #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+        #[arg(long, value_parser = parse_limit, value_name = "DURATION")]
         ttl: Option<Duration>,
     },
     /// Hands leadership to another replica
@@ -158,7 +158,7 @@ async fn join_token(global: &Global, session: &Session, name: String, ttl: Optio
     let facts = [
         ("token", answer.token.clone()),
         ("for", name.clone()),
-        ("good", expires_at.told(palyra_client::wall_ms())),
+        ("expires", expires_at.told(palyra_client::wall_ms())),
         (
             "next",
             format!("on the new machine: palyrad join --token TOKEN --data-dir DIR --name {name}"),

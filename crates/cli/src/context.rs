@@ -8,7 +8,7 @@ use palyra_client::{Class, Endpoints, Error};
 use serde::Serialize;
 
 use crate::failure::{Failure, Result};
-use crate::output::table::{Column, column, facts, wide};
+use crate::output::table::{Column, column, facts, text, wide};
 use crate::output::time::Moment;
 use crate::output::{Record, Source};
 use crate::session::Global;
@@ -215,7 +215,7 @@ impl Record for ContextView {
         column("CURRENT"),
         column("NAME"),
         column("CLUSTER"),
-        column("REPLICAS"),
+        text("REPLICAS"),
         wide("CREDENTIAL"),
     ];
 

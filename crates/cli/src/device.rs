@@ -12,10 +12,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::failure::{Failure, PARTIAL, Result};
-use crate::output::table::{Column, column, wide};
+use crate::output::table::{Column, column, text, wide};
 use crate::output::time::{Moment, millis};
 use crate::output::{Out, Record, Source, note};
-use crate::pages::Limit;
+use crate::pages::{ALL, Limit};
 use crate::session::{Global, required_reason};
 use crate::watch::watch;
 
@@ -80,10 +80,11 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     let (client, out) = (&session.client, global.out());
     match verb {
         Verb::Ls(list) if list.watch => {
-            watch(client, out, async |client| devices(&client, &list).await).await?;
+            let fetch = async |client: Client| devices(&client, &list, ALL).await;
+            watch(client, out, list.limit.count(), fetch).await?;
         }
         Verb::Ls(list) => {
-            let (items, source) = devices(client, &list).await?;
+            let (items, source) = devices(client, &list, list.limit).await?;
             out.list(&items, source)?;
         }
         Verb::Show { device } => show(client, out, device).await?,
@@ -93,8 +94,8 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     Ok(())
 }
 
-async fn devices(client: &Client, list: &List) -> Result<(Vec<DeviceView>, Source)> {
-    list.limit
+async fn devices(client: &Client, list: &List, limit: Limit) -> Result<(Vec<DeviceView>, Source)> {
+    limit
         .all(async |page| {
             let request = ListDevicesRequest {
                 status: list.status.clone(),
@@ -163,20 +164,28 @@ async fn revoke_device(global: &Global, client: &Client, revoke: Revoke) -> Resu
         reason: revoke.reason,
         wait_ms: 1,
     };
+    let mut answer = client.revoke_device(request.clone()).await?;
     let mut told = usize::MAX;
-    let answer = loop {
-        // The same request id: the first call revokes, the others ask how far it has come.
-        let answer = client.revoke_device(request.clone()).await?;
-        let left = millis(until.saturating_duration_since(Instant::now()));
-        if told != answer.enforced.len() && !revoke.no_wait {
+    while !revoke.no_wait {
+        if told != answer.enforced.len() {
             note(&progress(&answer));
             told = answer.enforced.len();
         }
-        if answer.pending.is_empty() || revoke.no_wait || left == 0 {
-            break answer;
+        let left = millis(until.saturating_duration_since(Instant::now()));
+        if answer.pending.is_empty() || left == 0 {
+            break;
         }
+        // The same request id: the first call has revoked, the others ask how far it has come. It is committed,
+        // so a failure of theirs is none of the revocation.
         request.wait_ms = u32::try_from(left.min(REVOKE_STEP_MS)).unwrap_or(1);
-    };
+        match client.revoke_device(request.clone()).await {
+            Ok(further) => answer = further,
+            Err(error) => note(&format!(
+                "committed; how far it is enforced is not known: {}",
+                error.message
+            )),
+        }
+    }
     let view = Revoked {
         device: &request.device_id,
         enforced: &answer.enforced,
@@ -290,7 +299,7 @@ impl From<DeviceInfo> for DeviceView {
 impl Record for DeviceView {
     const COLUMNS: &'static [Column] = &[
         column("DEVICE"),
-        column("NAME"),
+        text("NAME"),
         column("STATUS"),
         column("PAIRED"),
         wide("PAIRED BY"),

@@ -12,7 +12,7 @@ use std::io::Write;
 use palyra_client::{Class, Error, Trail};
 use serde::Serialize;
 
-use crate::output::Format;
+use crate::output::{Format, table};
 
 /// Some of the targets failed, or are not known to have succeeded yet.
 pub(crate) const PARTIAL: u8 = 12;
@@ -41,6 +41,7 @@ pub(crate) struct Told {
     next: String,
     class: &'static str,
     exit: u8,
+    retryable: bool,
     trail: Trail,
 }
 
@@ -74,6 +75,19 @@ impl Failure {
         }
     }
 
+    /// Whether the same question may be answered later.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Failure::Told(told) if told.retryable)
+    }
+
+    /// What went wrong, in one line.
+    pub(crate) fn words(&self) -> &str {
+        match self {
+            Failure::Told(told) => &told.message,
+            Failure::Silent(_) => "",
+        }
+    }
+
     /// The same failure with another next step, when it is of an unknown outcome: how to look again.
     pub(crate) fn look_again(mut self, command: impl FnOnce(&str) -> String) -> Failure {
         if let Failure::Told(told) = &mut self
@@ -87,10 +101,11 @@ impl Failure {
     /// Tells it on standard error, in the form that was asked for.
     pub(crate) fn tell(&self, format: Format) {
         let Failure::Told(told) = self else { return };
+        // Messages quote what nodes and servers say.
         let text = if format.is_table() {
-            told.to_text()
+            table::harmless(&told.to_text())
         } else {
-            told.to_json()
+            table::harmless_json(told.to_json())
         };
         // Nothing can be done when standard error is closed.
         let _ = std::io::stderr().write_all(text.as_bytes());
@@ -171,6 +186,7 @@ impl From<Error> for Failure {
             code,
             message,
             next,
+            retryable,
             trail,
             ..
         } = error;
@@ -188,6 +204,7 @@ impl From<Error> for Failure {
             next,
             class,
             exit,
+            retryable,
             trail: *trail,
         }))
     }
@@ -216,6 +233,7 @@ impl From<palyra_node::Error> for Failure {
             next,
             class,
             exit,
+            retryable: false,
             trail: Trail::default(),
         }))
     }
@@ -227,7 +245,11 @@ impl From<std::io::Error> for Failure {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             return Failure::Silent(0);
         }
-        Failure::local(Class::Internal, format!("cannot write the answer: {error}"), "")
+        Failure::local(
+            Class::Internal,
+            format!("cannot write the answer: {error}"),
+            "is there room where it goes?",
+        )
     }
 }
 

@@ -2,17 +2,19 @@
 
 mod view;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use palyra_client::{Client, MAX_WAIT_MS};
 use palyra_proto::dispatch::v1::{CancelRequest, DispatchInfo, GetRequest, ListRequest};
+use palyra_proto::node::v1::ListDevicesRequest;
 use tokio::time::Instant;
 
 use crate::failure::Result;
 use crate::output::time::millis;
 use crate::output::{Out, Source};
-use crate::pages::Limit;
+use crate::pages::{ALL, Limit};
 use crate::session::Global;
 use crate::watch::watch;
 
@@ -68,10 +70,11 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     let (client, out) = (&session.client, global.out());
     match verb {
         Verb::Ls(list) if list.watch => {
-            watch(client, out, async |client| jobs(&client, &list).await).await?;
+            let fetch = async |client: Client| jobs(&client, &list, ALL).await;
+            watch(client, out, list.limit.count(), fetch).await?;
         }
         Verb::Ls(list) => {
-            let (items, source) = jobs(client, &list).await?;
+            let (items, source) = jobs(client, &list, list.limit).await?;
             out.list(&items, source)?;
         }
         Verb::Get { id, wait } => get(global, client, out, id, wait).await?,
@@ -90,9 +93,29 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     Ok(())
 }
 
-async fn jobs(client: &Client, list: &List) -> Result<(Vec<JobView>, Source)> {
-    list.limit
-        .all(async |page| {
+/// The names of devices by their ids. Of more than a page of them, people know ids anyway.
+async fn names(client: &Client) -> Result<BTreeMap<String, String>> {
+    let answer = client.list_devices(ListDevicesRequest::default()).await?;
+    Ok(answer
+        .devices
+        .into_iter()
+        .map(|device| (device.id, device.name))
+        .collect())
+}
+
+async fn jobs(client: &Client, list: &List, limit: Limit) -> Result<(Vec<JobView>, Source)> {
+    let (jobs, source) = bare_jobs(client, list, limit).await?;
+    let names = if jobs.is_empty() {
+        BTreeMap::new()
+    } else {
+        names(client).await?
+    };
+    Ok((jobs.into_iter().map(|job| job.named(&names)).collect(), source))
+}
+
+async fn bare_jobs(client: &Client, list: &List, limit: Limit) -> Result<(Vec<JobView>, Source)> {
+    limit
+        .newest(async |page| {
             let request = ListRequest {
                 device_id: list.node.clone(),
                 state: list.state.clone(),

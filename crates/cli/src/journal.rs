@@ -2,20 +2,26 @@
 
 mod view;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use palyra_client::{Client, Step};
+use palyra_client::{Client, Follow, Step};
+use palyra_proto::common::v1::ReadInfo;
 use palyra_proto::journal::v1::{Cursor, TailRequest, VerifyRequest};
 use tokio::process::Command;
 
 use crate::failure::{Failure, PROBLEMS, Result};
 use crate::output::{Format, Out, Source, note};
 use crate::session::Global;
+use crate::watch::tell;
 use view::{OfflineView, RowView, VerifyView};
 
 /// How many rows are shown when nothing else is asked for.
 const LAST: u32 = 20;
+/// How many last rows a replica is asked for; more are read from the beginning.
+const LAST_ASKED: u32 = 1_000;
 
 /// What can be done about the journal.
 #[derive(Debug, Subcommand)]
@@ -39,12 +45,12 @@ pub(crate) enum Verb {
 #[derive(Debug, Args)]
 pub(crate) struct Tail {
     /// Go on with what happens, at another replica when one is lost
-    #[arg(short, long)]
+    #[arg(short, long, visible_alias = "watch", visible_short_alias = 'w')]
     follow: bool,
     /// Begin at this place: INDEX or INDEX.ORDINAL
     #[arg(long, value_name = "CURSOR", value_parser = parse_cursor, conflicts_with = "last")]
     from: Option<Cursor>,
-    /// Only the last rows; without it 20
+    /// Only the last rows (of those that are asked for); without it 20
     #[arg(long, value_name = "COUNT")]
     last: Option<u32>,
     /// Only actions that begin so, for example "device."
@@ -89,7 +95,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
             let answer = session.client.verify_journal(VerifyRequest::default()).await?;
             let source = Source::from(answer.read);
             let view = VerifyView::from(answer);
-            global.out().one(&view, source, &view.facts())?;
+            global.out().one(&view, source, &view.facts(source.served_by))?;
             session.close().await;
             if !view.intact {
                 return Err(Failure::Silent(PROBLEMS));
@@ -106,58 +112,129 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
 
 async fn print_rows(client: &Client, global: &Global, tail: Tail) -> Result {
     let out = global.out();
-    let request = TailRequest {
-        after: tail.from.map(before),
-        follow: tail.follow,
-        last: if tail.from.is_some() {
-            0
-        } else {
-            tail.last.unwrap_or(LAST)
-        },
-        action_prefix: tail.action,
-        subject: tail.subject,
-        read: None,
-    };
     // A tail that ends must not wait for ever for a cluster that isn't there; one that follows may.
     let patience = if tail.follow {
         global.timeout
     } else {
         Some(client.timeout())
     };
+    let mut request = TailRequest {
+        after: tail.from.map(before),
+        follow: tail.follow,
+        action_prefix: tail.action,
+        subject: tail.subject,
+        ..TailRequest::default()
+    };
+    if tail.from.is_some() {
+        print_titles(out)?;
+    } else {
+        let newest = newest(client, &request, tail.last.unwrap_or(LAST), patience).await?;
+        print_titles(out)?;
+        if !tail.follow {
+            return print_all(out, &newest.rows.into_iter().collect::<Vec<_>>(), newest.read);
+        }
+        for row in &newest.rows {
+            print_row(out, row)?;
+        }
+        request.after = newest.end;
+    }
     let mut feed = client.follow(request, patience);
     let mut gathered = Vec::new();
-    loop {
-        match feed.next().await? {
-            Step::Rows(rows) => {
-                let rows = rows.into_iter().map(RowView::from);
-                if !tail.follow && out.format == Format::Json {
-                    gathered.extend(rows);
-                    continue;
-                }
-                for row in rows {
-                    if out.format.is_table() {
-                        out.write(&row.line(out.format == Format::Wide))?
-                    } else {
-                        out.row(&row)?
-                    }
-                }
-            }
-            Step::Gap(first) => note(&format!(
-                "rows before {}.{} are not kept any more",
-                first.index, first.ordinal
-            )),
-            Step::Moved { endpoint, cause } => note(&format!("following at {endpoint} now ({cause})")),
-            Step::End => break,
+    while let Some(rows) = next_rows(&mut feed).await? {
+        if !tail.follow && out.format == Format::Json {
+            gathered.extend(rows);
+            continue;
+        }
+        for row in &rows {
+            print_row(out, row)?;
         }
     }
     if !tail.follow && out.format == Format::Json {
-        out.list(&gathered, feed.read().into())?;
+        print_all(out, &gathered, feed.read())?;
     }
     Ok(())
 }
 
+/// The newest rows.
+struct Newest {
+    rows: VecDeque<RowView>,
+    /// The last row that was seen, after which a feed goes on.
+    end: Option<Cursor>,
+    read: Option<ReadInfo>,
+}
+
+/// The last `keep` rows that `request` asks for. A replica counts its last rows before it filters them, so with
+/// a filter the journal is read from its beginning.
+async fn newest(
+    client: &Client,
+    request: &TailRequest,
+    keep: u32,
+    patience: Option<Duration>,
+) -> Result<Newest> {
+    let filtered = !request.action_prefix.is_empty() || !request.subject.is_empty();
+    let last = if filtered || keep > LAST_ASKED {
+        0
+    } else {
+        keep.max(1)
+    };
+    let request = TailRequest {
+        follow: false,
+        last,
+        ..request.clone()
+    };
+    let keep = keep as usize;
+    let mut rows = VecDeque::new();
+    let mut feed = client.follow(request, patience);
+    while let Some(more) = next_rows(&mut feed).await? {
+        rows.extend(more);
+        rows.drain(..rows.len().saturating_sub(keep));
+    }
+    Ok(Newest {
+        rows,
+        end: feed.cursor(),
+        read: feed.read(),
+    })
+}
+
+/// The next rows of a feed; nothing at its end.
+async fn next_rows(feed: &mut Follow) -> Result<Option<Vec<RowView>>> {
+    loop {
+        match feed.next().await? {
+            Step::Rows(rows) => return Ok(Some(rows.into_iter().map(RowView::from).collect())),
+            Step::Gap(first) => note(&format!(
+                "rows before {}.{} are not kept any more",
+                first.index, first.ordinal
+            )),
+            Step::End => return Ok(None),
+            step => tell(&step),
+        }
+    }
+}
+
+fn print_titles(out: Out) -> Result {
+    if out.format.is_table() {
+        out.write(&RowView::titles(out.format == Format::Wide))?;
+    }
+    Ok(())
+}
+
+fn print_row(out: Out, row: &RowView) -> Result {
+    if out.format.is_table() {
+        return out.write(&row.line(out.format == Format::Wide));
+    }
+    out.row(row)
+}
+
+fn print_all(out: Out, rows: &[RowView], read: Option<ReadInfo>) -> Result {
+    if out.format == Format::Json {
+        return out.list(rows, read.into());
+    }
+    rows.iter().try_for_each(|row| print_row(out, row))
+}
+
 /// The check needs the database, which only `palyrad` can open: it is asked.
 async fn verify_folder(out: Out, data_dir: PathBuf) -> Result {
+    std::fs::metadata(&data_dir).map_err(|error| Failure::file("find", &data_dir, &error))?;
     let program = palyrad();
     let done = Command::new(&program)
         .arg("journal-verify")

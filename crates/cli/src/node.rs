@@ -10,8 +10,8 @@ use palyra_client::Client;
 use palyra_proto::node::v1::{GetNodeRequest, ListNodesRequest};
 
 use crate::failure::{Failure, Result};
-use crate::output::{Out, Source};
-use crate::pages::Limit;
+use crate::output::{Out, Source, note};
+use crate::pages::{ALL, Limit};
 use crate::session::Global;
 use crate::watch::watch;
 use view::NodeView;
@@ -31,7 +31,8 @@ pub(crate) enum Verb {
     /// Runs a capability of a node and prints its result
     #[command(
         after_help = "Example:\n  palyra node invoke web-1 echo --input '{\"hello\":1}'\n  \
-                            palyra node invoke web-1 logs.summary --input-file query.json --timeout 2m\n\n\
+                            palyra node invoke web-1 logs.summary --input @query.json --timeout 2m\n  \
+                            make-query | palyra node invoke web-1 logs.summary --input -\n\n\
                             Exit codes: 0 succeeded, 1 failed, 6 rejected, 7 cancelled, 13 timed out, \
                             session lost or still running"
     )]
@@ -116,11 +117,19 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     let client = &session.client;
     match verb {
         Verb::Ls(list) if list.watch => {
-            watch(client, out, async |client| nodes(&client, &list).await).await?;
+            let fetch = async |client: Client| nodes(&client, &list, ALL).await;
+            watch(client, out, list.limit.count(), fetch).await?;
         }
         Verb::Ls(list) => {
-            let (items, source) = nodes(client, &list).await?;
+            let (items, source) = nodes(client, &list, list.limit).await?;
             out.list(&items, source)?;
+            if items.is_empty() && out.format.is_table() {
+                note(if list.status.is_empty() && list.labels.is_empty() {
+                    "there are no nodes yet; let one in: palyra pairing code"
+                } else {
+                    "no node is like that: palyra node ls -o wide"
+                });
+            }
         }
         Verb::Describe { node } => describe(client, out, node).await?,
         Verb::Invoke(invoke) => {
@@ -134,8 +143,8 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     Ok(())
 }
 
-async fn nodes(client: &Client, list: &List) -> Result<(Vec<NodeView>, Source)> {
-    list.limit
+async fn nodes(client: &Client, list: &List, limit: Limit) -> Result<(Vec<NodeView>, Source)> {
+    limit
         .all(async |page| {
             let request = ListNodesRequest {
                 status: list.status.clone(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use palyra_client::context::write_private;
-use palyra_client::{Class, fill_random, wall_ms};
+use palyra_client::{Class, Client, fill_random, wall_ms};
 use palyra_pki::{Credential, KeyPair, TrustBundle, TrustDomain};
 use palyra_proto::access::v1::{
     AddOperatorRequest, AddOperatorResponse, ListOperatorsRequest, OperatorInfo, RemoveOperatorRequest,
@@ -14,16 +14,21 @@ use serde::Serialize;
 
 use crate::failure::{Failure, Result};
 use crate::output::table::{Column, column, wide};
-use crate::output::time::{Moment, millis, parse_duration};
+use crate::output::time::{Moment, millis, parse_limit};
 use crate::output::{Out, Record, Source};
 use crate::session::{Global, Session};
+use crate::watch::watch;
 
 /// What can be done about operators.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Lists operators
-    #[command(after_help = "Example:\n  palyra operator ls -o wide")]
-    Ls,
+    #[command(after_help = "Example:\n  palyra operator ls -o wide\n  palyra operator ls -w")]
+    Ls {
+        /// Print what changes, until interrupted
+        #[arg(short, long)]
+        watch: bool,
+    },
     /// Lets an operator in and writes a credential for it; its key is made here
     #[command(
         after_help = "Example:\n  palyra operator add anna --role operator --out anna.json\n\n\
@@ -74,7 +79,7 @@ pub(crate) struct Add {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// How long the certificate is good; without it 30 days, at most a year
-    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, value_parser = parse_limit, value_name = "DURATION")]
     ttl: Option<std::time::Duration>,
 }
 
@@ -82,13 +87,13 @@ pub(crate) struct Add {
 pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     let session = global.open()?;
     match verb {
-        Verb::Ls => {
-            let answer = session
-                .client
-                .list_operators(ListOperatorsRequest::default())
-                .await?;
-            let items: Vec<OperatorView> = answer.operators.into_iter().map(OperatorView::from).collect();
-            global.out().list(&items, answer.read.into())?;
+        Verb::Ls { watch: true } => {
+            let fetch = async |client: Client| operators(&client).await;
+            watch(&session.client, global.out(), usize::MAX, fetch).await?;
+        }
+        Verb::Ls { watch: false } => {
+            let (items, source) = operators(&session.client).await?;
+            global.out().list(&items, source)?;
         }
         Verb::Add(add) => add_operator(global, &session, add).await?,
         Verb::Remove { name, reason } => {
@@ -109,18 +114,17 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     Ok(())
 }
 
+async fn operators(client: &Client) -> Result<(Vec<OperatorView>, Source)> {
+    let answer = client.list_operators(ListOperatorsRequest::default()).await?;
+    let items = answer.operators.into_iter().map(OperatorView::from).collect();
+    Ok((items, answer.read.into()))
+}
+
 async fn add_operator(global: &Global, session: &Session, add: Add) -> Result {
     let path = add
         .out
         .unwrap_or_else(|| PathBuf::from(format!("{}.json", add.name)));
-    if path.exists() {
-        let message = format!("{} exists already", path.display());
-        return Err(Failure::local(
-            Class::Conflict,
-            message,
-            "choose another file: --out FILE",
-        ));
-    }
+    let place = Place::reserve(&path)?;
     let defect = |what: &dyn std::fmt::Display| {
         Failure::local(
             Class::Internal,
@@ -137,7 +141,14 @@ async fn add_operator(global: &Global, session: &Session, add: Add) -> Result {
         csr: csr.into(),
         ttl_ms: add.ttl.map_or(0, millis),
     };
-    let answer = session.client.add_operator(request).await?;
+    let name = add.name.clone();
+    let look = move |_: &str| {
+        // The certificate of a repeated request is of the first key, which is gone with this process.
+        let remove = format!("palyra operator remove {name} --reason \"credential lost\"");
+        format!("palyra operator ls; if {name} is there: {remove}, and add it again")
+    };
+    let answer = session.client.add_operator(request).await;
+    let answer = answer.map_err(|error| Failure::from(error).look_again(look))?;
     let credential = credential(session, &answer, &key).map_err(|error| {
         // A repeated request is answered with the certificate of the first key, which is gone.
         let next = format!(
@@ -152,6 +163,7 @@ async fn add_operator(global: &Global, session: &Session, add: Add) -> Result {
     })?;
     let json = credential.to_json().map_err(|error| defect(&error))?;
     write_private(&path, json.as_bytes())?;
+    place.keep();
     let view = Added {
         name: &add.name,
         role: add.role.as_str(),
@@ -173,6 +185,43 @@ async fn add_operator(global: &Global, session: &Session, add: Add) -> Result {
         ),
     ];
     global.out().one(&view, answer.write.into(), &facts)
+}
+
+/// A file that is there before the cluster lets anybody in: a credential must not be lost for want of a place
+/// to write it to.
+struct Place<'a>(Option<&'a std::path::Path>);
+
+impl Place<'_> {
+    fn reserve(path: &std::path::Path) -> Result<Place<'_>> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let made = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path);
+        match made {
+            Ok(_) => Ok(Place(Some(path))),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(Failure::local(
+                Class::Conflict,
+                format!("{} exists already", path.display()),
+                "choose another file: --out FILE",
+            )),
+            Err(error) => Err(Failure::file("write", path, &error)),
+        }
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0 {
+            // An empty file of ours; when it cannot be removed, the next try says that it exists.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 fn credential(

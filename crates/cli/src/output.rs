@@ -2,7 +2,7 @@
 //!
 //! Invariants: field names are snake_case and stable; every list has `items`, `index`, `age_ms` and
 //! `served_by`; standard output holds the answer and nothing else, notes and progress go to standard error;
-//! no colour unless a person looks.
+//! no colour unless a person looks; nothing that a node or a server says steers the terminal.
 
 pub(crate) mod table;
 pub(crate) mod time;
@@ -158,12 +158,13 @@ impl Out {
     /// Colour needs a terminal, and neither `--no-color` nor `NO_COLOR`.
     pub(crate) fn new(format: Format, no_color: bool) -> Out {
         let quiet = no_color || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        let color = !quiet && std::io::stdout().is_terminal();
+        let terminal = std::io::stdout().is_terminal();
         Out {
             format,
             style: Style {
                 wide: format == Format::Wide,
-                color,
+                color: terminal && !quiet,
+                room: terminal.then(terminal_width).flatten(),
             },
         }
     }
@@ -206,8 +207,14 @@ impl Out {
         self.write(&self.render(item)?)
     }
 
-    /// Prints rows of a watch. JSON and JSONL are lines, YAML is a stream of documents.
-    pub(crate) fn changes<T: Record>(self, changes: &[(Change, &T)], index: u64, titles: bool) -> Result {
+    /// Prints rows of a watch, the first ones under titles; `widths` is empty then, and keeps the columns in line
+    /// from there on. JSON and JSONL are lines, YAML is a stream of documents.
+    pub(crate) fn changes<T: Record>(
+        self,
+        changes: &[(Change, &T)],
+        index: u64,
+        widths: &mut Vec<usize>,
+    ) -> Result {
         let now_ms = wall_ms();
         if self.format.is_table() {
             let mut columns = vec![table::column(" ")];
@@ -216,7 +223,8 @@ impl Out {
                 .iter()
                 .map(|(change, item)| [vec![change.sign().to_owned()], item.cells(now_ms)].concat())
                 .collect();
-            return self.write(&table::draw(&columns, &rows, self.style, titles));
+            let titles = widths.is_empty();
+            return self.write(&table::draw_on(&columns, &rows, self.style, titles, widths));
         }
         for (change, item) in changes {
             let changed = Changed {
@@ -250,9 +258,7 @@ impl Out {
         match self.format {
             Format::Yaml => yaml(item),
             Format::Jsonl => json_line(item),
-            Format::Table | Format::Wide | Format::Json => serde_json::to_string_pretty(item)
-                .map(|text| text + "\n")
-                .map_err(|error| encoding(&error)),
+            Format::Table | Format::Wide | Format::Json => pretty(item),
         }
     }
 
@@ -275,10 +281,15 @@ impl Out {
     }
 }
 
+/// How many columns the terminal at standard output has.
+fn terminal_width() -> Option<usize> {
+    terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| width.0.into())
+}
+
 /// Tells something on standard error that is not part of the answer.
 pub(crate) fn note(text: &str) {
     // Nothing can be done when standard error is closed.
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", table::harmless(text));
 }
 
 /// Whether a person sits at both ends.
@@ -288,7 +299,14 @@ pub(crate) fn interactive() -> bool {
 
 fn json_line<T: Serialize>(item: &T) -> Result<String> {
     serde_json::to_string(item)
-        .map(|text| text + "\n")
+        .map(|text| table::harmless_json(text) + "\n")
+        .map_err(|error| encoding(&error))
+}
+
+/// JSON over several lines.
+pub(crate) fn pretty<T: Serialize>(item: &T) -> Result<String> {
+    serde_json::to_string_pretty(item)
+        .map(|text| table::harmless_json(text) + "\n")
         .map_err(|error| encoding(&error))
 }
 
@@ -327,6 +345,7 @@ mod tests {
             style: Style {
                 wide: format == Format::Wide,
                 color: false,
+                room: None,
             },
         }
     }

@@ -11,12 +11,12 @@ use palyra_proto::pairing::v1::{
 use serde::Serialize;
 
 use crate::failure::{Failure, Result};
-use crate::output::time::{millis, parse_duration};
+use crate::output::time::{millis, parse_limit};
 use crate::output::{Format, Out, Record, Source, interactive, note, table};
-use crate::pages::Limit;
+use crate::pages::{ALL, Limit};
 use crate::session::{Global, Session, required_reason};
 use crate::watch::watch;
-use view::{CodeView, MintedPin, MintedTicket, RequestView, digits_of};
+use view::{CodeView, Entry, MintedPin, MintedTicket, RequestView, digits_of};
 
 pub(crate) use view::grouped;
 
@@ -70,7 +70,7 @@ pub(crate) enum Verb {
 #[derive(Debug, Args)]
 pub(crate) struct Mint {
     /// How long it is good: 30s to 24h; without it ten minutes
-    #[arg(long, value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, value_parser = parse_limit, value_name = "DURATION")]
     ttl: Option<std::time::Duration>,
     /// What the machine will be called
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -127,12 +127,16 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
         Verb::Approve(approval) => approve(global, client, approval).await?,
         Verb::Reject { id, reason } => {
             required_reason(&reason)?;
+            let id = request(client, id).await?.id;
+            let again = again(format!("palyra pairing reject {id} --reason \"...\""));
+            let request_id = global.request_id();
             let request = RejectRequest {
-                request_id: global.request_id(),
+                request_id,
                 id,
                 reason,
             };
-            let answer = client.reject(request).await?;
+            let answer = client.reject(request).await;
+            let answer = answer.map_err(|error| Failure::from(error).look_again(again))?;
             let view = RequestView::from(answer.request.unwrap_or_default());
             out.one(
                 &view,
@@ -202,7 +206,7 @@ async fn code(global: &Global, session: &Session, mint: Mint) -> Result {
     let facts = [
         ("PIN", grouped(&minted.pin)),
         ("code", format!("C{}", minted.code.number)),
-        ("good", minted.code.expires_at.told(palyra_client::wall_ms())),
+        ("expires", minted.code.expires_at.told(palyra_client::wall_ms())),
         (
             "next",
             format!(
@@ -245,7 +249,7 @@ async fn ticket(global: &Global, session: &Session, mint: Mint) -> Result {
     let facts = [
         ("ticket", minted.ticket.clone()),
         ("code", format!("C{}", minted.code.number)),
-        ("good", minted.code.expires_at.told(palyra_client::wall_ms())),
+        ("expires", minted.code.expires_at.told(palyra_client::wall_ms())),
         (
             "next",
             "on the machine: palyra node pair --ticket TICKET".to_owned(),
@@ -291,9 +295,9 @@ async fn enrol_endpoints(client: &Client) -> String {
     }
 }
 
-async fn requests(client: &Client, list: &List) -> Result<(Vec<RequestView>, Source)> {
-    list.limit
-        .all(async |page| {
+async fn requests(client: &Client, list: &List, limit: Limit) -> Result<(Vec<RequestView>, Source)> {
+    limit
+        .newest(async |page| {
             let request = ListRequestsRequest {
                 status: list.status.clone(),
                 page: Some(page),
@@ -306,21 +310,40 @@ async fn requests(client: &Client, list: &List) -> Result<(Vec<RequestView>, Sou
         .await
 }
 
+async fn codes(client: &Client, list: &List) -> Result<Vec<CodeView>> {
+    let request = ListCodesRequest {
+        all: list.all,
+        ..ListCodesRequest::default()
+    };
+    let answer = client.list_codes(request).await?;
+    Ok(answer.codes.into_iter().map(CodeView::from).collect())
+}
+
+/// Codes, unless requests of one status are asked for, and requests. The source is the older one.
+async fn entries(client: &Client, list: &List, limit: Limit) -> Result<(Vec<Entry>, Source)> {
+    let (requests, source) = requests(client, list, limit).await?;
+    let mut entries = Vec::new();
+    if list.status.is_empty() {
+        entries.extend(codes(client, list).await?.into_iter().map(Entry::Code));
+    }
+    entries.extend(requests.into_iter().map(Entry::Request));
+    Ok((entries, source))
+}
+
 async fn ls(client: &Client, out: Out, list: List) -> Result {
     if list.watch {
-        return watch(client, out, async |client| requests(&client, &list).await).await;
+        let fetch = async |client: Client| entries(&client, &list, ALL).await;
+        return watch(client, out, list.limit.count(), fetch).await;
     }
-    let (items, source) = requests(client, &list).await?;
-    if !list.status.is_empty() || out.format == Format::Jsonl {
+    if out.format == Format::Jsonl {
+        let (items, source) = entries(client, &list, list.limit).await?;
         return out.list(&items, source);
     }
-    let answer = client
-        .list_codes(ListCodesRequest {
-            all: list.all,
-            ..ListCodesRequest::default()
-        })
-        .await?;
-    let codes: Vec<CodeView> = answer.codes.into_iter().map(CodeView::from).collect();
+    let (items, source) = requests(client, &list, list.limit).await?;
+    if !list.status.is_empty() {
+        return out.list(&items, source);
+    }
+    let codes = codes(client, &list).await?;
     let both = Both {
         items: &items,
         codes: &codes,
@@ -352,14 +375,28 @@ struct Both<'a> {
 }
 
 async fn show(client: &Client, out: Out, id: String) -> Result {
-    let answer = client
-        .get_request(GetRequestRequest {
-            id,
-            ..GetRequestRequest::default()
-        })
-        .await?;
+    let answer = client.get_request(named(id)).await?;
     let view = RequestView::from(answer.request.unwrap_or_default());
     out.one(&view, answer.read.into(), &view.facts())
+}
+
+fn named(id: String) -> GetRequestRequest {
+    GetRequestRequest {
+        id,
+        ..GetRequestRequest::default()
+    }
+}
+
+/// The request that a person means. A name means a machine only while that waits, so a decision goes by the
+/// request's own id: sent again after a lost answer, it still finds what it has decided.
+async fn request(client: &Client, id: String) -> Result<RequestView> {
+    let answer = client.get_request(named(id)).await?;
+    Ok(RequestView::from(answer.request.unwrap_or_default()))
+}
+
+/// What to type when the outcome of `command` is not known.
+fn again(command: String) -> impl FnOnce(&str) -> String {
+    move |request_id| format!("{command} --request-id {request_id}: it is answered, not repeated")
 }
 
 async fn approve(global: &Global, client: &Client, approval: Approve) -> Result {
@@ -370,31 +407,20 @@ async fn approve(global: &Global, client: &Client, approval: Approve) -> Result 
             "give six: --sas 123456",
         ));
     }
-    let mut id = approval.id;
-    if sas.is_empty() && !approval.yes && interactive() {
-        let answer = client
-            .get_request(GetRequestRequest {
-                id,
-                ..GetRequestRequest::default()
-            })
-            .await?;
-        let view = RequestView::from(answer.request.unwrap_or_default());
-        if view.status == PENDING {
-            note(&table::facts(&view.facts()));
-            confirm(&format!(
-                "Does the machine's screen show {}? [y/N] ",
-                view.digits()
-            ))?;
-        }
-        id = view.id;
+    let view = request(client, approval.id).await?;
+    if sas.is_empty() && !approval.yes && interactive() && view.status == PENDING {
+        note(&table::facts(&view.facts()));
+        confirm(&view)?;
     }
+    let again = again(format!("palyra pairing approve {} --sas {}", view.id, view.sas));
     let request = ApproveRequest {
         request_id: global.request_id(),
-        id,
+        id: view.id,
         sas,
         reason: approval.reason,
     };
-    let answer = client.approve(request).await?;
+    let answer = client.approve(request).await;
+    let answer = answer.map_err(|error| Failure::from(error).look_again(again))?;
     let view = RequestView::from(answer.request.unwrap_or_default());
     let facts = [
         ("approved", view.key()),
@@ -406,9 +432,10 @@ async fn approve(global: &Global, client: &Client, approval: Approve) -> Result 
     global.out().one(&view, answer.write.into(), &facts)
 }
 
-fn confirm(question: &str) -> Result {
+fn confirm(view: &RequestView) -> Result {
     use std::io::Write;
     let mut stderr = std::io::stderr();
+    let question = format!("Does the machine's screen show {}? [y/N] ", view.digits());
     stderr.write_all(question.as_bytes())?;
     stderr.flush()?;
     let mut line = String::new();
@@ -416,8 +443,10 @@ fn confirm(question: &str) -> Result {
     if matches!(line.trim(), "y" | "Y" | "yes") {
         return Ok(());
     }
-    let next =
-        "if the digits differ, somebody is in between: palyra pairing reject ID --reason \"digits differ\"";
+    let next = format!(
+        "if the digits differ, somebody is in between: palyra pairing reject {} --reason \"digits differ\"",
+        view.id
+    );
     Err(Failure::local(Class::Precondition, "nothing was approved", next))
 }
 

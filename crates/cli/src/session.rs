@@ -2,7 +2,7 @@
 //!
 //! What never lives here: what commands do. Invariants: `--endpoint` and `PALYRA_ENDPOINTS` win over the
 //! context's endpoints; a context learns of further replicas on its own, so that the loss of the first one
-//! never strands it, and forgets none.
+//! never strands it, and forgets only those that the cluster has removed for good.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use clap::Args;
 use palyra_client::context::{Context, Contexts};
 use palyra_client::{Class, Client, ConnectOptions, Endpoints, new_ulid, wall_ms};
 use palyra_pki::Credential;
-use palyra_proto::cluster::v1::StatusResponse;
+use palyra_proto::cluster::v1::{ReplicaStatus, StatusResponse};
 use tokio::task::JoinHandle;
 
 use crate::failure::{Failure, Result};
-use crate::output::time::parse_duration;
+use crate::output::time::parse_limit;
 use crate::output::{Format, Out};
 
 /// How old a context's list of replicas may become before it is compared with the cluster's.
@@ -53,7 +53,7 @@ pub(crate) struct Global {
     #[arg(long, global = true)]
     pub(crate) no_color: bool,
     /// How long the command may take, for example 500ms, 30s, 10m
-    #[arg(long, global = true, value_parser = parse_duration, value_name = "DURATION")]
+    #[arg(long, global = true, value_parser = parse_limit, value_name = "DURATION")]
     pub(crate) timeout: Option<Duration>,
     /// Request id (ULID) of the change: a repeated one is answered and not done again
     #[arg(long, global = true, value_name = "ULID", value_parser = parse_ulid)]
@@ -165,20 +165,23 @@ impl Session {
         }
     }
 
-    /// Writes replicas that the context does not know yet into it. What cannot be written is learned another
-    /// time.
+    /// Brings the context's replicas in line with the cluster's. What cannot be written is learned another time.
     pub(crate) fn learn(&self, status: &StatusResponse) {
-        let live = status
+        let (removed, live): (Vec<_>, Vec<_>) = status
             .replicas
             .iter()
-            .filter(|replica| replica.status != "removed");
-        let addresses: Vec<String> = live
-            .map(|replica| replica.node_addr.clone())
-            .filter(|address| !address.is_empty())
-            .collect();
+            .filter(|replica| !replica.node_addr.is_empty())
+            .partition(|replica| replica.status == "removed");
+        let addresses = |replicas: Vec<&ReplicaStatus>| -> Vec<String> {
+            replicas
+                .into_iter()
+                .map(|replica| replica.node_addr.clone())
+                .collect()
+        };
+        let (removed, live) = (addresses(removed), addresses(live));
         let _ = Contexts::update(&self.home, |contexts| {
             if let Some(context) = contexts.contexts.get_mut(&self.name) {
-                merge(context, &addresses);
+                merge(context, &live, &removed);
             }
             Ok(())
         });
@@ -190,8 +193,12 @@ impl Session {
     }
 }
 
-fn merge(context: &mut Context, addresses: &[String]) {
-    for address in addresses {
+fn merge(context: &mut Context, live: &[String], removed: &[String]) {
+    // An address may have gone from a removed replica to a new one.
+    context
+        .endpoints
+        .retain(|known| !removed.contains(known) || live.contains(known));
+    for address in live {
         if !context.endpoints.contains(address) && Endpoints::new([address]).is_ok() {
             context.endpoints.push(address.clone());
         }
@@ -216,18 +223,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_context_learns_and_forgets_nothing() {
+    fn a_context_learns_and_forgets_only_what_was_removed() {
         let mut context = Context {
             cluster_id: String::new(),
-            endpoints: vec!["vip:7441".to_owned()],
+            endpoints: ["vip:7441", "gone:7441", "reused:7441"]
+                .map(str::to_owned)
+                .to_vec(),
             credential: PathBuf::new(),
             learned_at_ms: 0,
         };
         merge(
             &mut context,
-            &["a:7441".to_owned(), "vip:7441".to_owned(), "bad".to_owned()],
+            &["a:7441", "vip:7441", "bad", "reused:7441"].map(str::to_owned),
+            &["gone:7441", "reused:7441"].map(str::to_owned),
         );
-        assert_eq!(context.endpoints, ["vip:7441", "a:7441"]);
+        assert_eq!(context.endpoints, ["vip:7441", "reused:7441", "a:7441"]);
         assert!(context.learned_at_ms > 0);
     }
 

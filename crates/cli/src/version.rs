@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use palyra_proto::cluster::v1::StatusResponse;
 use serde::Serialize;
 
 use crate::args::Cli;
 use crate::failure::Result;
+use crate::output::note;
 use crate::output::table::facts;
 use crate::session::Global;
 
@@ -30,9 +32,17 @@ struct ReplicaVersion {
 /// Tells the version of this program, and those of the replicas when a cluster can be asked.
 pub(crate) async fn version(global: &Global) -> Result {
     let mut replicas = Vec::new();
-    if let Ok(session) = global.open()
-        && let Ok(status) = session.client.clone().with_timeout(ASK).status().await
-    {
+    if let Ok(session) = global.open() {
+        let status = match session.client.clone().with_timeout(ASK).status().await {
+            Ok(status) => status,
+            Err(error) => {
+                note(&format!(
+                    "the replicas' versions are not known: {}",
+                    error.message
+                ));
+                StatusResponse::default()
+            }
+        };
         let live = status
             .replicas
             .into_iter()

@@ -6,62 +6,102 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use palyra_client::{Client, Step};
+use palyra_client::{Client, Follow, Step};
 use palyra_proto::journal::v1::{Cursor, TailRequest};
+use tokio::time::{Instant, timeout_at};
 
 use crate::failure::Result;
 use crate::output::{Change, Out, Record, Source, note};
 
 /// How long changes are gathered before the list is asked for again.
 const GATHER: Duration = Duration::from_millis(100);
+/// How long after a list that nobody could give it is asked for again.
+const AGAIN: Duration = Duration::from_secs(1);
 
-/// Prints the list that `fetch` gives, and then its changes until the process is ended.
+/// Prints the list that `fetch` gives, the last `limit` entries of it, and then its changes until the process
+/// is ended.
 ///
-/// Errors: those of the first list, and refusals; the loss of replicas is none.
-pub(crate) async fn watch<T, F>(client: &Client, out: Out, fetch: F) -> Result
+/// Errors: those of the first list, and refusals. The loss of replicas, even of all of them, is told and waited
+/// for.
+pub(crate) async fn watch<T, F>(client: &Client, out: Out, limit: usize, fetch: F) -> Result
 where
     T: Record + Clone,
     F: AsyncFn(Client) -> Result<(Vec<T>, Source)>,
 {
     let (items, source) = fetch(client.clone()).await?;
-    let listed: Vec<(Change, &T)> = items.iter().map(|item| (Change::Listed, item)).collect();
-    out.changes(&listed, source.index, true)?;
+    let shown = &items[items.len().saturating_sub(limit)..];
+    let listed: Vec<(Change, &T)> = shown.iter().map(|item| (Change::Listed, item)).collect();
+    let mut widths = Vec::new();
+    out.changes(&listed, source.index, &mut widths)?;
     let mut known = by_key(items);
-    let after = Cursor {
-        index: source.index,
-        ordinal: u32::MAX,
-    };
-    let mut feed = client.follow(
-        TailRequest {
-            after: Some(after),
-            follow: true,
-            ..TailRequest::default()
-        },
-        None,
-    );
     let mut index = source.index;
-    loop {
-        let mut step = Some(feed.next().await?);
-        while let Some(now) = step.take() {
-            match now {
-                Step::Rows(rows) => {
-                    index = index.max(rows.last().and_then(|row| row.cursor).map_or(0, |c| c.index))
-                }
-                Step::Gap(first) => index = index.max(first.index),
-                Step::Moved { endpoint, cause } => note(&format!("watching at {endpoint} now ({cause})")),
-                Step::End => return Ok(()),
+    let mut feed = client.follow(after(index), None);
+    while changed(&mut feed, &mut index).await? {
+        let (items, source) = loop {
+            match fetch(client.clone().at_least(index)).await {
+                Ok(list) => break list,
+                Err(failure) if failure.may_pass() => note(&format!("{}; still watching", failure.words())),
+                Err(failure) => return Err(failure),
             }
-            step = match tokio::time::timeout(GATHER, feed.next()).await {
-                Ok(next) => Some(next?),
-                Err(_) => None,
-            };
-        }
-        let (items, source) = fetch(client.clone().at_least(index)).await?;
+            tokio::time::sleep(AGAIN).await;
+        };
         let next = by_key(items);
         let changes = difference(&known, &next)?;
-        out.changes(&changes, source.index, false)?;
+        if !changes.is_empty() {
+            out.changes(&changes, source.index, &mut widths)?;
+        }
         index = index.max(source.index);
         known = next;
+    }
+    Ok(())
+}
+
+/// What a watch that knows the list at `index` follows.
+pub(crate) fn after(index: u64) -> TailRequest {
+    let ordinal = u32::MAX;
+    TailRequest {
+        after: Some(Cursor { index, ordinal }),
+        follow: true,
+        ..TailRequest::default()
+    }
+}
+
+/// Waits for the journal to grow, and lets what comes together come together. False at its end.
+pub(crate) async fn changed(feed: &mut Follow, index: &mut u64) -> Result<bool> {
+    // From the first change on, so that a cluster that never rests is shown all the same.
+    let mut until = None;
+    loop {
+        let step = match until {
+            Some(until) => match timeout_at(until, feed.next()).await {
+                Ok(step) => step?,
+                Err(_) => return Ok(true),
+            },
+            None => feed.next().await?,
+        };
+        match step {
+            Step::Rows(rows) => {
+                *index = rows
+                    .iter()
+                    .filter_map(|row| row.cursor)
+                    .fold(*index, |max, at| max.max(at.index));
+                until.get_or_insert_with(|| Instant::now() + GATHER);
+            }
+            Step::Gap(first) => {
+                *index = (*index).max(first.index);
+                until.get_or_insert_with(|| Instant::now() + GATHER);
+            }
+            Step::End => return Ok(false),
+            step => tell(&step),
+        }
+    }
+}
+
+/// Tells of a feed's loss and return.
+pub(crate) fn tell(step: &Step) {
+    match step {
+        Step::Moved { endpoint, cause } => note(&format!("going on at {endpoint} ({cause})")),
+        Step::Lost { cause } => note(&format!("{cause}; still trying")),
+        Step::Rows(_) | Step::Gap(_) | Step::End => {}
     }
 }
 

@@ -23,10 +23,12 @@ use palyra_state::cluster::{Action, Addresses, Command, Genesis};
 use palyra_state::identity::NewCertificate;
 use palyra_state::{Actor, Digest, Envelope, Id, MemRead, Position};
 use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use zeroize::Zeroizing;
 
 use super::Init;
 use crate::failure::{Failure, Result};
+use crate::output::note;
 use crate::output::table::facts;
 use crate::session::Global;
 
@@ -65,6 +67,8 @@ pub(crate) fn run(global: &Global, init: &Init) -> Result {
     };
     check_name(&context)?;
     refuse_context(&home, &context)?;
+    let _held = hold_signals();
+    tell_left_over(&data_dir);
     let aside = write_aside(&data_dir, init, &newborn)?;
     // The credential first: a folder without it would be a cluster that nobody can operate.
     let adding = Adding {
@@ -80,6 +84,38 @@ pub(crate) fn run(global: &Global, init: &Init) -> Result {
         return Err(failure);
     }
     report(global, init, &newborn, &data_dir, &context)
+}
+
+/// From here on an interrupt waits: what follows takes a moment, and half of it is worth nothing. Where signals
+/// cannot be held, one may leave a folder aside, which the next birth tells.
+fn hold_signals() -> [Option<Signal>; 3] {
+    [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ]
+    .map(|kind| signal(kind).ok())
+}
+
+/// Tells of folders that a birth which was killed has left next to the wanted one.
+fn tell_left_over(data_dir: &Path) {
+    let (Some(parent), Some(name)) = (data_dir.parent(), data_dir.file_name()) else {
+        return;
+    };
+    let beginning = aside_prefix(name);
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&beginning) {
+            let path = entry.path();
+            let path = path.display();
+            note(&format!(
+                "{path} is left of a birth that was cut off; no cluster knows it: rm -r {path}"
+            ));
+        }
+    }
+}
+
+fn aside_prefix(name: &std::ffi::OsStr) -> String {
+    format!(".{}.new-", name.to_string_lossy())
 }
 
 /// Takes back the context of a cluster that was not made.
@@ -325,7 +361,7 @@ fn write_aside(data_dir: &Path, init: &Init, newborn: &Newborn) -> Result<PathBu
         .file_name()
         .ok_or_else(|| invalid(&format!("{} has no name", data_dir.display())))?;
     let parent = data_dir.parent().unwrap_or(Path::new("/"));
-    let aside = parent.join(format!(".{}.new-{}", name.to_string_lossy(), std::process::id()));
+    let aside = parent.join(format!("{}{}", aside_prefix(name), std::process::id()));
     let make = |path: &Path| {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|error| Failure::file("make the folder", path, &error))

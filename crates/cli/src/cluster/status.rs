@@ -4,9 +4,8 @@
 
 use std::time::Duration;
 
-use palyra_client::{Step, wall_ms};
+use palyra_client::wall_ms;
 use palyra_proto::cluster::v1::{ReplicaStatus, StatusResponse};
-use palyra_proto::journal::v1::{Cursor, TailRequest};
 use serde::Serialize;
 
 use crate::failure::Result;
@@ -14,9 +13,12 @@ use crate::output::table::{Column, Style, column, draw, facts, wide};
 use crate::output::time::{Moment, span};
 use crate::output::{Format, Out, Record, Source, note};
 use crate::session::{Global, Session};
+use crate::watch::{after, changed};
 
 /// How often a watch asks.
 const EVERY: Duration = Duration::from_secs(1);
+/// How long an answer is waited for before a watch says that there is none.
+const ASK: Duration = Duration::from_secs(5);
 /// The skew between two clocks from which people are told.
 const SKEW_MS: u64 = 500;
 
@@ -55,6 +57,8 @@ struct ReplicaView {
     metrics_addr: String,
     last_log_index: u64,
     applied_index: u64,
+    /// How many entries of the log it has not applied, measured by the longest log that is known.
+    lag: u64,
     snapshot_index: u64,
     contact_age_ms: u64,
     clock_skew_ms: u64,
@@ -78,6 +82,7 @@ impl From<ReplicaStatus> for ReplicaView {
             metrics_addr: replica.metrics_addr,
             last_log_index: replica.last_log_index,
             applied_index: replica.applied_index,
+            lag: 0,
             snapshot_index: replica.snapshot_index,
             contact_age_ms: replica.contact_age_ms,
             clock_skew_ms: replica.clock_skew_ms,
@@ -92,6 +97,15 @@ impl From<ReplicaStatus> for ReplicaView {
 impl From<StatusResponse> for StatusView {
     fn from(answer: StatusResponse) -> StatusView {
         let fleet = answer.fleet.unwrap_or_default();
+        let mut replicas: Vec<ReplicaView> = answer.replicas.into_iter().map(ReplicaView::from).collect();
+        let head = replicas
+            .iter()
+            .map(|replica| replica.last_log_index)
+            .max()
+            .unwrap_or(0);
+        for replica in &mut replicas {
+            replica.lag = head.saturating_sub(replica.applied_index);
+        }
         StatusView {
             cluster_id: answer.cluster_id,
             trust_domain: answer.trust_domain,
@@ -106,19 +120,20 @@ impl From<StatusResponse> for StatusView {
                 pending_approvals: fleet.pending_approvals,
                 open_dispatches: fleet.open_dispatches,
             },
-            replicas: answer.replicas.into_iter().map(ReplicaView::from).collect(),
+            replicas,
         }
     }
 }
 
 impl Record for ReplicaView {
     const COLUMNS: &'static [Column] = &[
-        column("REPLICA"),
+        column("ID"),
         column("NAME"),
         column("STATUS"),
         column("ROLE"),
         column("NODES AT"),
         column("APPLIED"),
+        column("LAG"),
         column("SESSIONS"),
         column("CONTACT"),
         wide("LOG"),
@@ -149,6 +164,7 @@ impl Record for ReplicaView {
             },
             self.node_addr.clone(),
             known(self.applied_index.to_string()),
+            known(self.lag.to_string()),
             known(self.sessions.to_string()),
             known(format!("{} ago", span(self.contact_age_ms))),
             known(self.last_log_index.to_string()),
@@ -203,6 +219,8 @@ impl StatusView {
             ("cluster", format!("{} ({})", self.cluster_id, self.trust_domain)),
             ("leader", leader),
             ("voters", format!("{}; {tolerates}", self.voters)),
+            ("versions", self.versions()),
+            ("clocks", self.clocks()),
             (
                 "fleet",
                 format!(
@@ -213,6 +231,33 @@ impl StatusView {
         ]);
         let rows: Vec<Vec<String>> = self.shown().map(|replica| replica.cells(wall_ms())).collect();
         format!("{head}\n{}", draw(ReplicaView::COLUMNS, &rows, style, true))
+    }
+
+    /// "0.1.0", or which replica has which when they differ.
+    fn versions(&self) -> String {
+        let known = || self.shown().filter(|replica| !replica.version.is_empty());
+        let first = known()
+            .next()
+            .map(|replica| replica.version.clone())
+            .unwrap_or_default();
+        if known().all(|replica| replica.version == first) {
+            return first;
+        }
+        let each: Vec<String> = known()
+            .map(|replica| format!("{} {}", replica.name, replica.version))
+            .collect();
+        each.join(", ")
+    }
+
+    /// How far the clocks are apart.
+    fn clocks(&self) -> String {
+        let skews = self
+            .shown()
+            .filter(|replica| replica.reachable)
+            .map(|replica| replica.clock_skew_ms);
+        skews
+            .max()
+            .map_or_else(String::new, |skew| format!("within {}", span(skew)))
     }
 
     fn shown(&self) -> impl Iterator<Item = &ReplicaView> {
@@ -289,40 +334,39 @@ pub(crate) async fn watch(global: &Global, session: &Session) -> Result {
     }
     let answer = session.client.status().await?;
     session.learn(&answer);
-    let after = Cursor {
-        index: answer.read.map_or(0, |read| read.index),
-        ordinal: u32::MAX,
-    };
-    let request = TailRequest {
-        after: Some(after),
-        follow: true,
-        ..TailRequest::default()
-    };
-    let mut feed = session.client.follow(request, None);
+    let mut index = answer.read.map_or(0, |read| read.index);
+    let mut feed = session.client.follow(after(index), None);
     let mut source = Source::from(answer.read);
     let mut view = StatusView::from(answer);
     print(out, &view, source)?;
+    let client = session.client.clone().with_timeout(global.timeout.unwrap_or(ASK));
+    let mut told = None;
     loop {
         // A journal row shows a change at once; roles and reachability are seen at the next question.
-        match tokio::time::timeout(EVERY, feed.next()).await {
-            Ok(Ok(Step::Moved { endpoint, cause })) => note(&format!("watching at {endpoint} now ({cause})")),
-            Ok(Err(error)) if !error.retryable => return Err(error.into()),
+        match tokio::time::timeout(EVERY, changed(&mut feed, &mut index)).await {
+            Ok(Ok(false)) => return Ok(()),
+            Ok(Err(failure)) if !failure.may_pass() => return Err(failure),
             _ => {}
         }
-        let next = match session.client.status().await {
+        let next = match client.status().await {
             Ok(answer) => {
                 source = Source::from(answer.read);
+                told = None;
                 StatusView::from(answer)
             }
             Err(error) if error.retryable => {
-                note(&format!("{error}"));
+                // The feed has told it, unless replicas answer and have no quorum.
+                if told.as_deref() != Some(error.message.as_str()) {
+                    note(&format!("{}; still watching", error.message));
+                    told = Some(error.message);
+                }
                 continue;
             }
             Err(error) => return Err(error.into()),
         };
         if next.shape() != view.shape() {
             if out.format.is_table() {
-                out.write("\n")?;
+                out.write(&format!("\n{} UTC\n", Moment(wall_ms()).clock()))?;
             }
             print(out, &next, source)?;
         }

@@ -1,5 +1,7 @@
 //! A dispatch as it is printed, and what its end means for the exit code.
 
+use std::collections::BTreeMap;
+
 use palyra_client::wall_ms;
 use palyra_proto::dispatch::v1::DispatchInfo;
 use serde::Serialize;
@@ -7,7 +9,7 @@ use serde_json::Value;
 
 use crate::failure::{Failure, Result, UNKNOWN};
 use crate::output::Record;
-use crate::output::table::{Column, column, wide};
+use crate::output::table::{Column, column, text, wide};
 use crate::output::time::{Moment, span};
 
 /// A dispatch.
@@ -15,6 +17,8 @@ use crate::output::time::{Moment, span};
 pub(crate) struct JobView {
     pub(crate) id: String,
     pub(crate) device_id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    device_name: String,
     capability: String,
     pub(crate) state: String,
     effect: String,
@@ -49,6 +53,7 @@ impl From<DispatchInfo> for JobView {
         JobView {
             id: info.id,
             device_id: info.device_id,
+            device_name: String::new(),
             capability: info.capability,
             state: info.state,
             effect: info.effect,
@@ -78,13 +83,19 @@ impl JobView {
         span(end.saturating_sub(self.submitted_at.0))
     }
 
-    /// One line: what became of it.
-    pub(crate) fn summary(&self) -> String {
+    /// One line: what became of it on the node that was called so.
+    pub(crate) fn summary(&self, node: &str) -> String {
         let took = self.took(wall_ms());
         format!(
-            "{} {} after {took} on {} (job {})",
-            self.capability, self.state, self.device_id, self.id
+            "{} {} after {took} on {node} (job {})",
+            self.capability, self.state, self.id
         )
+    }
+
+    /// Adds the name of its node, where it is known.
+    pub(crate) fn named(mut self, names: &BTreeMap<String, String>) -> JobView {
+        self.device_name = names.get(&self.device_id).cloned().unwrap_or_default();
+        self
     }
 
     /// All of it, for people.
@@ -106,7 +117,7 @@ impl JobView {
             String::new()
         } else {
             format!(
-                "session {} at replica {}, attempt {}",
+                "session {} at r{}, attempt {}",
                 self.epoch, self.replica_id, self.attempt
             )
         };
@@ -153,11 +164,12 @@ impl JobView {
 impl Record for JobView {
     const COLUMNS: &'static [Column] = &[
         column("JOB"),
-        column("NODE"),
-        column("CAPABILITY"),
+        text("NODE"),
+        text("CAPABILITY"),
         column("STATE"),
         column("SUBMITTED"),
         column("TOOK"),
+        wide("DEVICE"),
         wide("BY"),
         wide("EFFECT"),
         wide("ATTEMPT"),
@@ -172,11 +184,16 @@ impl Record for JobView {
     fn cells(&self, now_ms: u64) -> Vec<String> {
         vec![
             self.id.clone(),
-            self.device_id.clone(),
+            if self.device_name.is_empty() {
+                self.device_id.clone()
+            } else {
+                self.device_name.clone()
+            },
             self.capability.clone(),
             self.state.clone(),
             self.submitted_at.told(now_ms),
             self.took(now_ms),
+            self.device_id.clone(),
             self.submitted_by.clone(),
             self.effect.clone(),
             self.attempt.to_string(),

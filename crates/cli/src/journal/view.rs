@@ -6,7 +6,7 @@ use palyra_proto::journal::v1::{Cursor, Row, VerifyResponse};
 use serde::{Deserialize, Serialize};
 
 use crate::output::Record;
-use crate::output::table::{Column, column, draw, wide};
+use crate::output::table::{Column, Style, column, draw, wide};
 use crate::output::time::Moment;
 
 /// A place in the journal.
@@ -62,30 +62,31 @@ impl From<Row> for RowView {
 }
 
 impl RowView {
-    /// The row as one line. Rows come one by one, so columns have fixed widths instead of those of a table.
+    /// The row as one line. Rows come one by one, so columns have fixed widths instead of those of a table, and
+    /// nothing is cut: the record is shown as it is.
     pub(crate) fn line(&self, wide: bool) -> String {
-        let cells = vec![
-            format!("{:<10}", self.cursor.to_string()),
-            self.at.clock(),
-            format!("{:<20}", self.actor),
-            format!("{:<28}", self.action),
-            format!("{:<26}", self.subject),
-            self.told_detail(),
-            self.hash.chars().take(16).collect(),
-            self.request_id.clone(),
-        ];
-        draw(
-            Self::COLUMNS,
-            &[cells],
-            crate::output::table::Style { wide, color: false },
-            false,
-        )
+        padded(self.cells(0), wide, false)
+    }
+
+    /// The titles above such lines.
+    pub(crate) fn titles(wide: bool) -> String {
+        let drawn = padded(vec![String::new(); WIDTHS.len()], wide, true);
+        drawn
+            .lines()
+            .take(1)
+            .map(|titles| titles.to_owned() + "\n")
+            .collect()
     }
 
     fn told_detail(&self) -> String {
         self.detail
             .iter()
-            .map(|(key, value)| format!("{key}={value}"))
+            .map(|(key, value)| match value.parse() {
+                Ok(at) if key.ends_with("_at") => {
+                    format!("{key}={}", Moment(at).rfc3339().unwrap_or_default())
+                }
+                _ => format!("{key}={value}"),
+            })
             .collect::<Vec<_>>()
             .join(" ")
     }
@@ -98,9 +99,9 @@ impl Record for RowView {
         column("ACTOR"),
         column("ACTION"),
         column("SUBJECT"),
-        column("DETAIL"),
         wide("HASH"),
         wide("REQUEST"),
+        column("DETAIL"),
     ];
 
     fn key(&self) -> String {
@@ -114,11 +115,27 @@ impl Record for RowView {
             self.actor.clone(),
             self.action.clone(),
             self.subject.clone(),
-            self.told_detail(),
             self.hash.chars().take(16).collect(),
             self.request_id.clone(),
+            self.told_detail(),
         ]
     }
+}
+
+/// How wide each column is at least.
+const WIDTHS: [usize; 8] = [9, 14, 31, 26, 26, 16, 26, 0];
+
+fn padded(cells: Vec<String>, wide: bool, titles: bool) -> String {
+    let style = Style {
+        wide,
+        color: false,
+        room: None,
+    };
+    let cells = cells
+        .into_iter()
+        .zip(WIDTHS)
+        .map(|(cell, width)| format!("{cell:<width$}"));
+    draw(RowView::COLUMNS, &[cells.collect()], style, titles)
 }
 
 /// What a replica says about its journal.
@@ -152,9 +169,9 @@ fn told(place: Option<Place>) -> String {
 }
 
 impl VerifyView {
-    /// All of it, for people.
-    pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
-        verdict(
+    /// All of it, for people; `replica` is the one whose journal it is.
+    pub(crate) fn facts(&self, replica: u64) -> Vec<(&'static str, String)> {
+        let mut facts = verdict(
             self.intact,
             self.rows,
             told(self.first),
@@ -162,7 +179,9 @@ impl VerifyView {
             &self.head,
             told(self.broken_at),
             &self.problem,
-        )
+        );
+        facts.push(("checked at", format!("replica {replica}")));
+        facts
     }
 }
 
@@ -251,6 +270,12 @@ mod tests {
         assert_eq!(line.matches('\n').count(), 1);
         assert!(line.starts_with("12.1 "), "{line}");
         assert!(line.contains("11-14 22:13:20"), "{line}");
+        let titles = RowView::titles(false);
+        assert_eq!(
+            titles.find("ACTION"),
+            line.find("device.revoke"),
+            "{titles}{line}"
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::failure::{Failure, Result, UNKNOWN};
 use crate::job::{JobView, is_over, wait_for_end};
 use crate::output::time::millis;
-use crate::output::{Out, Source, note};
+use crate::output::{Out, Source, note, pretty};
 use crate::session::Global;
 
 /// The deadline of a dispatch when none is given.
@@ -32,8 +32,13 @@ pub(crate) struct Invoke {
     node: String,
     /// The capability, see `palyra node describe`
     capability: String,
-    /// Its input, JSON; without it `{}`
-    #[arg(long, value_name = "JSON", conflicts_with = "input_file")]
+    /// Its input: JSON, @FILE, or - for standard input; without it `{}`
+    #[arg(
+        long,
+        value_name = "JSON",
+        conflicts_with = "input_file",
+        allow_hyphen_values = true
+    )]
     input: Option<String>,
     /// A file with its input; `-` reads standard input
     #[arg(long, value_name = "FILE")]
@@ -47,18 +52,30 @@ pub(crate) struct Invoke {
 }
 
 fn input(invoke: &Invoke) -> Result<Vec<u8>> {
-    let (text, origin) = match (&invoke.input, &invoke.input_file) {
-        (Some(text), _) => (text.clone().into_bytes(), "--input".to_owned()),
-        (None, Some(path)) if path == Path::new("-") => {
+    // No JSON begins with `@` or is `-`: what is meant is never in doubt.
+    let named = invoke.input.as_deref().and_then(|text| match text {
+        "-" => Some(Path::new("-")),
+        _ => text.strip_prefix('@').map(Path::new),
+    });
+    let (text, origin) = match (named.or(invoke.input_file.as_deref()), &invoke.input) {
+        (Some(path), _) if path == Path::new("-") => {
             (read_limited(std::io::stdin(), path)?, "standard input".to_owned())
         }
-        (None, Some(path)) => {
+        (Some(path), _) => {
             let file = std::fs::File::open(path).map_err(|error| Failure::file("open", path, &error))?;
             (read_limited(file, path)?, path.display().to_string())
         }
+        (None, Some(text)) => (text.clone().into_bytes(), "--input".to_owned()),
         (None, None) => (b"{}".to_vec(), String::new()),
     };
-    match serde_json::from_slice::<serde::de::IgnoredAny>(&text) {
+    // As a text first: bytes that are none would pass a parser that only skips over strings.
+    let checked = std::str::from_utf8(&text)
+        .map_err(|error| error.to_string())
+        .and_then(|text| {
+            let parsed = serde_json::from_str::<serde::de::IgnoredAny>(text);
+            parsed.map_err(|error| error.to_string())
+        });
+    match checked {
         Ok(_) => Ok(text),
         Err(error) => {
             let next = "inputs are JSON; quote them for the shell: --input '{\"key\":\"value\"}'";
@@ -89,7 +106,7 @@ pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Res
     let first_wait = millis(timeout + GRACE).min(MAX_WAIT_MS.into());
     let request = InvokeRequest {
         request_id: global.request_id(),
-        device_id: invoke.node,
+        device_id: invoke.node.clone(),
         capability: invoke.capability,
         payload: payload.into(),
         timeout_ms: millis(timeout),
@@ -123,7 +140,7 @@ pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Res
         source.duplicate = duplicate;
     }
     let view = JobView::from(dispatch);
-    print(global.out(), &view, source, wait)?;
+    print(global.out(), &view, source, wait, &invoke.node)?;
     if wait { view.verdict() } else { Ok(()) }
 }
 
@@ -134,7 +151,7 @@ async fn interrupt() {
     }
 }
 
-fn print(out: Out, view: &JobView, source: Source, wait: bool) -> Result {
+fn print(out: Out, view: &JobView, source: Source, wait: bool, node: &str) -> Result {
     if !out.format.is_table() {
         return out.one(view, source, &[]);
     }
@@ -150,10 +167,9 @@ fn print(out: Out, view: &JobView, source: Source, wait: bool) -> Result {
             ],
         );
     }
-    note(&view.summary());
+    note(&view.summary(node));
     if let Some(result) = &view.result {
-        let text = serde_json::to_string_pretty(result).unwrap_or_else(|_| result.to_string());
-        out.write(&(text + "\n"))?;
+        out.write(&pretty(result)?)?;
     }
     for (label, value) in view.facts() {
         if label == "error" && !value.is_empty() {
@@ -202,5 +218,20 @@ mod tests {
         }
         let missing = input(&invoke(None, Some(Path::new("/does/not/exist")))).unwrap_err();
         assert_eq!(missing.exit_code(), 8);
+    }
+
+    #[test]
+    fn an_input_may_be_a_file() {
+        let file = std::env::temp_dir().join(format!("palyra-input-{}", palyra_client::new_ulid()));
+        let named = format!("@{}", file.display());
+        std::fs::write(&file, "{\"a\":1}").unwrap();
+        assert_eq!(input(&invoke(Some(&named), None)).unwrap(), b"{\"a\":1}");
+        assert_eq!(input(&invoke(None, Some(&file))).unwrap(), b"{\"a\":1}");
+        std::fs::write(&file, b"\"\xff\"").unwrap();
+        let failure = input(&invoke(Some(&named), None)).unwrap_err();
+        assert_eq!(failure.exit_code(), 2, "what is no text is no JSON");
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(input(&invoke(Some(&named), None)).unwrap_err().exit_code(), 8);
+        assert_eq!(input(&invoke(Some("-1"), None)).unwrap(), b"-1");
     }
 }

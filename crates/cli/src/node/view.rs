@@ -7,7 +7,7 @@ use palyra_proto::node::v1::{Capability, NodeInfo};
 use serde::Serialize;
 
 use crate::output::Record;
-use crate::output::table::{Column, column, wide};
+use crate::output::table::{Column, column, text, wide};
 use crate::output::time::{Moment, span};
 
 /// A node.
@@ -152,7 +152,7 @@ impl NodeView {
 impl Record for NodeView {
     const COLUMNS: &'static [Column] = &[
         column("NODE"),
-        column("NAME"),
+        text("NAME"),
         column("STATUS"),
         column("SINCE"),
         column("REPLICA"),

@@ -44,7 +44,8 @@ impl Moment {
             return "-".to_owned();
         }
         match self.0.checked_sub(now_ms) {
-            Some(ahead) if ahead >= 1_000 => format!("in {}", span(ahead)),
+            // Up to the next second: what was given ten minutes a moment ago has ten minutes.
+            Some(ahead) if ahead >= 1_000 => format!("in {}", span(ahead.next_multiple_of(1_000))),
             Some(_) => "now".to_owned(),
             None if now_ms - self.0 < 1_000 => "now".to_owned(),
             None => format!("{} ago", span(now_ms - self.0)),
@@ -76,6 +77,16 @@ pub(crate) fn span(ms: u64) -> String {
         // Behind days and hours the seconds say nothing, but minutes and seconds belong together.
         Some((rest, next)) => format!("{count}{unit}{rest}{next}"),
         None => format!("{count}{unit}"),
+    }
+}
+
+/// Reads a duration that something is given or may take: as [`parse_duration`], and more than nothing.
+pub(crate) fn parse_limit(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        Duration::ZERO => Err(format!(
+            "{text:?} leaves no time: write 500ms, 30s, 10m, 1h or 2d"
+        )),
+        limit => Ok(limit),
     }
 }
 
@@ -138,6 +149,7 @@ mod tests {
             (now - 500, "now"),
             (now - 61_000, "1m1s ago"),
             (now + 7_200_000, "in 2h"),
+            (now + 599_990, "in 10m"),
             (0, "-"),
         ];
         for (at, told) in cases {
@@ -154,6 +166,7 @@ mod tests {
         assert_eq!(ms("500ms"), Ok(500));
         assert_eq!(ms("1h30m"), Ok(5_400_000));
         assert_eq!(ms("20"), Ok(20_000));
+        assert!(parse_limit("0").is_err() && parse_limit("0ms").is_err() && parse_limit("1ms").is_ok());
         for bad in ["", "s", "1x", "1 s", "-1s", "99999999999999999999d"] {
             assert!(ms(bad).is_err(), "{bad:?}");
         }

@@ -5,7 +5,7 @@ use palyra_proto::pairing::v1::{CodeInfo, RequestInfo};
 use serde::Serialize;
 
 use crate::output::Record;
-use crate::output::table::{Column, column, wide};
+use crate::output::table::{Column, column, text, wide};
 use crate::output::time::Moment;
 
 /// The digits alone, however they come grouped: what is typed, and what scripts pass on.
@@ -56,10 +56,10 @@ impl Record for CodeView {
         column("CODE"),
         column("METHOD"),
         column("STATUS"),
-        column("FOR"),
+        text("FOR"),
         column("ATTEMPTS"),
         column("EXPIRES"),
-        column("ISSUED BY"),
+        text("ISSUED BY"),
         wide("CREATED"),
         wide("ID"),
     ];
@@ -80,6 +80,65 @@ impl Record for CodeView {
             self.created_at.told(now_ms),
             self.code_id.clone(),
         ]
+    }
+}
+
+/// A code or a request, where both stand in one list.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Entry {
+    Code(CodeView),
+    Request(RequestView),
+}
+
+impl Record for Entry {
+    const COLUMNS: &'static [Column] = &[
+        column("REQUEST OR CODE"),
+        text("NAME"),
+        column("STATUS"),
+        column("CHECK"),
+        text("FROM"),
+        column("SINCE"),
+        column("EXPIRES"),
+        wide("DEVICE"),
+        wide("METHOD"),
+        wide("ATTEMPTS"),
+    ];
+
+    fn key(&self) -> String {
+        match self {
+            Entry::Code(code) => code.key(),
+            Entry::Request(request) => request.key(),
+        }
+    }
+
+    fn cells(&self, now_ms: u64) -> Vec<String> {
+        match self {
+            Entry::Code(code) => vec![
+                format!("C{}", code.number),
+                code.device_name.clone(),
+                code.status.clone(),
+                String::new(),
+                code.issued_by.clone(),
+                code.created_at.told(now_ms),
+                code.expires_at.told(now_ms),
+                String::new(),
+                code.method.clone(),
+                code.attempts.to_string(),
+            ],
+            Entry::Request(request) => vec![
+                request.id.clone(),
+                request.device_name.clone(),
+                request.status.clone(),
+                request.digits(),
+                request.source.clone(),
+                request.created_at.told(now_ms),
+                request.expires_at.told(now_ms),
+                request.device_id.clone(),
+                request.method.clone(),
+                String::new(),
+            ],
+        }
     }
 }
 
@@ -181,7 +240,7 @@ impl RequestView {
 impl Record for RequestView {
     const COLUMNS: &'static [Column] = &[
         column("REQUEST"),
-        column("NAME"),
+        text("NAME"),
         column("STATUS"),
         column("CHECK"),
         column("SOURCE"),
@@ -229,5 +288,10 @@ mod tests {
             ..RequestInfo::default()
         });
         assert_eq!((view.sas.as_str(), view.digits().as_str()), ("097546", "097 546"));
+        let entry = serde_json::to_value(Entry::Request(view)).unwrap();
+        assert_eq!(
+            (&entry["kind"], &entry["sas"]),
+            (&"request".into(), &"097546".into())
+        );
     }
 }
