@@ -1,9 +1,12 @@
 //! Birth, joining, configuration, the journal: what an operator of replicas meets.
 
+use std::io::{BufRead, BufReader, Lines};
 use std::net::TcpListener;
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use palyra_proto::cluster::v1::RemoveReplicaRequest;
 use palyra_tests::cluster::{Cluster, binary};
+use serde_json::Value;
 
 pub(crate) async fn birth_gives_three_voters(cluster: &mut Cluster) {
     let status = cluster.becomes("three reachable voters", |status| {
@@ -151,7 +154,7 @@ pub(crate) fn a_port_in_use_is_named(cluster: &mut Cluster) {
     let folder = copy.join("r9").display().to_string();
     let base = (port - 1).to_string();
     let home = copy.join("operator").display().to_string();
-    let init = std::process::Command::new(binary("palyra"))
+    let init = Command::new(binary("palyra"))
         .args([
             "cluster",
             "init",
@@ -180,4 +183,153 @@ pub(crate) fn the_journal_holds(cluster: &mut Cluster) {
         .palyra(&["journal", "tail", "--last", "20", "-o", "json"])
         .ok();
     assert!(tail.out.contains("device"), "{}", tail.out);
+}
+
+/// A command that goes on, and what it prints.
+struct Watch {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Watch {
+    fn begin(cluster: &Cluster, arguments: &[&str]) -> Watch {
+        let mut child = Command::new(binary("palyra"))
+            .args(arguments)
+            .env("PALYRA_HOME", cluster.path().join("operator"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Watch { child, lines }
+    }
+
+    fn line(&mut self) -> Value {
+        let line = self.lines.next().expect("the watch ended").unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Every list and every single thing, in every format, from each replica.
+pub(crate) fn every_format_is_what_it_says(cluster: &mut Cluster) {
+    let device = cluster.palyra(&["device", "ls", "-o", "json"]).ok();
+    let device = device.field("items")[0]["id"].as_str().unwrap().to_owned();
+    let job = cluster.palyra(&["job", "ls", "-o", "json"]).ok();
+    let job = job.field("items")[0]["id"].as_str().unwrap().to_owned();
+    let pairing = cluster.palyra(&["pairing", "ls", "-o", "json"]).ok();
+    let pairing = pairing.field("items")[0]["id"].as_str().unwrap().to_owned();
+    let verbs: &[&[&str]] = &[
+        &["cluster", "status"],
+        &["node", "ls"],
+        &["node", "describe", &device],
+        &["device", "ls"],
+        &["device", "show", &device],
+        &["job", "ls", "--limit", "3"],
+        &["job", "get", &job],
+        &["pairing", "ls"],
+        &["pairing", "show", &pairing],
+        &["operator", "ls"],
+        &["journal", "tail"],
+        &["journal", "verify"],
+        &["whoami"],
+        &["version"],
+    ];
+    for (at, verb) in verbs.iter().enumerate() {
+        for (shift, format) in ["table", "wide", "json", "jsonl", "yaml"].iter().enumerate() {
+            // Each verb at each replica, each format too; not each of both.
+            let id = 1 + u64::try_from((at + shift) % 3).unwrap();
+            let endpoint = cluster.node_addr(id);
+            let words = [*verb, &["-o", format, "--endpoint", &endpoint][..]].concat();
+            let said = cluster.palyra(&words).ok();
+            assert!(said.err.is_empty(), "{words:?}: {}", said.err);
+            assert!(
+                !said.out.is_empty() && !said.out.contains('\u{1b}'),
+                "{words:?}: {}",
+                said.out
+            );
+            let json = |text: &str| serde_json::from_str::<Value>(text).is_ok();
+            let holds = match *format {
+                "json" => json(&said.out),
+                "jsonl" => said.out.lines().all(json),
+                "yaml" => !json(&said.out) && said.out.contains(": "),
+                _ => !json(&said.out),
+            };
+            assert!(holds, "{words:?}: {}", said.out);
+        }
+    }
+}
+
+/// The first replica of the context hangs: what is asked and what is changed goes on at the others.
+pub(crate) async fn commands_leave_a_frozen_replica(cluster: &mut Cluster) {
+    cluster.freeze(1);
+    let listed = cluster.palyra(&["node", "ls"]);
+    let status = cluster.palyra(&["cluster", "status", "-o", "json"]);
+    let out = cluster.path().join("wanda.json").display().to_string();
+    let added = cluster.palyra(&["operator", "add", "wanda", "--role", "viewer", "--out", &out]);
+    let only = cluster.node_addr(1);
+    let alone = cluster.palyra(&["node", "ls", "--endpoint", &only, "--timeout", "1s"]);
+    let remove = ["operator", "remove", "wanda", "--reason", "only a test"];
+    let changed = cluster.palyra(&[&remove[..], &["--endpoint", &only, "--timeout", "1s"]].concat());
+    cluster.thaw(1);
+    assert_eq!(listed.code, 0, "{}", listed.err);
+    let seen = status.ok();
+    let unreachable = seen.field("replicas")[0]["reachable"] == false;
+    assert!(unreachable, "{}", seen.out);
+    let _ = added.ok();
+    assert_eq!(alone.code, 4, "{}", alone.err);
+    assert_eq!(
+        changed.code, 4,
+        "nothing was sent, so the outcome is known: {}",
+        changed.err
+    );
+    let _ = cluster.palyra(&remove).ok();
+    cluster
+        .becomes("all three replicas", |status| {
+            status.replicas.iter().filter(|r| r.reachable).count() == 3
+        })
+        .await;
+}
+
+/// A watch that loses its replica goes on at another, and tells each change once.
+pub(crate) async fn a_watch_goes_on_elsewhere(cluster: &mut Cluster) {
+    let mut watch = Watch::begin(cluster, &["operator", "ls", "--watch", "-o", "jsonl"]);
+    let listed = cluster.palyra(&["operator", "ls", "-o", "json"]).ok();
+    for operator in listed.field("items").as_array().unwrap() {
+        let line = watch.line();
+        assert_eq!(
+            (&line["change"], &line["item"]["name"]),
+            (&"listed".into(), &operator["name"])
+        );
+    }
+    // The context's first replica is the one that a command asks first.
+    cluster.kill(1);
+    let out = cluster.path().join("vera.json").display().to_string();
+    let _ = cluster
+        .palyra(&["operator", "add", "vera", "--role", "viewer", "--out", &out])
+        .ok();
+    let added = watch.line();
+    assert_eq!(
+        (&added["change"], &added["item"]["name"]),
+        (&"added".into(), &"vera".into())
+    );
+    cluster.start_replica(1);
+    let _ = cluster
+        .palyra(&["operator", "remove", "vera", "--reason", "only a test"])
+        .ok();
+    let removed = watch.line();
+    assert_eq!(
+        (&removed["change"], &removed["item"]["status"]),
+        (&"changed".into(), &"removed".into())
+    );
+    cluster
+        .becomes("all three replicas", |status| {
+            status.replicas.iter().filter(|r| r.reachable).count() == 3
+        })
+        .await;
 }
