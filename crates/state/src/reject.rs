@@ -72,34 +72,46 @@ impl Reject {
         }
     }
 
-    /// What was refused.
+    /// What was refused; [`Code::NoCluster`] when it is a code of a later version, which a leader that was updated
+    /// first may answer.
     #[must_use]
     pub fn kind(&self) -> Code {
         self.number()
     }
 
-    /// Stable code, `E0403`.
+    /// Stable code, `E0403`, also of a later version.
     #[must_use]
     pub fn code(&self) -> String {
-        self.kind().to_string()
+        format!("E{:04}", self.number)
     }
 
     /// What kind of refusal it is.
     #[must_use]
     pub fn class(&self) -> Class {
-        self.kind().class()
+        self.text().0
     }
 
     /// The thing and the cause.
     #[must_use]
     pub fn message(&self) -> String {
-        self.fill(self.kind().text().1)
+        self.fill(self.text().1)
     }
 
     /// What to do now, often a command.
     #[must_use]
     pub fn next(&self) -> String {
-        self.fill(self.kind().text().2)
+        self.fill(self.text().2)
+    }
+
+    fn text(&self) -> (Class, &'static str, &'static str) {
+        match Code::try_from(self.number) {
+            Ok(code) => code.text(),
+            Err(_) => (
+                Class::Precondition,
+                "a replica of a later version refused it, for a reason that is not known here",
+                "look the code up in that version's manual, or ask the replica that leads",
+            ),
+        }
     }
 
     fn fill(&self, template: &str) -> String {

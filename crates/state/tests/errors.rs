@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use palyra_state::{Code, Reject};
+use palyra_state::{Class, Code, Reject};
 use prost::Message as _;
 
 fn pages() -> PathBuf {
@@ -79,6 +79,16 @@ fn sentence(text: &str) -> String {
     let mut symbols = text.chars();
     let first = symbols.next().unwrap().to_uppercase();
     format!("{first}{}.", symbols.as_str())
+}
+
+#[test]
+fn a_code_of_a_later_version_does_not_pass_for_another() {
+    let reject = Reject::decode(prost_message(850).as_slice()).unwrap();
+    assert_eq!(
+        (reject.code().as_str(), reject.class()),
+        ("E0850", Class::Precondition)
+    );
+    assert!(reject.message().contains("later version"), "{reject}");
 }
 
 #[test]
