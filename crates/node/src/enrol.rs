@@ -285,8 +285,8 @@ async fn finish_pin(
             let message =
                 format!("wrong PIN, or somebody sits between this machine and the cluster; {tries}");
             let next = format!(
-                "compare the digits with the operator's; if they are right, compare the certificate of the \
-                 server with `palyra cluster status -o wide`: {}",
+                "compare the digits with the operator's; if they are right, compare the certificate that was \
+                 shown here with the one in the replica's log (`the listeners show this certificate`): {}",
                 hex::encode(end_point)
             );
             Err(Error::new(Kind::Auth, "N0202", message, next))

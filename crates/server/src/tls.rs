@@ -138,8 +138,22 @@ impl Tls {
         Ok(())
     }
 
+    /// The SHA-256 that a machine names when its PIN does not fit: whoever compares the two finds out whether
+    /// somebody sits in between.
+    fn tell_certificate(&self) {
+        let sha256: String = self
+            .enrol()
+            .end_point
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let not_after_ms = self.not_after_ms();
+        tracing::info!(sha256, not_after_ms, "the listeners show this certificate");
+    }
+
     /// Renews at half the certificate's life, forever. A failure is logged and tried again an hour later.
     pub(crate) async fn keep_fresh(&self) {
+        self.tell_certificate();
         loop {
             let left = self.not_after_ms().saturating_sub(palyra_platform::wall_ms());
             let pause = Duration::from_millis(left / 2);
@@ -148,10 +162,7 @@ impl Tls {
                 continue;
             }
             match self.renew() {
-                Ok(()) => tracing::info!(
-                    not_after_ms = self.not_after_ms(),
-                    "renewed the replica's certificate"
-                ),
+                Ok(()) => self.tell_certificate(),
                 Err(error) => {
                     tracing::error!(%error, "the certificate could not be renewed; trying again in an hour");
                     tokio::time::sleep(Duration::from_secs(3600)).await;

@@ -177,6 +177,7 @@ pub(crate) struct RequestView {
     decided_at: Moment,
     reason: String,
     pub(crate) certificate_fingerprint: String,
+    replaces_device: bool,
 }
 
 impl From<RequestInfo> for RequestView {
@@ -198,6 +199,7 @@ impl From<RequestInfo> for RequestView {
             decided_at: Moment(info.decided_at_ms),
             reason: info.reason,
             certificate_fingerprint: info.certificate_fingerprint,
+            replaces_device: info.replaces_device,
         }
     }
 }
@@ -216,9 +218,15 @@ impl RequestView {
         } else {
             format!("{} by {}", self.decided_at.told(now), self.decided_by)
         };
+        let warning = if self.replaces_device {
+            "a device with this id exists; who approves this takes its certificates from it".to_owned()
+        } else {
+            String::new()
+        };
         vec![
             ("request", self.id.clone()),
             ("status", self.status.clone()),
+            ("WARNING", warning),
             ("device", self.device_id.clone()),
             ("name", self.device_name.clone()),
             ("check digits", self.digits()),

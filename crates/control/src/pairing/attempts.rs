@@ -134,3 +134,40 @@ fn unusable(code: &CodeRecord, method: Method, now: u64) -> Option<Reject> {
         CodeStatus::Open => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_of_a_code_has_its_own_refusal() {
+        let open = CodeRecord {
+            number: 3,
+            expires_at: 1_000,
+            ..CodeRecord::default()
+        };
+        let ended = |status: CodeStatus| CodeRecord {
+            status: status as i32,
+            ..open.clone()
+        };
+        let refusal =
+            |code: &CodeRecord, method, now| unusable(code, method, now).map(|reject| reject.kind());
+        assert_eq!(refusal(&open, Method::Pin, 999), None);
+        assert_eq!(refusal(&open, Method::Ticket, 999), Some(Code::CodeMethod));
+        assert_eq!(
+            refusal(&open, Method::Pin, 1_000),
+            Some(Code::CodeExpired),
+            "before anybody has written it down"
+        );
+        for (status, expected) in [
+            (CodeStatus::Used, Code::CodeUsed),
+            (CodeStatus::Burned, Code::CodeBurned),
+            (CodeStatus::Expired, Code::CodeExpired),
+            (CodeStatus::Revoked, Code::CodeRevoked),
+        ] {
+            for method in [Method::Pin, Method::Ticket] {
+                assert_eq!(refusal(&ended(status), method, 0), Some(expected));
+            }
+        }
+    }
+}

@@ -28,6 +28,8 @@ pub struct PairingView {
     pub record: Request,
     /// Where it stands by this replica's clock.
     pub status: RequestStatus,
+    /// It waits, and a device with this id exists: an approval takes that one's certificates from it.
+    pub replaces_device: bool,
 }
 
 /// What the machine fetches.
@@ -68,7 +70,7 @@ impl Control {
         });
         let view = seen.await?;
         let request = records::request(&view, id).ok_or(Refusal::WrongFetchToken)?;
-        let PairingView { record, status } = seen_at(request, self.now_ms(&view));
+        let PairingView { record, status, .. } = seen_at(&view, request, self.now_ms(&view));
         let chain = match (status, record.certificate) {
             (RequestStatus::Approved | RequestStatus::Completed, Some(fingerprint)) => {
                 chain_of(&view, fingerprint)?
@@ -159,7 +161,8 @@ impl Control {
     fn pairing_view(&self, id: Id) -> Result<PairingView, Error> {
         let view = self.replica().view();
         let found = records::request(&view, id).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]))?;
-        Ok(seen_at(found, self.now_ms(&view)))
+        let now = self.now_ms(&view);
+        Ok(seen_at(&view, found, now))
     }
 
     /// Pairing requests by id, oldest first; `status` may be empty for all.
@@ -183,7 +186,7 @@ impl Control {
             let page = records::requests(&view, after, limit);
             let Some(last) = page.last() else { break };
             after = Some(last.id);
-            let seen = page.into_iter().map(|request| seen_at(request, now));
+            let seen = page.into_iter().map(|request| seen_at(&view, request, now));
             items.extend(seen.filter(|seen| wanted.is_none_or(|wanted| seen.status == wanted)));
         }
         let next = next_page(&mut items, limit, |seen| seen.record.id.to_string());
@@ -206,7 +209,8 @@ impl Control {
         let (view, info) = self.read(read).await?;
         let id = selector::pairing_request(&view, selector)?;
         let found = records::request(&view, id).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]))?;
-        Ok((seen_at(found, self.now_ms(&view)), info))
+        let now = self.now_ms(&view);
+        Ok((seen_at(&view, found, now), info))
     }
 
     /// Signs a node's certificate over the key in a CSR.
@@ -250,9 +254,12 @@ impl Control {
 }
 
 /// A request as it stands at a time.
-fn seen_at(record: Request, now: u64) -> PairingView {
+fn seen_at(view: &dyn Read, record: Request, now: u64) -> PairingView {
+    let status = records::request_status(&record, now);
+    let waits = status == RequestStatus::PendingApproval;
     PairingView {
-        status: records::request_status(&record, now),
+        status,
+        replaces_device: waits && identity::device(view, record.device_id).is_some(),
         record,
     }
 }

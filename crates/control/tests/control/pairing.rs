@@ -471,3 +471,41 @@ async fn a_request_id_mints_one_code_and_approves_once() {
         "one certificate per approval"
     );
 }
+
+#[tokio::test]
+async fn a_request_in_the_name_of_a_known_device_is_marked() {
+    let cluster = Cluster::found().await;
+    let known = cluster.node("cam").await;
+    let mut posing = Machine::new("cam");
+    posing.device_id = known.device_id;
+    let accepted = posing.pair_by_ticket(&cluster, 1).await.unwrap();
+    let id = accepted.pairing_id.to_string();
+    let shown = cluster
+        .control
+        .get_pairing(Default::default(), &id)
+        .await
+        .unwrap()
+        .0;
+    assert!(
+        shown.replaces_device,
+        "the operator must hear of it before approving"
+    );
+    assert!(
+        cluster.control.admit_node(known.peer()).is_ok(),
+        "asking takes nothing from it"
+    );
+    posing.let_in(&cluster, &accepted).await;
+    assert!(
+        cluster.control.admit_node(known.peer()).is_err(),
+        "approving does"
+    );
+    let fresh = Machine::new("lamp").pair_by_ticket(&cluster, 1).await.unwrap();
+    let id = fresh.pairing_id.to_string();
+    let shown = cluster
+        .control
+        .get_pairing(Default::default(), &id)
+        .await
+        .unwrap()
+        .0;
+    assert!(!shown.replaces_device);
+}

@@ -185,7 +185,11 @@ fn code_info(code: CodeView) -> wire::CodeInfo {
 }
 
 fn request_info(request: PairingView) -> wire::RequestInfo {
-    let PairingView { record, status } = request;
+    let PairingView {
+        record,
+        status,
+        replaces_device,
+    } = request;
     wire::RequestInfo {
         id: record.id.to_string(),
         device_id: record.device_id.to_string(),
@@ -206,5 +210,6 @@ fn request_info(request: PairingView) -> wire::RequestInfo {
         source: record.source,
         decided_by: record.decided_by,
         reason: record.reason,
+        replaces_device,
     }
 }
