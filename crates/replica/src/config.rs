@@ -71,7 +71,8 @@ pub struct ReplicaConfig {
     pub compaction: Compaction,
     /// Bytes that the log may hold, roughly, whatever `compaction.keep` says.
     pub log_bytes: u64,
-    /// Bytes of commands that may wait for their outcome on this replica.
+    /// Bytes of commands that may wait for their outcome on this replica: of its own callers, and, as leader, as many
+    /// again of the others'.
     pub in_flight_bytes: usize,
 }
 

@@ -1,7 +1,7 @@
 //! What the parts of a replica share: Raft, the machine, the links, and the task that ends the process when
 //! Raft dies.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -33,10 +33,14 @@ pub(crate) struct Core {
     pub(crate) links: Arc<Links>,
     /// Bytes of commands that may still be taken on.
     pub(crate) in_flight: Semaphore,
+    /// Bytes of other replicas' commands that may still be taken on as leader. A pool of their own: replicas that take
+    /// each other for the leader must not wait for each other's room.
+    pub(crate) forwarded: Semaphore,
     pub(crate) reads: ReadGate,
     handler: RwLock<Option<Arc<dyn PeerHandler>>>,
     stopping: AtomicBool,
-    transfers: AtomicU64,
+    /// Counts snapshot transfers that began here.
+    transfers: watch::Sender<u64>,
 }
 
 impl Core {
@@ -47,8 +51,10 @@ impl Core {
         log: LogStore,
         links: Arc<Links>,
     ) -> Core {
+        let room = config.in_flight_bytes.min(Semaphore::MAX_PERMITS);
         Core {
-            in_flight: Semaphore::new(config.in_flight_bytes.min(Semaphore::MAX_PERMITS)),
+            in_flight: Semaphore::new(room),
+            forwarded: Semaphore::new(room),
             config,
             raft,
             machine,
@@ -57,8 +63,13 @@ impl Core {
             reads: ReadGate::default(),
             handler: RwLock::new(None),
             stopping: AtomicBool::new(false),
-            transfers: AtomicU64::new(0),
+            transfers: watch::channel(0).0,
         }
+    }
+
+    /// The room that a command of `bytes` takes up in a pool: all of it when it is larger.
+    pub(crate) fn room(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes.min(self.config.in_flight_bytes)).unwrap_or(u32::MAX)
     }
 
     pub(crate) fn me(&self) -> u64 {
@@ -129,18 +140,31 @@ impl Core {
         *self.handler.write().unwrap_or_else(PoisonError::into_inner) = Some(handler);
     }
 
+    fn handler(&self) -> Option<Arc<dyn PeerHandler>> {
+        self.handler
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Refuses what a replica asks that the layer above knows to be none any more.
+    pub(crate) fn check_admitted(&self, from: u64) -> Result<(), PeerError> {
+        match self.handler() {
+            Some(handler) if !handler.admits(from) => Err(PeerError::refused(
+                Refusal::Removed,
+                format_args!("replica {from} was removed from the cluster; stop it"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) async fn handle_application(
         &self,
         from: u64,
         topic: String,
         body: Bytes,
     ) -> Result<Bytes, PeerError> {
-        let handler = self
-            .handler
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        match handler {
+        match self.handler() {
             Some(handler) => handler.handle(from, topic, body).await,
             None => Err(PeerError::refused(
                 Refusal::Unsupported,
@@ -189,27 +213,36 @@ impl Core {
         self.log.stop().await;
     }
 
-    pub(crate) fn next_transfer(&self) -> u64 {
-        self.transfers.fetch_add(1, Ordering::AcqRel) + 1
-    }
-
-    pub(crate) fn transfer(&self) -> u64 {
-        self.transfers.load(Ordering::Acquire)
+    /// A snapshot begins to arrive; its number, and a watch that shows another number once the next one does.
+    pub(crate) fn begin_transfer(&self) -> (u64, watch::Receiver<u64>) {
+        let mut turn = 0;
+        self.transfers.send_modify(|count| {
+            *count += 1;
+            turn = *count;
+        });
+        (turn, self.transfers.subscribe())
     }
 }
 
 /// Watches Raft until it ends.
-pub(crate) async fn guard(core: std::sync::Weak<Core>, mut metrics: MetricsReceiver) {
+pub(crate) async fn guard(core: std::sync::Weak<Core>, metrics: MetricsReceiver) {
+    let why = end_of(metrics).await;
+    // Nobody uses the replica any more when it is gone.
+    if let Some(core) = core.upgrade() {
+        core.raft_died(&why);
+    }
+}
+
+/// Waits until Raft has ended; why it did.
+async fn end_of(mut metrics: MetricsReceiver) -> String {
     loop {
         let running = metrics.borrow_watched().running_state.clone();
         if let Err(fatal) = running {
-            if let Some(core) = core.upgrade() {
-                core.raft_died(&fatal);
-            }
-            return;
+            return fatal.to_string();
         }
         if metrics.changed().await.is_err() {
-            return;
+            // It says why it ends, unless it panics.
+            return "its core is gone without a word".to_owned();
         }
     }
 }
@@ -236,5 +269,33 @@ pub(crate) async fn keep_house(core: std::sync::Weak<Core>) {
             core.raft_died(&fatal);
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::async_runtime::watch::WatchSender;
+    use openraft::errors::Fatal;
+    use openraft::type_config::TypeConfigExt;
+
+    use super::*;
+    use crate::types::TypeConfig;
+
+    #[tokio::test]
+    async fn the_end_of_raft_is_noticed_also_when_it_says_nothing() {
+        let running = Metrics::new_initial(1);
+        let (sender, receiver) = TypeConfig::watch_channel(running.clone());
+        let end = platform::spawn(end_of(receiver));
+        let stopped = Metrics {
+            running_state: Err(Fatal::Stopped),
+            ..running.clone()
+        };
+        sender.send(stopped).ok();
+        assert_eq!(end.await, Ok(Fatal::<TypeConfig>::Stopped.to_string()));
+
+        let (sender, receiver) = TypeConfig::watch_channel(running);
+        let end = platform::spawn(end_of(receiver));
+        drop(sender);
+        assert!(end.await.is_ok_and(|why| why.contains("without a word")));
     }
 }

@@ -12,17 +12,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use palyra_platform as platform;
+
 use crate::types::Membership;
+
+/// Bits of a stamp that hold the boot clock (34 years of milliseconds). Those above say which process made it.
+const CLOCK_BITS: u32 = 40;
+const CLOCK: u64 = (1 << CLOCK_BITS) - 1;
 
 /// Contacts that wait for their commit index to be applied.
 const PENDING: usize = 64;
 
 /// What is known about quorum contact; boot-clock milliseconds throughout.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Freshness {
     known: Mutex<Known>,
     /// Counts the requests that were sent, to all peers together.
     sent: AtomicU64,
+    /// What this process puts above the clock in its stamps. A leader that outlives this machine's reboot echoes a
+    /// stamp of the boot before, which may lie hours ahead of the clock that started anew.
+    life: u64,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +94,20 @@ fn quorum_time(members: &Membership, me: u64, now: u64, acked: impl Fn(u64) -> O
 }
 
 impl Freshness {
+    /// Nothing is known; stamps are those of a new process.
+    pub(crate) fn new() -> Freshness {
+        Freshness {
+            known: Mutex::default(),
+            sent: AtomicU64::new(0),
+            life: platform::random_u64() << CLOCK_BITS,
+        }
+    }
+
+    /// What this replica puts into an answer that it gives at `now`. Means something only to [`Self::heard`].
+    pub(crate) fn stamp(&self, now: u64) -> u64 {
+        self.life | (now & CLOCK)
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -146,9 +169,11 @@ impl Freshness {
     }
 
     /// As follower: the leader had a quorum `age` before it sent this, and it had our answer stamped `echo`
-    /// by then.
+    /// by then. A stamp that another process made here says nothing: the next one will be ours.
     pub(crate) fn heard(&self, commit: u64, echo: u64, age: u64) {
-        self.known().contact(commit, echo.saturating_sub(age));
+        if echo & !CLOCK == self.life {
+            self.known().contact(commit, (echo & CLOCK).saturating_sub(age));
+        }
     }
 
     /// Age of the newest contact whose commit index is applied; `None` when there was none yet.
@@ -184,7 +209,7 @@ pub(crate) struct Ack {
     pub(crate) number: u64,
     /// What the request said was committed, if that was an entry of this very leader.
     pub(crate) commit: Option<u64>,
-    /// The follower's own clock.
+    /// The follower's [`Freshness::stamp`].
     pub(crate) stamp: u64,
 }
 
@@ -208,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_read_is_confirmed_by_requests_that_were_sent_after_it() {
-        let fresh = Freshness::default();
+        let fresh = Freshness::new();
         let three = three();
         assert!(fresh.number() < fresh.number() && fresh.mark() == 2);
         assert!(!fresh.confirmed(1, 0, &three, 1), "nobody has answered");
@@ -226,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_leader_is_as_fresh_as_the_send_time_of_its_quorum() {
-        let fresh = Freshness::default();
+        let fresh = Freshness::new();
         assert_eq!(fresh.age(9, 1_000), None);
         fresh.acknowledged(2, ack(1, 900, Some(5)), &three(), 1, 1_000);
         // Not applied yet: it does not count.
@@ -240,7 +265,7 @@ mod tests {
     #[test]
     fn acknowledgements_of_another_term_do_not_add_up() {
         let five = Membership::new_with_defaults(vec![[1, 2, 3, 4, 5].into()], []);
-        let fresh = Freshness::default();
+        let fresh = Freshness::new();
         fresh.acknowledged(2, ack(1, 900, Some(5)), &five, 1, 1_000);
         fresh.acknowledged(3, ack(2, 950, Some(5)), &five, 1, 1_000);
         assert_eq!(fresh.age(5, 1_000), None);
@@ -251,7 +276,7 @@ mod tests {
     #[test]
     fn both_halves_of_a_joint_configuration_must_stand_behind_it() {
         let joint = Membership::new_with_defaults(vec![[1, 2, 3].into(), [3, 4, 5].into()], []);
-        let fresh = Freshness::default();
+        let fresh = Freshness::new();
         fresh.acknowledged(2, ack(1, 900, Some(1)), &joint, 1, 1_000);
         fresh.acknowledged(4, ack(1, 900, Some(1)), &joint, 1, 1_000);
         assert_eq!(fresh.age(1, 1_000), None);
@@ -261,11 +286,11 @@ mod tests {
 
     #[test]
     fn a_follower_counts_from_its_own_stamp() {
-        let fresh = Freshness::default();
+        let fresh = Freshness::new();
         // The message took 5 s: the stamp in it is as old, so the age is, too.
-        fresh.heard(3, 10_000, 40);
+        fresh.heard(3, fresh.stamp(10_000), 40);
         assert_eq!(fresh.age(3, 15_000), Some(Duration::from_millis(5_040)));
-        fresh.heard(3, 9_000, 0);
+        fresh.heard(3, fresh.stamp(9_000), 0);
         assert_eq!(
             fresh.age(3, 15_000),
             Some(Duration::from_millis(5_040)),
@@ -274,10 +299,24 @@ mod tests {
     }
 
     #[test]
+    fn a_stamp_from_before_a_reboot_makes_nothing_fresh() {
+        let (before, now) = (Freshness::new(), Freshness::new());
+        // The machine was up for a day, then booted; the leader still has its last stamp.
+        now.heard(3, before.stamp(86_400_000), 10);
+        assert_eq!(
+            now.age(3, 30_000),
+            None,
+            "fresh until the clock gets there, whatever the leader says"
+        );
+        now.heard(3, now.stamp(30_000), 10);
+        assert_eq!(now.age(3, 30_050), Some(Duration::from_millis(60)));
+    }
+
+    #[test]
     fn contacts_are_bounded_and_never_too_young() {
-        let fresh = Freshness::default();
+        let fresh = Freshness::new();
         for at in 1..=500 {
-            fresh.heard(at, at, 0);
+            fresh.heard(at, fresh.stamp(at), 0);
         }
         assert_eq!(fresh.age(10, 1_000), Some(Duration::from_millis(990)));
         assert_eq!(

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver;
 use palyra_proto::peer::v1 as wire;
 use prost::Message;
+use tokio::sync::watch;
 
 use crate::freshness::Freshness;
 use crate::meta::Identity;
@@ -22,15 +23,22 @@ pub(crate) struct Links {
     pub(crate) me: Identity,
     pub(crate) transport: Arc<dyn PeerTransport>,
     pub(crate) freshness: Freshness,
+    /// Index of the last entry that is applied here.
+    applied: watch::Receiver<u64>,
     metrics: OnceLock<MetricsReceiver>,
 }
 
 impl Links {
-    pub(crate) fn new(me: Identity, transport: Arc<dyn PeerTransport>) -> Links {
+    pub(crate) fn new(
+        me: Identity,
+        transport: Arc<dyn PeerTransport>,
+        applied: watch::Receiver<u64>,
+    ) -> Links {
         Links {
             me,
             transport,
-            freshness: Freshness::default(),
+            freshness: Freshness::new(),
+            applied,
             metrics: OnceLock::new(),
         }
     }
@@ -51,6 +59,11 @@ impl Links {
         stored
             .map(|stored| stored.membership().clone())
             .unwrap_or_default()
+    }
+
+    /// Whether everything that was answered to anybody so far lies at or below `commit`.
+    pub(crate) fn covers_answers(&self, commit: u64) -> bool {
+        commit >= *self.applied.borrow()
     }
 
     pub(crate) fn origin(&self, to: u64) -> wire::Origin {

@@ -8,7 +8,7 @@
 //!
 //! Invariants: an entry is readable when `append` returns; the tail never drops an entry that the engine does
 //! not have yet; the tail is a gapless suffix of the log; `committed` reaches the disk only after the entries
-//! that it covers.
+//! that it covers; what is read for replication or for applying begins with the entry that was asked for.
 
 mod writer;
 
@@ -78,6 +78,10 @@ fn key(index: u64) -> Vec<u8> {
     index.to_be_bytes().to_vec()
 }
 
+fn missing(index: u64) -> io::Error {
+    io::Error::other(format!("log entry {index} is missing"))
+}
+
 fn failed(what: &str, error: &dyn std::fmt::Display) -> io::Error {
     io::Error::other(format!("{what}: {error}"))
 }
@@ -91,13 +95,17 @@ impl LogStore {
             newest = Some(Bytes::copy_from_slice(frame));
             ControlFlow::Break(())
         })?;
-        let mut oldest = 0;
         // Not from the very beginning: what was purged there may still be in the way.
         let kept = purged.map_or(0, |id| id.index + 1);
+        let mut oldest = kept;
         engine.scan(Family::Log, &key(kept), &[u8::MAX; 9], &mut |found, _| {
             oldest = <[u8; 8]>::try_from(found).map_or(0, u64::from_be_bytes);
             ControlFlow::Break(())
         })?;
+        if oldest != kept {
+            let what = format!("log entry {kept} is missing, {oldest} is the oldest");
+            return Err(OpenError::Damaged(what));
+        }
         let newest = newest
             .map(|frame| codec::unseal_entry(&frame))
             .transpose()?
@@ -116,7 +124,8 @@ impl LogStore {
         let (queue, ops) = mpsc::unbounded_channel();
         let (progress, written) = watch::channel(0);
         let writer = Writer::new(engine.clone(), progress);
-        drop(platform::spawn_io("palyra-log", writer.run(ops)));
+        let io = platform::vital("the log's IO task", writer.run(ops));
+        drop(platform::spawn_io("palyra-log", io));
         Ok(LogStore {
             inner: Arc::new(Inner {
                 engine,
@@ -167,7 +176,7 @@ impl LogStore {
         let Some(upto) = upto else {
             return self.write_durably(flip).await;
         };
-        let from = self.mem().purged.map_or(0, |id| id.index + 1);
+        let from = self.first_kept();
         if from <= upto.index {
             flip.delete_range(Family::Log, key(from), key(upto.index + 1));
             meta::put_purged(&mut flip, &upto);
@@ -224,8 +233,33 @@ impl LogStore {
         }
     }
 
-    /// Entries of `from..to` in order, at most `limit` bytes but at least one when there is one.
+    /// Entries of `from..to` in order, at most `limit` bytes but at least one when there is one, and the one at `from`
+    /// first; `None` when that one was purged. openraft takes what it gets for the beginning of what it asked for: a
+    /// follower would append behind a hole, a state machine pass entries over in silence.
+    fn read_from(&self, from: u64, to: u64, limit: usize) -> io::Result<Option<Vec<Entry>>> {
+        if from < to.min(self.first_kept()) {
+            return Ok(None);
+        }
+        let entries = self.read(from, to, limit)?;
+        let hole = entries.first().is_some_and(|first| first.log_id.index != from);
+        // Purged between the two looks.
+        Ok((!hole).then_some(entries))
+    }
+
+    /// Index of the first entry that was not purged.
+    fn first_kept(&self) -> u64 {
+        self.mem().purged.map_or(0, |id| id.index + 1)
+    }
+
+    /// Entries of `from..to` in order without those that were purged, at most `limit` bytes but at least one when there
+    /// is one.
     fn read(&self, from: u64, to: u64, limit: usize) -> io::Result<Vec<Entry>> {
+        // What is purged or truncated between the look into memory and the one into the engine is missing there. From a
+        // second look on memory knows it as well; what is missing then, is.
+        self.look(from, to, limit).or_else(|_| self.look(from, to, limit))
+    }
+
+    fn look(&self, from: u64, to: u64, limit: usize) -> io::Result<Vec<Entry>> {
         let (from, to, held) = self.read_tail(from, to, limit);
         if from >= to {
             return Ok(held);
@@ -257,15 +291,13 @@ impl LogStore {
         }
         for (entry, expected) in entries.iter().zip(from..) {
             if entry.log_id.index != expected {
-                return Err(io::Error::other(format!("log entry {expected} is missing")));
+                return Err(missing(expected));
             }
         }
         if bytes < limit {
-            if from + entries.len() as u64 != to {
-                return Err(io::Error::other(format!(
-                    "log entry {} is missing",
-                    from + entries.len() as u64
-                )));
+            let next = from + entries.len() as u64;
+            if next != to {
+                return Err(missing(next));
             }
             entries.extend(held);
         }
@@ -381,7 +413,9 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        self.read(start, end, READ_BYTES)
+        // Asked for by the remains of a stream that has ended: openraft purges nothing that one in use still needs.
+        // An error would cost the leader its life; of nothing it makes a heartbeat.
+        Ok(self.read_from(start, end, READ_BYTES)?.unwrap_or_default())
     }
 
     async fn entries_stream<RB>(
@@ -394,9 +428,10 @@ impl RaftLogReader<TypeConfig> for LogStore {
         let (from, to) = bounds(&range);
         let log = self.clone();
         let pages = stream::unfold(Some(from), move |next| {
-            let page = next.and_then(|at| match log.read(at, to, STREAM_BYTES) {
-                Ok(entries) if entries.is_empty() => None,
-                Ok(entries) => {
+            let page = next.and_then(|at| match log.read_from(at, to, STREAM_BYTES) {
+                Ok(None) => Some((vec![Err(missing(at))], None)),
+                Ok(Some(entries)) if entries.is_empty() => None,
+                Ok(Some(entries)) => {
                     let next = entries.last().map(|entry| entry.log_id.index + 1);
                     Some((entries.into_iter().map(Ok).collect::<Vec<_>>(), next))
                 }
@@ -493,3 +528,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.send(Op::Purge { from, upto })
     }
 }
+
+#[cfg(test)]
+mod tests;

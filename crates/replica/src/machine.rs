@@ -190,6 +190,16 @@ impl Machine {
 
 /// Applies one entry on top of what the overlay holds.
 fn apply_entry(overlay: &mut Overlay<'_>, applied: &mut Applied, entry: Entry) -> Answer {
+    let index = entry.log_id.index;
+    if let Some(last) = applied.last
+        && index != last.index + 1
+    {
+        // Applied out of turn, or passed over: either way this state would differ from the others' for ever.
+        platform::abort(&format!(
+            "log entry {index} came to be applied after {}",
+            last.index
+        ));
+    }
     let answer = match entry.payload {
         EntryPayload::Blank => Answer::default(),
         EntryPayload::Membership(members) => {

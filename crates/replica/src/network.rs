@@ -111,8 +111,10 @@ struct Sent {
     at: platform::Instant,
     boot_ms: u64,
     number: u64,
-    vote: Vote,
-    commit: Option<LogId>,
+    /// The leader's term.
+    term: u64,
+    /// What the request says is committed, if it vouches for everything until it was sent.
+    commit: Option<u64>,
 }
 
 impl Flight {
@@ -151,7 +153,14 @@ pub(crate) fn own_commit(vote: &Vote, commit: Option<&LogId>) -> Option<u64> {
 impl Links {
     fn encode_append(&self, to: u64, request: &AppendEntriesRequest<TypeConfig>, flight: &Flight) -> Bytes {
         let now = platform::boot_ms();
-        let (quorum_age_ms, echo) = self.freshness.to_send(to, request.vote.leader_id.term, now);
+        let term = request.vote.leader_id.term;
+        let own = own_commit(&request.vote, request.leader_commit.as_ref());
+        let (age, echo) = self.freshness.to_send(to, term, now);
+        // openraft may have made the request long ago: it holds one back while a peer is unreachable, and dialling
+        // takes time. What was committed and answered meanwhile is not in it, so it vouches for no moment. Looked at
+        // last: nothing may be answered between this and the clock.
+        let commit = own.filter(|commit| self.covers_answers(*commit));
+        let quorum_age_ms = age.filter(|_| commit.is_some());
         let message = wire::AppendRequest {
             origin: Some(self.origin(to)),
             vote: Some(codec::vote(&request.vote)),
@@ -165,8 +174,8 @@ impl Links {
             at: platform::now(),
             boot_ms: now,
             number: self.freshness.number(),
-            vote: request.vote,
-            commit: request.leader_commit,
+            term,
+            commit,
         };
         flight.push(sent);
         message.encode_to_vec().into()
@@ -186,10 +195,10 @@ impl Links {
         };
         if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
             let ack = Ack {
-                term: sent.vote.leader_id.term,
+                term: sent.term,
                 sent: sent.boot_ms,
                 number: sent.number,
-                commit: own_commit(&sent.vote, sent.commit.as_ref()),
+                commit: sent.commit,
                 stamp: reply.stamp,
             };
             self.freshness

@@ -62,6 +62,8 @@ pub enum Refusal {
     Stopped,
     /// The layer above has no answer to this.
     Unsupported,
+    /// The caller is no member any more.
+    Removed,
 }
 
 impl Refusal {
@@ -75,6 +77,7 @@ impl Refusal {
             Refusal::Malformed => "malformed",
             Refusal::Stopped => "stopped",
             Refusal::Unsupported => "unsupported",
+            Refusal::Removed => "removed",
         }
     }
 }
@@ -143,8 +146,16 @@ pub trait PeerTransport: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<Bytes, PeerError>>;
 }
 
-/// Answers calls that other replicas make on behalf of the layer above ([`crate::Replica::call_peer`]).
+/// The layer above, for what other replicas ask on behalf of theirs: answers their calls
+/// ([`crate::Replica::call_peer`]), and knows who has been removed.
 pub trait PeerHandler: Send + Sync + 'static {
+    /// Whether commands and calls of the replica `from` are taken. Raft's own messages do not ask: a leader that was
+    /// removed still has to hand over.
+    fn admits(&self, from: u64) -> bool {
+        let _ = from;
+        true
+    }
+
     /// The answer to a call from the replica `from`.
     fn handle(&self, from: u64, topic: String, body: Bytes) -> BoxFuture<'static, Result<Bytes, PeerError>>;
 }

@@ -84,7 +84,7 @@ impl Core {
             });
         }
         let end = platform::now() + limit;
-        let permits = u32::try_from(bytes.len().min(self.config.in_flight_bytes)).unwrap_or(u32::MAX);
+        let permits = self.room(bytes.len());
         let unavailable = || ProposeError::Unavailable {
             leader_hint: self.leader_hint(),
         };

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
@@ -13,6 +14,7 @@ use openraft::raft::{AppendEntriesRequest, StreamAppendError, TransferLeaderRequ
 use palyra_platform as platform;
 use palyra_proto::peer::v1 as wire;
 use prost::Message;
+use tokio::sync::watch;
 use wire::{request, response};
 
 use crate::codec::{self, Malformed};
@@ -23,7 +25,10 @@ use crate::network::own_commit;
 use crate::peer::{Bodies, PeerError, Refusal};
 use crate::propose::Attempt;
 use crate::snapshot::{self, Receiver};
-use crate::types::{TypeConfig, Vote};
+use crate::types::{Entry, LogId, TypeConfig, Vote};
+
+/// How long the sender of a snapshot may be silent; longer than senders keep one up that does not move.
+const SNAPSHOT_SILENCE: Duration = Duration::from_secs(15);
 
 /// Answers other replicas. Cheap to clone.
 #[derive(Clone)]
@@ -106,13 +111,16 @@ impl PeerService {
             request::Body::Vote(asked) => response::Body::Vote(self.vote(from, asked, false).await?),
             request::Body::PreVote(asked) => response::Body::Vote(self.vote(from, asked, true).await?),
             request::Body::Transfer(asked) => response::Body::Transfer(self.transfer(from, asked).await?),
-            request::Body::Propose(asked) => response::Body::Propose(self.propose(asked).await?),
+            request::Body::Propose(asked) => {
+                self.core.check_admitted(from)?;
+                response::Body::Propose(self.propose(asked).await?)
+            }
             request::Body::ReadIndex(_) => response::Body::ReadIndex(self.read_index().await?),
-            request::Body::Application(asked) => response::Body::Application(
-                self.core
-                    .handle_application(from, asked.topic, asked.body)
-                    .await?,
-            ),
+            request::Body::Application(asked) => {
+                self.core.check_admitted(from)?;
+                let answer = self.core.handle_application(from, asked.topic, asked.body);
+                response::Body::Application(answer.await?)
+            }
         };
         Ok(wire::Response { body: Some(answer) }.encode_to_vec().into())
     }
@@ -169,6 +177,14 @@ impl PeerService {
         use wire::propose_response::Outcome;
         // An entry that nobody understands would stop every replica.
         palyra_state::decode(&asked.envelope).map_err(malformed)?;
+        // The others bound what they forward, each for itself; together it would still pile up here. Refused at once,
+        // it is asked for again in a moment.
+        let room = self.core.room(asked.envelope.len());
+        let Ok(_room) = self.core.forwarded.try_acquire_many(room) else {
+            return Ok(wire::ProposeResponse {
+                outcome: Some(Outcome::NotLeader(0)),
+            });
+        };
         let outcome = match self.core.propose_here(asked.envelope).await {
             Attempt::Done { index, answer } => Outcome::Committed(wire::Committed {
                 index,
@@ -242,10 +258,19 @@ impl PeerService {
             .as_ref()
             .ok_or_else(|| malformed("a snapshot without position"))?;
         let meta = codec::to_snapshot_meta(meta)?;
+        // openraft panics on it.
+        if meta
+            .last_log_id
+            .is_some_and(|last| last.leader_id > vote.leader_id)
+        {
+            return Err(malformed(
+                "a snapshot of a term that its sender's vote does not reach",
+            ));
+        }
         // One at a time: a newer transfer ends the older one, which its sender has given up.
-        let turn = self.core.next_transfer();
+        let turn = self.core.begin_transfer();
         let mut receiver = Receiver::new(self.core.machine.clone());
-        if let Err(error) = self.receive(&mut receiver, &mut bodies, turn).await {
+        if let Err(error) = receive(&mut receiver, &mut bodies, turn).await {
             receiver.discard();
             return Err(error);
         }
@@ -293,24 +318,32 @@ impl PeerService {
         }
         Ok(header)
     }
+}
 
-    async fn receive(
-        &self,
-        receiver: &mut Receiver,
-        bodies: &mut Bodies,
-        turn: u64,
-    ) -> Result<(), PeerError> {
-        while let Some(body) = bodies.next().await {
-            if self.core.transfer() != turn {
+/// Takes all frames of a snapshot, until a newer transfer begins or its sender falls silent.
+async fn receive(
+    receiver: &mut Receiver,
+    bodies: &mut Bodies,
+    (turn, mut newest): (u64, watch::Receiver<u64>),
+) -> Result<(), PeerError> {
+    loop {
+        let body = tokio::select! {
+            biased;
+            _ = newest.wait_for(|at| *at != turn) => {
                 return Err(PeerError::Lost("a newer snapshot transfer began".to_owned()));
             }
-            if receiver.take(body?).await? {
-                return Ok(());
+            body = platform::timeout(SNAPSHOT_SILENCE, bodies.next()) => {
+                body.map_err(|_| PeerError::Timeout(SNAPSHOT_SILENCE))?
             }
+        };
+        let Some(body) = body else {
+            return Err(PeerError::Lost(
+                "the snapshot stream ended before its trailer".to_owned(),
+            ));
+        };
+        if receiver.take(body?).await? {
+            return Ok(());
         }
-        Err(PeerError::Lost(
-            "the snapshot stream ended before its trailer".to_owned(),
-        ))
     }
 }
 
@@ -334,13 +367,30 @@ fn decode_append(
         .into_iter()
         .map(codec::to_entry)
         .collect::<Result<Vec<_>, _>>()?;
+    let prev_log_id = codec::to_maybe_log_id(message.prev.as_ref());
+    in_sequence(prev_log_id.as_ref(), &entries)?;
     let request = AppendEntriesRequest {
         vote,
-        prev_log_id: codec::to_maybe_log_id(message.prev.as_ref()),
+        prev_log_id,
         entries,
         leader_commit,
     };
     Ok((request, claim))
+}
+
+/// openraft appends what it gets without looking: a hole would stay in the log.
+fn in_sequence(prev: Option<&LogId>, entries: &[Entry]) -> Result<(), PeerError> {
+    let mut next = prev.map_or(Some(0), |id| id.index.checked_add(1));
+    for entry in entries {
+        let index = entry.log_id.index;
+        if next != Some(index) {
+            return Err(malformed(format_args!(
+                "entry {index} does not follow the one before it"
+            )));
+        }
+        next = index.checked_add(1);
+    }
+    Ok(())
 }
 
 fn encode_append_reply(
@@ -367,7 +417,7 @@ fn encode_append_reply(
     };
     wire::AppendReply {
         result: Some(result),
-        stamp: platform::boot_ms(),
+        stamp: links.freshness.stamp(platform::boot_ms()),
     }
     .encode_to_vec()
     .into()

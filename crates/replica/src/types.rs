@@ -106,7 +106,9 @@ impl AsyncRuntime for Runtime {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        platform::spawn(future)
+        // Raft's core, its state machine, a stream to a peer: without one of them the replica is a living dead, that
+        // holds its connections and answers nobody.
+        platform::spawn(platform::vital("a task of Raft", future))
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {

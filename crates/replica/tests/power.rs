@@ -4,11 +4,15 @@
 
 mod kit;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use kit::medium::{self, Medium};
 use kit::{PATIENCE, World, death, forget_deaths, get, light_fuse, run, set, until};
 use palyra_platform as platform;
 use palyra_replica::{Compaction, ProposeError};
+
+type NewDisk = fn(u64) -> Arc<dyn Medium>;
 
 /// Writes the numbers up to `count` at replica `at`, as far as it lives; returns the last that was
 /// acknowledged.
@@ -35,8 +39,9 @@ async fn write_until_death(world: &mut World, at: u64, count: u64) -> u64 {
 }
 
 /// One replica that makes snapshots and purges all the time, and dies at its `fuse`-th IO point.
-async fn lonely_life(fuse: u64, power: bool) -> bool {
+async fn lonely_life(fuse: u64, power: bool, new_disk: NewDisk) -> bool {
     let mut world = World::new();
+    world.new_disk = new_disk;
     world.compaction = Compaction {
         snapshot_every: 7,
         keep: 2,
@@ -72,20 +77,37 @@ async fn lonely_life(fuse: u64, power: bool) -> bool {
     died
 }
 
+fn at_every_step(power: bool, new_disk: NewDisk) {
+    let mut fuse = 1;
+    loop {
+        let mut died = true;
+        run(fuse, || async { died = lonely_life(fuse, power, new_disk).await });
+        if !died {
+            break;
+        }
+        fuse += 1;
+    }
+    assert!(fuse > 60, "only {fuse} steps were tried");
+}
+
 #[test]
 fn one_replica_can_die_at_every_step() {
-    for power in [false, true] {
-        let mut fuse = 1;
-        loop {
-            let mut died = true;
-            run(fuse, || async { died = lonely_life(fuse, power).await });
-            if !died {
-                break;
-            }
-            fuse += 1;
-        }
-        assert!(fuse > 60, "only {fuse} steps were tried");
-    }
+    at_every_step(false, medium::in_memory);
+}
+
+#[test]
+fn one_replica_can_lose_its_power_at_every_step() {
+    at_every_step(true, medium::in_memory);
+}
+
+#[test]
+fn one_replica_on_a_real_disk_can_die_at_every_step() {
+    at_every_step(false, medium::on_disk);
+}
+
+#[test]
+fn one_replica_on_a_real_disk_can_lose_its_power_at_every_step() {
+    at_every_step(true, medium::on_disk);
 }
 
 #[test]

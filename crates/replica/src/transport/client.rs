@@ -162,6 +162,7 @@ fn parse_refusal(text: &str) -> Option<Refusal> {
         Refusal::Malformed,
         Refusal::Stopped,
         Refusal::Unsupported,
+        Refusal::Removed,
     ]
     .into_iter()
     .find(|refusal| refusal.as_str() == text)

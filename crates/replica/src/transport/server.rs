@@ -43,7 +43,7 @@ fn status(error: PeerError) -> Status {
     };
     let code = match refusal {
         Refusal::WrongCluster | Refusal::WrongReplica => Code::FailedPrecondition,
-        Refusal::Impostor => Code::PermissionDenied,
+        Refusal::Impostor | Refusal::Removed => Code::PermissionDenied,
         Refusal::Malformed => Code::InvalidArgument,
         Refusal::Stopped => Code::Unavailable,
         Refusal::Unsupported => Code::Unimplemented,

@@ -4,6 +4,8 @@
 //! the id of their replica, so killing one aborts exactly its tasks.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+pub mod medium;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -18,7 +20,8 @@ use palyra_replica::{Compaction, OpenError, Replica, ReplicaConfig, Status};
 use palyra_state::cluster::{self, Addresses};
 use palyra_state::identity::NewCertificate;
 use palyra_state::{Actor, Command, Digest, Envelope, Id, Read};
-use palyra_storage::{Disk, MemEngine};
+
+use self::medium::Medium;
 
 pub const CLUSTER: u128 = 0x0123_4567_89AB_CDEF_0123_4567_89AB_CDEF;
 /// No test waits longer, in virtual time.
@@ -31,6 +34,8 @@ thread_local! {
     /// Counts down IO points of one replica; it dies at zero.
     static FUSE: RefCell<Option<(u64, u64)>> = const { RefCell::new(None) };
     static DEATHS: RefCell<Vec<(u64, String)>> = RefCell::default();
+    /// When a replica's machine was booted, if it was since the beginning.
+    static BOOTED: RefCell<HashMap<u64, u64>> = RefCell::default();
 }
 
 struct Simulated;
@@ -52,8 +57,9 @@ impl Hooks for Simulated {
         1_700_000_000_000 + virtual_ms()
     }
 
-    fn boot_ms(&self, _tag: Option<u64>) -> u64 {
-        virtual_ms()
+    fn boot_ms(&self, tag: Option<u64>) -> u64 {
+        let booted = BOOTED.with(|booted| tag.and_then(|tag| booted.borrow().get(&tag).copied()));
+        virtual_ms() - booted.unwrap_or(0)
     }
 
     fn fill_random(&self, _tag: Option<u64>, buf: &mut [u8]) {
@@ -109,6 +115,8 @@ pub fn run<F: Future<Output = ()>>(seed: u64, body: impl FnOnce() -> F) {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| platform::install(&Simulated));
     SEED.with(|state| *state.borrow_mut() = seed);
+    START.with(|start| *start.borrow_mut() = None);
+    BOOTED.with(|booted| booted.borrow_mut().clear());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -140,10 +148,13 @@ pub fn forget_deaths() {
 
 pub struct World {
     pub bus: Arc<Bus>,
-    pub disks: BTreeMap<u64, Arc<Disk>>,
+    pub disks: BTreeMap<u64, Arc<dyn Medium>>,
+    /// Makes the disk of a new replica.
+    pub new_disk: fn(u64) -> Arc<dyn Medium>,
     pub replicas: BTreeMap<u64, Replica>,
     pub compaction: Compaction,
     pub log_bytes: u64,
+    pub in_flight_bytes: usize,
     requests: u128,
 }
 
@@ -152,6 +163,7 @@ impl World {
         World {
             bus: Bus::new(),
             disks: BTreeMap::new(),
+            new_disk: medium::in_memory,
             replicas: BTreeMap::new(),
             compaction: Compaction {
                 snapshot_every: 100_000,
@@ -159,6 +171,7 @@ impl World {
                 purge_batch: 1,
             },
             log_bytes: u64::MAX,
+            in_flight_bytes: 64 * 1024 * 1024,
             requests: 0,
         }
     }
@@ -199,6 +212,7 @@ impl World {
         let mut config = ReplicaConfig::new(id, Id::from_bytes(CLUSTER.to_be_bytes()));
         config.compaction = self.compaction.clone();
         config.log_bytes = self.log_bytes;
+        config.in_flight_bytes = self.in_flight_bytes;
         config
     }
 
@@ -207,16 +221,13 @@ impl World {
     }
 
     pub async fn try_boot(&mut self, id: u64) -> Result<(), OpenError> {
-        let disk = self
-            .disks
-            .entry(id)
-            .or_insert_with(|| Disk::new(format!("r{id}")))
-            .clone();
+        let new_disk = self.new_disk;
+        let disk = self.disks.entry(id).or_insert_with(|| new_disk(id)).clone();
         let config = self.config(id);
         let transport = self.bus.transport(id);
         let replica = platform::scope(id, async move {
-            let engine = MemEngine::open(&disk).unwrap();
-            let replica = Replica::open(config, Arc::new(engine), transport).await?;
+            let engine = disk.open().await;
+            let replica = Replica::open(config, engine, transport).await?;
             replica.start();
             Ok::<Replica, OpenError>(replica)
         })
@@ -236,6 +247,7 @@ impl World {
     pub fn power_loss(&mut self, id: u64, keep: usize) {
         self.vanish(id);
         self.disks[&id].power_loss(keep);
+        BOOTED.with(|booted| booted.borrow_mut().insert(id, virtual_ms()));
     }
 
     fn vanish(&mut self, id: u64) {
