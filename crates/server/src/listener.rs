@@ -1,9 +1,10 @@
 //! TLS listeners: from a TCP connection to a stream that tonic can serve, with who is at the other end.
 //!
 //! What never lives here: gRPC services, and the decision whether a peer is still welcome ([`Admit`] asks
-//! `control`). Invariants: a handshake has a deadline, and only so many are under way; connections are
-//! bounded in all and per source; a connection that is cancelled fails at its next read or write, at once,
-//! whoever waits on it; everything that counts a connection is given back when the connection is dropped.
+//! `control`). Invariants: a handshake has a deadline, only so many are under way, and no source has all of
+//! them; connections are bounded in all and per source; a connection that is cancelled fails at its next read
+//! or write, at once, whoever waits on it; everything that counts a connection is given back when the
+//! connection is dropped.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -55,8 +56,11 @@ pub(crate) struct Peer {
 /// TLS for one connection: the configuration and, on the enrol listener, the hash of the certificate in it.
 pub(crate) type Handshake = Arc<dyn Fn() -> (Arc<ServerConfig>, Option<[u8; 32]>) + Send + Sync>;
 
-/// Ends when the connection must be closed. Dropped after the socket, so that what it holds outlives it.
-pub(crate) type Closed = BoxFuture<'static, ()>;
+/// Ends when the connection must be closed, with what has to outlive its socket. Dropped after the socket, too.
+pub(crate) type Closed = BoxFuture<'static, Held>;
+
+/// What tells others, by being dropped, that a socket is closed.
+pub(crate) type Held = Box<dyn Send>;
 
 /// Decides about a connection whose certificate is good, and registers it. The error is logged.
 pub(crate) type Admit = Arc<dyn Fn(&Arc<Peer>) -> Result<Closed, String> + Send + Sync>;
@@ -122,12 +126,14 @@ impl Listener {
         }
     }
 
-    /// Accepts until it is told to stop.
-    pub(crate) fn start(self) -> Incoming {
+    /// The connections, and the work of accepting them, which goes on until the listener is told to stop.
+    pub(crate) fn start(self) -> (Incoming, impl Future<Output = ()> + Send) {
         let (deliver, incoming) = mpsc::channel(BACKLOG);
         let stop = self.stop.gently.clone();
-        tokio::spawn(async move { stop.run_until_cancelled(self.accept_all(deliver)).await });
-        ReceiverStream::new(incoming)
+        let accepting = async move {
+            stop.run_until_cancelled_owned(self.accept_all(deliver)).await;
+        };
+        (ReceiverStream::new(incoming), accepting)
     }
 
     async fn accept_all(self, deliver: mpsc::Sender<io::Result<Connection>>) {
@@ -140,7 +146,9 @@ impl Listener {
             let (tcp, source) = match self.socket.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(listener = self.name, %error, "no connection could be accepted");
+                    if refused.now() {
+                        tracing::warn!(listener = self.name, %error, "no connection could be accepted");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -195,7 +203,7 @@ impl Pending {
             name,
             tcp,
             source,
-            slot,
+            mut slot,
             limit,
             tls: (config, end_point),
             admit,
@@ -221,6 +229,7 @@ impl Pending {
                 return None;
             }
         };
+        slot.shook_hands();
         let shown = tls
             .get_ref()
             .1
@@ -247,6 +256,7 @@ impl Pending {
                 cancelled: Box::pin(cancel.cancelled_owned()),
                 peer,
                 closed,
+                held: None,
                 _slot: slot,
             }),
             Err(reason) => {
@@ -273,6 +283,7 @@ pub(crate) struct Connection {
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
     peer: Arc<Peer>,
     closed: Closed,
+    held: Option<Held>,
     _slot: Slot,
 }
 
@@ -288,7 +299,8 @@ impl Connection {
         if self.cancelled.as_mut().poll(cx).is_ready() {
             return aborted();
         }
-        if self.closed.as_mut().poll(cx).is_ready() {
+        if let Poll::Ready(held) = self.closed.as_mut().poll(cx) {
+            self.held = Some(held);
             // It is not polled again: from here on the token answers.
             self.peer.cancel.cancel();
             return aborted();
@@ -349,7 +361,14 @@ impl AsyncWrite for Connection {
 #[derive(Default)]
 struct Taken {
     total: usize,
-    by_source: HashMap<IpAddr, usize>,
+    by_source: HashMap<IpAddr, Mine>,
+}
+
+/// What one source has.
+#[derive(Default)]
+struct Mine {
+    connections: usize,
+    handshakes: usize,
 }
 
 /// Counts a listener's connections.
@@ -368,15 +387,23 @@ impl Slots {
         if taken.total >= self.limits.connections {
             return Err("the listener has as many connections as limits.connections allows");
         }
-        let mine = taken.by_source.entry(source).or_default();
-        if *mine >= self.limits.per_source {
+        let (total, found) = (taken.total, taken.by_source.get(&source));
+        let (connections, handshakes) = found.map_or((0, 0), |mine| (mine.connections, mine.handshakes));
+        if connections >= self.limits.per_source {
             return Err("the source has as many connections as limits.connections_per_source allows");
         }
-        *mine += 1;
-        taken.total += 1;
+        // A quarter is left to others, or one source that never finishes a handshake shuts everybody out.
+        if handshakes >= self.limits.handshakes - self.limits.handshakes / 4 {
+            return Err("the source has three quarters of limits.handshakes under way");
+        }
+        taken.total = total + 1;
+        let mine = taken.by_source.entry(source).or_default();
+        mine.connections += 1;
+        mine.handshakes += 1;
         Ok(Slot {
             slots: Arc::clone(self),
             source,
+            shaking_hands: true,
         })
     }
 }
@@ -385,15 +412,28 @@ impl Slots {
 struct Slot {
     slots: Arc<Slots>,
     source: IpAddr,
+    shaking_hands: bool,
+}
+
+impl Slot {
+    /// The handshake is done; the connection goes on.
+    fn shook_hands(&mut self) {
+        if std::mem::take(&mut self.shaking_hands)
+            && let Some(mine) = self.slots.lock().by_source.get_mut(&self.source)
+        {
+            mine.handshakes -= 1;
+        }
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        self.shook_hands();
         let mut taken = self.slots.lock();
         taken.total -= 1;
         if let Some(mine) = taken.by_source.get_mut(&self.source) {
-            *mine -= 1;
-            if *mine == 0 {
+            mine.connections -= 1;
+            if mine.connections == 0 {
                 taken.by_source.remove(&self.source);
             }
         }

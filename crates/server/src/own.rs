@@ -75,7 +75,7 @@ async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Resu
     if me.status() == ReplicaStatus::Removed {
         let next = "delete its folder, and join again with an empty one";
         let message = format!("replica {} was removed from the cluster; {next}", me.id);
-        return Err(Failure::new(Code::Precondition, message));
+        return Err(Failure::new(Code::Removed, message));
     }
     let level = cluster::cluster(&replica.view()).map_or(0, |born| born.feature_level);
     if level > limits::FEATURE_LEVEL {

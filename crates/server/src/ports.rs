@@ -21,7 +21,7 @@ use crate::config::{Addresses, Config, resolve};
 use crate::exit::{Code, Failure};
 use crate::grpc::Gateway;
 use crate::health;
-use crate::listener::{Admit, Closed, Limits, Listener, Peer, Stop};
+use crate::listener::{Admit, Closed, Held, Limits, Listener, Peer, Stop};
 use crate::serve::{self, Http2};
 use crate::tls::Tls;
 
@@ -77,7 +77,7 @@ async fn bind(name: &str, address: &str) -> Result<TcpListener, Failure> {
             _ => format!("see listen.{name} and listen.host in the configuration"),
         };
         let what = format!("{address} (listen.{name}) can't be listened on");
-        Failure::new(Code::Precondition, format!("{what}: {error}; {next}"))
+        Failure::new(Code::Address, format!("{what}: {error}; {next}"))
     })
 }
 
@@ -113,18 +113,20 @@ pub(crate) fn serve_node(
 ) -> Result<impl Future<Output = anyhow::Result<()>> + use<>, Failure> {
     let gateway = Gateway::new(control.clone());
     let (routes, reporter) = gateway.node_routes(config.limits.message.get())?;
-    tokio::spawn(
-        stop.gently
-            .clone()
-            .run_until_cancelled_owned(health::report(reporter, control.clone())),
-    );
+    let reporting = stop
+        .gently
+        .clone()
+        .run_until_cancelled_owned(health::report(reporter, control.clone()));
     let server = Arc::clone(&tls.node);
     let handshake = Arc::new(move || (Arc::clone(&server), None));
     let admit = admit_caller(control.clone());
     let listener = Listener::new("node", socket, limits(config), handshake, admit, stop.clone());
     let http2 = http2(config, streams(config), WINDOW);
     let (id, stop) = (config.replica.id, stop.gently.clone());
-    Ok(async move { Ok(serve::serve(listener.start(), routes, http2, id, stop).await?) })
+    Ok(async move {
+        let (served, _) = tokio::join!(serve::serve(listener, routes, http2, id, stop), reporting);
+        Ok(served?)
+    })
 }
 
 fn admit_caller(control: Control) -> Admit {
@@ -136,12 +138,16 @@ fn admit_caller(control: Control) -> Admit {
                 let _ = peer.guard.set(guard.id());
                 Box::pin(async move {
                     guard.closed().await;
+                    Box::new(guard) as Held
                 })
             }
             Err(error) => {
                 let who = &identity.id;
                 tracing::info!(%who, source = %peer.source, %error, "connection will be refused");
-                Box::pin(tokio::time::sleep(REFUSED_STAY))
+                Box::pin(async {
+                    tokio::time::sleep(REFUSED_STAY).await;
+                    Box::new(()) as Held
+                })
             }
         };
         Ok(closed)
@@ -171,7 +177,7 @@ pub(crate) fn serve_enrol(
     let listener = Listener::new("enrol", socket, limits, handshake, admit, stop.clone());
     let http2 = http2(config, ENROL_STREAMS, u32::from(u16::MAX));
     let (id, stop) = (config.replica.id, stop.gently.clone());
-    async move { Ok(serve::serve(listener.start(), routes, http2, id, stop).await?) }
+    async move { Ok(serve::serve(listener, routes, http2, id, stop).await?) }
 }
 
 fn admit_replica(replica: Replica) -> Admit {
@@ -206,7 +212,7 @@ pub(crate) fn serve_peers(
     let listener = Listener::new("peers", socket, limits(config), handshake, admit, stop.clone());
     let http2 = http2(config, streams(config), PEER_WINDOW);
     let (id, stop) = (config.replica.id, stop.gently.clone());
-    async move { Ok(serve::serve(listener.start(), Routes::new(service), http2, id, stop).await?) }
+    async move { Ok(serve::serve(listener, Routes::new(service), http2, id, stop).await?) }
 }
 
 /// Says which replica a request comes from, by the certificate of its connection.

@@ -9,7 +9,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tower::util::MapResponseLayer;
 
-use crate::listener::Incoming;
+use crate::listener::Listener;
 use crate::status;
 
 /// Largest HTTP/2 frame, in bytes.
@@ -32,16 +32,17 @@ pub(crate) struct Http2 {
     pub(crate) keepalive_timeout: Duration,
 }
 
-/// Serves connections until `stop` is cancelled, and then those that are open until they end. What gRPC
-/// itself refuses is said in the words of replica `served_by`.
+/// Serves the connections of a listener until `stop`, which is the listener's own, is cancelled, and then those
+/// that are open until they end. What gRPC itself refuses is said in the words of replica `served_by`.
 pub(crate) async fn serve(
-    incoming: Incoming,
+    listener: Listener,
     routes: Routes,
     http2: Http2,
     served_by: u64,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    Server::builder()
+    let (incoming, accepting) = listener.start();
+    let serving = Server::builder()
         .max_concurrent_streams(http2.streams)
         .initial_stream_window_size(http2.window)
         .initial_connection_window_size(http2.window.saturating_mul(2))
@@ -54,8 +55,10 @@ pub(crate) async fn serve(
             explained(response, served_by)
         }))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-        .await
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    // In one task: a panic of either is a panic of both, and whoever looks after the task hears of it.
+    let (served, ()) = tokio::join!(serving, accepting);
+    served
 }
 
 fn explained(response: http::Response<Body>, served_by: u64) -> http::Response<Body> {

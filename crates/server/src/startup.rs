@@ -99,7 +99,7 @@ struct Running {
 
 async fn start(config: &Config) -> Result<Running, Failure> {
     let dir = &config.replica.data_dir;
-    let lock = FolderLock::take(dir)?;
+    let lock = FolderLock::take(dir).map_err(|error| Failure::new(Code::InUse, error))?;
     let files = ReplicaFiles::load(config)?;
     let tls = Arc::new(tls_of(config, &files)?);
     let Sockets {
@@ -109,11 +109,13 @@ async fn start(config: &Config) -> Result<Running, Failure> {
         metrics,
     } = Sockets::bind(&config.listen_addresses()).await?;
     let meter = Arc::new(Meter::default());
+    files::refuse_lost_database(dir)?;
     let engine = open_engine(dir, &meter).await?;
     let book = AddressBook::cached(dir.join(layout::PEERS));
     let transport = ports::transport(&tls, &book);
     let opened = Replica::open(replica_config(config)?, engine, transport).await;
     let replica = opened.map_err(|error| open_failure(&error))?;
+    files::mark_started(dir)?;
     let keys = Keys {
         authority: copy(&files.authority)?,
         kek: files.kek,
@@ -128,6 +130,7 @@ async fn start(config: &Config) -> Result<Running, Failure> {
     };
     serving.run(
         "the listener for replicas",
+        &stop_peers,
         ports::serve_peers(config, &tls, peers, &replica, &stop_peers),
     );
     replica.start();
@@ -135,25 +138,32 @@ async fn start(config: &Config) -> Result<Running, Failure> {
 
     serving.run(
         "the listener for nodes and operators",
+        &stop,
         ports::serve_node(config, &tls, node, &control, &stop)?,
     );
     serving.run(
         "the enrolment listener",
+        &stop,
         ports::serve_enrol(config, &tls, enrol, &control, &stop),
     );
     let source = health::source(control.clone(), replica.clone(), meter);
     let http = crate::http::serve(metrics, source, stop_peers.gently.clone());
-    serving.run("the metrics listener", async move { Ok(http.await?) });
-    serving.look_after(own::look_after(
-        config,
-        replica.clone(),
-        book,
-        stop.gently.clone(),
-    ));
+    serving.run(
+        "the metrics listener",
+        &stop_peers,
+        async move { Ok(http.await?) },
+    );
+    serving.look_after(
+        "the care for addresses",
+        own::look_after(config, replica.clone(), book, stop.gently.clone()),
+    );
     let telling = own::tell_changes(replica.clone());
-    tokio::spawn(stop.gently.clone().run_until_cancelled_owned(telling));
-    let renewing = stop.gently.clone();
-    tokio::spawn(async move { renewing.run_until_cancelled(tls.keep_fresh()).await });
+    let chores = async move { tokio::join!(telling, tls.keep_fresh()) };
+    let chores = stop.gently.clone().run_until_cancelled_owned(chores);
+    serving.look_after("the renewal of certificates", async move {
+        chores.await;
+        Ok(())
+    });
     Ok(Running {
         control,
         replica,
@@ -172,17 +182,45 @@ struct Serving {
 }
 
 impl Serving {
-    /// Runs a listener; when it fails, the process ends with its error.
-    fn run(&self, what: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-        let explain = move |error| Failure::new(Code::Internal, format!("{what} ended: {error:#}"));
-        self.look_after(async move { task.await.map_err(explain) });
+    /// Runs a listener; when it ends before it is told to, the process ends too.
+    fn run(
+        &self,
+        what: &'static str,
+        stop: &Stop,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        let stop = stop.gently.clone();
+        self.look_after(what, async move {
+            let why = match task.await {
+                Err(error) => format!("{error:#}"),
+                Ok(()) if stop.is_cancelled() => return Ok(()),
+                Ok(()) => "nobody told it to".to_owned(),
+            };
+            Err(Failure::new(
+                Code::Internal,
+                format!("{what} ended: {why}; see the log"),
+            ))
+        });
     }
 
-    /// Runs a task; when it fails, the process ends with its failure, unless another was first.
-    fn look_after(&self, task: impl Future<Output = Result<(), Failure>> + Send + 'static) {
+    /// Runs a task; when it fails or panics, the process ends with that failure, unless another was first.
+    fn look_after(
+        &self,
+        what: &'static str,
+        task: impl Future<Output = Result<(), Failure>> + Send + 'static,
+    ) {
         let fail = self.fail.clone();
+        let running = tokio::spawn(task);
         self.tasks.spawn(async move {
-            if let Err(failure) = task.await {
+            let ended = running.await.unwrap_or_else(|error| {
+                let message = format!("{what} has panicked; see the log, and start the replica again");
+                if error.is_panic() {
+                    Err(Failure::new(Code::Internal, message))
+                } else {
+                    Ok(())
+                }
+            });
+            if let Err(failure) = ended {
                 fail.send_if_modified(|first| {
                     let is_first = first.is_none();
                     first.get_or_insert(failure);
@@ -300,7 +338,7 @@ async fn open_engine(dir: &Path, meter: &Arc<Meter>) -> Result<Arc<dyn Engine>, 
     match opened.map_err(anyhow::Error::from)? {
         Ok(engine) => Ok(Arc::new(Metered::new(engine, Arc::clone(meter)))),
         Err(error @ EngineError::Future { .. }) => Err(Failure::new(Code::Unsupported, error)),
-        Err(error) => Err(Failure::new(Code::Precondition, error)),
+        Err(error) => Err(Failure::new(Code::Damaged, error)),
     }
 }
 
@@ -308,7 +346,8 @@ fn open_failure(error: &OpenError) -> Failure {
     let code = match error {
         OpenError::FromTheFuture { .. } => Code::Unsupported,
         OpenError::Config(_) => Code::Usage,
-        OpenError::NotOurs { .. } | OpenError::Damaged(_) | OpenError::Storage(_) => Code::Precondition,
+        OpenError::NotOurs { .. } => Code::Foreign,
+        OpenError::Damaged(_) | OpenError::Storage(_) => Code::Damaged,
     };
     Failure::new(code, error)
 }

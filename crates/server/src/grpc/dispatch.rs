@@ -36,12 +36,14 @@ impl DispatchService for Gateway {
             .await
             .map_err(|error| self.fail(error))?;
         if wait_ms > 0 && !seen.record.state().is_terminal() {
-            let id = seen.record.id.to_string();
-            match self.control.wait_dispatch(&id, wait_ms.into()).await {
+            let id = seen.record.id;
+            match self.control.wait_submitted(id, wait_ms.into()).await {
                 Ok((waited, _)) => seen = waited,
                 // It is committed: an answer without an end is better than an error that looks like a
                 // refusal.
-                Err(error) => tracing::debug!(dispatch = id, %error, "the wait for a dispatch was cut short"),
+                Err(error) => {
+                    tracing::debug!(dispatch = %id, %error, "the wait for a dispatch was cut short")
+                }
             }
         }
         Ok(Response::new(wire::InvokeResponse {

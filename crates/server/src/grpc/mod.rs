@@ -15,6 +15,8 @@ mod journal;
 mod node;
 mod pairing;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use hyper_util::rt::TokioIo;
 use palyra_pki::ca::HostNames;
 use palyra_pki::tls::{ALPN_H2, Clock, SharedIdentity, SharedTrust, client_verified};
@@ -17,7 +18,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::{Admit, Limits, Listener, Peer, Stop};
+use super::{Admit, Held, Limits, Listener, Peer, Stop};
 use crate::serve::{Http2, serve};
 use crate::status::TRAILER;
 use crate::tls::Tls;
@@ -75,7 +76,7 @@ async fn fixture(limits: Limits) -> Fixture {
         keepalive_timeout: Duration::from_secs(10),
     };
     let routes = Routes::new(health.max_decoding_message_size(64 * 1024));
-    tokio::spawn(serve(listener.start(), routes, http2, 1, stop.gently.clone()));
+    tokio::spawn(serve(listener, routes, http2, 1, stop.gently.clone()));
     Fixture {
         tls,
         authority,
@@ -204,6 +205,61 @@ async fn a_source_gets_so_many_connections_and_a_dropped_one_makes_room() {
         }
     }
     panic!("the dropped connection's place was not given back");
+}
+
+#[tokio::test]
+async fn one_source_cannot_have_all_handshakes() {
+    let fixture = fixture(Limits {
+        handshakes: 4,
+        handshake: Duration::from_secs(60),
+        ..limits()
+    })
+    .await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(TcpStream::connect(fixture.address).await.unwrap());
+    }
+    let mut refused = TcpStream::connect(fixture.address).await.unwrap();
+    let read = tokio::time::timeout(Duration::from_secs(20), refused.read(&mut [0; 1])).await;
+    assert_eq!(read.unwrap().unwrap_or(0), 0, "closed without a word");
+    // A handshake that is over, however it ended, makes room for the next.
+    drop(silent.pop());
+    for _ in 0..100 {
+        let mut next = TcpStream::connect(fixture.address).await.unwrap();
+        let read = tokio::time::timeout(Duration::from_millis(50), next.read(&mut [0; 1])).await;
+        if read.is_err() {
+            return;
+        }
+    }
+    panic!("the place was not given back");
+}
+
+#[tokio::test]
+async fn what_a_closed_connection_holds_outlives_its_socket() {
+    let fixture = fixture(limits()).await;
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let token = Arc::new(());
+    let held = Arc::downgrade(&token);
+    let token = Mutex::new(Some(token));
+    let admit: Admit = Arc::new(move |_| {
+        let token = token.lock().unwrap().take();
+        Ok(Box::pin(async move { Box::new(token) as Held }))
+    });
+    let config = Arc::clone(&fixture.tls.node);
+    let handshake = Arc::new(move || (Arc::clone(&config), None));
+    let listener = Listener::new("test", socket, limits(), handshake, admit, Stop::default());
+    let (mut incoming, accepting) = listener.start();
+    tokio::spawn(accepting);
+    let client = Fixture { address, ..fixture };
+    let node = tokio::spawn(async move { client.node().await });
+    let mut connection = incoming.next().await.unwrap().unwrap();
+    let read = connection.read(&mut [0; 1]).await;
+    assert!(read.is_err(), "it must be closed: {read:?}");
+    assert!(held.upgrade().is_some(), "the socket is open still");
+    drop(connection);
+    assert!(held.upgrade().is_none());
+    node.await.unwrap();
 }
 
 #[tokio::test]
