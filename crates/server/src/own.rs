@@ -81,8 +81,9 @@ async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Resu
     if level > limits::FEATURE_LEVEL {
         let known = limits::FEATURE_LEVEL;
         let next = "install a palyrad as new as the other replicas', and start it again";
-        let message = format!("the cluster is at feature level {level}, and this palyrad knows {known}; {next}");
-        return Err(Failure::new(Code::Precondition, message));
+        let message =
+            format!("the cluster is at feature level {level}, and this palyrad knows {known}; {next}");
+        return Err(Failure::new(Code::Unsupported, message));
     }
     let reachable = members
         .iter()
