@@ -461,4 +461,4 @@ fn internal(why: &str) -> Error {
 
 #[cfg(test)]
 #[path = "enrol_tests.rs"]
-mod tests;
+pub(crate) mod tests;

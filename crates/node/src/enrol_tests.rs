@@ -8,11 +8,13 @@ use palyra_pki::ca::HostNames;
 use palyra_pki::layout::certificates_to_pem;
 use palyra_pki::pin::{PinVerifier, ServerState, mint, server_begin, server_finish};
 use palyra_pki::tls::server_end_point;
-use palyra_pki::{Authority, Root, SpiffeId, TrustBundle, TrustDomain, ticket};
+use palyra_pki::{Authority, Role, Root, SpiffeId, TrustBundle, TrustDomain, ticket};
 use palyra_proto::pairing::v1::enrol_service_server::{EnrolService, EnrolServiceServer};
+use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Request;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use zeroize::Zeroizing;
 
@@ -23,7 +25,7 @@ const PIN: &str = "4821 9034";
 
 /// What the listener does wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Lie {
+pub(crate) enum Lie {
     Nothing,
     /// It sits in between: its transcript has the certificate of another listener.
     OtherCertificate,
@@ -43,13 +45,45 @@ enum Lie {
     LosesEveryBegin,
 }
 
+/// What the operator decided, as the listener tells it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Decision {
+    Approved,
+    /// The certificate is another device's.
+    OtherDevice,
+    /// It is this device's, over another key.
+    OtherKey,
+    /// It is of another cluster, whose roots the answer brings along.
+    OtherCluster,
+    Rejected,
+    Expired,
+    /// Nobody knows the pairing.
+    Forgotten,
+    /// The replica answers nothing.
+    Silence,
+}
+
 /// A cluster's identity, as its enrol listener shows it.
-struct Cluster {
-    id: String,
+pub(crate) struct Cluster {
+    pub(crate) id: String,
     trust: TrustBundle,
     root_pin: [u8; 32],
     chain: Vec<Vec<u8>>,
     key: KeyPair,
+    authority: Authority,
+}
+
+impl Cluster {
+    /// A node's chain, leaf first, without the root.
+    fn issue(&self, device_id: &str, csr: &[u8]) -> Vec<Vec<u8>> {
+        let id = SpiffeId::new(self.trust.trust_domain().clone(), Role::Node, device_id).unwrap();
+        let (now, none) = (wall_ms(), HostNames::default());
+        let issued = self
+            .authority
+            .issue_from_csr(csr, &id, 3_600_000, &none, now, &mut fill_random)
+            .unwrap();
+        vec![issued.der, self.authority.der().to_vec()]
+    }
 }
 
 fn cluster() -> Cluster {
@@ -73,14 +107,18 @@ fn cluster() -> Cluster {
         root_pin: root.pin(),
         chain: vec![leaf.der, authority.der().to_vec(), root.der().to_vec()],
         key,
+        authority,
         id,
     }
 }
 
 #[derive(Default)]
-struct Heard {
-    begun: u32,
+pub(crate) struct Heard {
+    pub(crate) begun: u32,
     exchange: Option<(ServerState, Transcript, Vec<u8>)>,
+    device_id: String,
+    /// Device and CSR of the last proof.
+    proved: (String, Vec<u8>),
     finished: Vec<wire::FinishPinRequest>,
     answer: Option<wire::ProofAccepted>,
     server_nonce: [u8; 32],
@@ -88,15 +126,16 @@ struct Heard {
     sas: String,
 }
 
-struct Fake {
+pub(crate) struct Fake {
     lie: Lie,
-    cluster: Cluster,
+    pub(crate) decision: Mutex<Decision>,
+    pub(crate) cluster: Cluster,
     verifier: PinVerifier,
-    ticket: Ticket,
-    heard: Mutex<Heard>,
+    pub(crate) ticket: Ticket,
+    pub(crate) heard: Mutex<Heard>,
 }
 
-fn wire_bundle(trust: &TrustBundle) -> wire::TrustBundle {
+fn wire_bundle(trust: &TrustBundle, enrol_addr: &str) -> wire::TrustBundle {
     wire::TrustBundle {
         cluster_id: trust.cluster_id().to_owned(),
         trust_domain: trust.trust_domain().to_string(),
@@ -104,7 +143,7 @@ fn wire_bundle(trust: &TrustBundle) -> wire::TrustBundle {
         endpoints: vec![wire::Endpoint {
             replica_id: 1,
             node_addr: "127.0.0.1:1".to_owned(),
-            enrol_addr: "127.0.0.1:2".to_owned(),
+            enrol_addr: enrol_addr.to_owned(),
         }],
     }
 }
@@ -133,7 +172,7 @@ impl Fake {
     }
 
     fn accepted(&self, transcript: &Transcript, key: &[u8]) -> wire::ProofAccepted {
-        let mut trust = wire_bundle(&self.cluster.trust);
+        let mut trust = wire_bundle(&self.cluster.trust, &self.ticket.endpoints[0]);
         let mut server_proof = transcript.server_proof(key, &self.cluster.trust.digest());
         let mut sas = transcript.sas(key);
         self.heard.lock().unwrap().sas = sas.clone();
@@ -151,6 +190,20 @@ impl Fake {
             expires_at_ms: wall_ms() + 60_000,
         }
     }
+}
+
+/// A refusal as a replica words it.
+fn refused(code: &str, class: &str) -> Status {
+    let detail = palyra_proto::common::v1::ErrorDetail {
+        code: code.to_owned(),
+        class: class.to_owned(),
+        message: "no such pairing".to_owned(),
+        ..Default::default()
+    };
+    let mut status = Status::permission_denied("refused");
+    let detail = MetadataValue::from_bytes(&detail.encode_to_vec());
+    status.metadata_mut().insert_bin("palyra-error-bin", detail);
+    status
 }
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -176,6 +229,7 @@ impl EnrolService for Fake {
             server_begin(&self.verifier, CODE, &context, &begin.ke1, &mut fill_random).unwrap();
         let transcript = transcript.with_messages(&begin.ke1, &ke2);
         heard.exchange = Some((state, transcript, begin.csr_sha256.to_vec()));
+        heard.device_id = begin.device_id.clone();
         let mut answer = wire::BeginPinResponse {
             attempt_id: new_ulid(),
             code_id: CODE.to_owned(),
@@ -210,7 +264,11 @@ impl EnrolService for Fake {
         let key = server_finish(state, &finish.ke3).unwrap();
         assert!(transcript.check_node_proof(&key[..], &finish.proof));
         let answer = self.accepted(&transcript, &key[..]);
-        self.heard.lock().unwrap().answer = Some(answer.clone());
+        {
+            let mut heard = self.heard.lock().unwrap();
+            heard.answer = Some(answer.clone());
+            heard.proved = (heard.device_id.clone(), finish.csr.to_vec());
+        }
         if self.lie == Lie::LosesFirstProof {
             return lost();
         }
@@ -239,16 +297,41 @@ impl EnrolService for Fake {
         let transcript = Transcript::new(&self.opening(Method::Ticket, node, server_nonce)).unwrap();
         let key = self.ticket.key();
         assert!(transcript.check_node_proof(&key[..], &prove.proof));
+        self.heard.lock().unwrap().proved = (prove.device_id.clone(), prove.csr.to_vec());
         Ok(Response::new(self.accepted(&transcript, &key[..])))
     }
 
     async fn fetch(&self, _: Request<wire::FetchRequest>) -> Answer<wire::FetchResponse> {
-        Err(Status::unimplemented("not asked here"))
+        let (device_id, csr) = self.heard.lock().unwrap().proved.clone();
+        let mut trust = wire_bundle(&self.cluster.trust, &self.ticket.endpoints[0]);
+        let (state, chain) = match *self.decision.lock().unwrap() {
+            Decision::Approved => ("approved", self.cluster.issue(&device_id, &csr)),
+            Decision::OtherDevice => ("approved", self.cluster.issue(&new_ulid(), &csr)),
+            Decision::OtherKey => {
+                let other = KeyPair::generate(&mut fill_random).unwrap().make_csr().unwrap();
+                ("approved", self.cluster.issue(&device_id, &other))
+            }
+            Decision::OtherCluster => {
+                let other = cluster();
+                trust = wire_bundle(&other.trust, &self.ticket.endpoints[0]);
+                ("approved", other.issue(&device_id, &csr))
+            }
+            Decision::Rejected => ("rejected", vec![]),
+            Decision::Expired => ("expired", vec![]),
+            Decision::Forgotten => return Err(refused("E1026", "denied")),
+            Decision::Silence => return lost(),
+        };
+        Ok(Response::new(wire::FetchResponse {
+            state: state.to_owned(),
+            reason: "not ours".to_owned(),
+            chain: chain.into_iter().map(Into::into).collect(),
+            trust: Some(trust),
+        }))
     }
 }
 
 /// A listener that runs, and where.
-async fn listener(lie: Lie) -> (Arc<Fake>, String) {
+pub(crate) async fn listener(lie: Lie) -> (Arc<Fake>, String) {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = socket.local_addr().unwrap().to_string();
     let cluster = cluster();
@@ -256,6 +339,7 @@ async fn listener(lie: Lie) -> (Arc<Fake>, String) {
     let tls = ServerTlsConfig::new().identity(Identity::from_pem(chain, cluster.key.to_pem().as_bytes()));
     let fake = Arc::new(Fake {
         lie,
+        decision: Mutex::new(Decision::Approved),
         verifier: mint(&Pin::parse(PIN).unwrap(), CODE, &mut fill_random).unwrap(),
         ticket: Ticket {
             cluster_id: cluster.id.clone(),
@@ -273,7 +357,7 @@ async fn listener(lie: Lie) -> (Arc<Fake>, String) {
     (fake, endpoint)
 }
 
-struct Quiet;
+pub(crate) struct Quiet;
 
 impl PairUi for Quiet {
     fn event(&self, _: PairEvent) {}

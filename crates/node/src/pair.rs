@@ -443,3 +443,7 @@ pub(crate) fn replicas_of(trust: &wire::TrustBundle) -> Vec<KnownReplica> {
     });
     known.collect()
 }
+
+#[cfg(test)]
+#[path = "pair_tests.rs"]
+mod tests;
