@@ -6,6 +6,7 @@ mod history;
 mod kit;
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 
 use history::{Step, command, fleet, step};
 use kit::{World, id_at};
@@ -13,6 +14,7 @@ use palyra_state::{
     Code, Envelope, MemRead, Position, Reject, Reply, Row, apply, decode, invariants, journal, state_hash,
 };
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use prost::Message as _;
 
 /// Commands that are done again rather than remembered: doing them again does nothing.
@@ -75,14 +77,14 @@ fn replay(state: &mut MemRead, log: &[(u64, Vec<u8>)], from: u64) {
     }
 }
 
-/// Few enough for every run; `PROPTEST_CASES=5000` looks further.
+/// Few enough for every run; `PROPTEST_CASES=5000` looks further. A failure prints the line that replays it.
 fn config() -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(96);
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = number("PROPTEST_RNG_SEED").unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    eprintln!("replay: PROPTEST_RNG_SEED={seed} cargo test -p palyra-state --test props");
     ProptestConfig {
-        cases,
+        cases: number("PROPTEST_CASES").map_or(96, |cases| cases as u32),
+        rng_seed: RngSeed::Fixed(seed),
         max_shrink_iters: 400,
         failure_persistence: None,
         ..ProptestConfig::default()
