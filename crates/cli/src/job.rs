@@ -28,7 +28,10 @@ pub(crate) enum Verb {
                       palyra job ls --node 01J9ZKWM3V3BQ0YH5B7RF4X2CN -w")]
     Ls(List),
     /// Shows a job with its input and result
-    #[command(after_help = "Example:\n  palyra job get 01J9ZM --wait")]
+    #[command(
+        after_help = "Example:\n  palyra job get 01J9ZM --wait\n\nWith --wait the exit code tells the end, as \
+                            that of palyra node invoke does."
+    )]
     Get {
         /// Job id, or the beginning of one
         id: String,

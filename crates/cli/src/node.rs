@@ -33,6 +33,7 @@ pub(crate) enum Verb {
         after_help = "Example:\n  palyra node invoke web-1 echo --input '{\"hello\":1}'\n  \
                             palyra node invoke web-1 logs.summary --input @query.json --timeout 2m\n  \
                             make-query | palyra node invoke web-1 logs.summary --input -\n\n\
+                            --timeout is the deadline of the job, 30s without it.\n\
                             Exit codes: 0 succeeded, 1 failed, 6 rejected, 7 cancelled, 13 timed out, \
                             session lost or still running"
     )]

@@ -210,8 +210,8 @@ async fn code(global: &Global, session: &Session, mint: Mint) -> Result {
         (
             "next",
             format!(
-                "on the machine: palyra node pair --pin {} --enrol {enrol}",
-                minted.pin
+                "on the machine: palyra node pair --pin {} --code C{} --enrol {enrol}",
+                minted.pin, minted.code.number
             ),
         ),
         (

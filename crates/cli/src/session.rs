@@ -58,7 +58,8 @@ pub(crate) struct Global {
     /// Request id (ULID) of the change: a repeated one is answered and not done again
     #[arg(long, global = true, value_name = "ULID", value_parser = parse_ulid)]
     pub(crate) request_id: Option<String>,
-    /// Let the asked replica answer reads alone; it may be behind, and works without a quorum
+    /// Let the asked replica answer reads alone: at once, and maybe behind. One that lost its quorum for
+    /// seconds answers nothing but `cluster status`
     #[arg(long, global = true)]
     pub(crate) local: bool,
     /// Let reads reflect at least this log index

@@ -134,6 +134,8 @@ fn mistakes_on_the_command_line_are_exit_code_two() {
         &["no-such-noun"][..],
         &["node", "ls", "-o", "xml"],
         &["node", "ls", "--timeout", "soon"],
+        &["node", "ls", "--timeout", "0s"],
+        &["node", "ls", "--limit", "0"],
         &[
             "device",
             "revoke",
@@ -224,4 +226,68 @@ fn pipes_get_no_colour_and_a_closed_one_is_no_failure() {
         .unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn what_is_no_json_is_refused_before_anybody_is_asked() {
+    let home = Home::new();
+    let base = closed_port().to_string();
+    let born = home.palyra(&["cluster", "init", "--data-dir", "r1", "--base-port", &base]);
+    assert_eq!(born.code, 0, "{}", born.err);
+    std::fs::write(home.0.join("bad.json"), "{\"a\":").unwrap();
+    std::fs::write(home.0.join("good.json"), "{\"a\":1}").unwrap();
+    let invoke = |input: &str| {
+        home.palyra(&[
+            "node",
+            "invoke",
+            "web-1",
+            "echo",
+            "--input",
+            input,
+            "--timeout",
+            "100ms",
+        ])
+    };
+    for bad in ["{", "", "@bad.json", "-"] {
+        let ran = invoke(bad);
+        assert_eq!(ran.code, 2, "{bad:?}: {}", ran.err);
+        assert!(
+            ran.out.is_empty() && ran.err.contains("JSON"),
+            "{bad:?}: {}",
+            ran.err
+        );
+    }
+    assert_eq!(invoke("@missing.json").code, 8);
+    // Nobody is there: whoever gets this far has asked.
+    for good in ["{}", "-1", "@good.json"] {
+        let ran = invoke(good);
+        assert_eq!(ran.code, 4, "{good:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn what_a_killed_birth_left_is_told_and_left_alone() {
+    let home = Home::new();
+    let left = home.0.join(".r1.new-1");
+    std::fs::create_dir(&left).unwrap();
+    let born = home.palyra(&["cluster", "init", "--data-dir", "r1"]);
+    assert_eq!(born.code, 0, "{}", born.err);
+    assert!(
+        born.err.contains("r1.new-1") && born.err.contains("rm -r"),
+        "{}",
+        born.err
+    );
+    assert!(left.exists());
+}
+
+#[test]
+fn each_shell_gets_its_completion() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = home.palyra(&["completion", shell]);
+        assert_eq!(script.code, 0, "{shell}");
+        for word in ["transfer-leader", "describe", "request-id"] {
+            assert!(script.out.contains(word), "{shell} does not know {word}");
+        }
+    }
 }

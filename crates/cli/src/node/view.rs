@@ -114,7 +114,11 @@ impl NodeView {
     /// All of it, for people.
     pub(crate) fn facts(&self) -> Vec<(&'static str, String)> {
         let now = wall_ms();
-        let since = format!("{} since {}", self.status, self.status_since.clock());
+        let since = format!(
+            "{} for {}",
+            self.status,
+            span(now.saturating_sub(self.status_since.0))
+        );
         let reason = if self.status_reason.is_empty() {
             String::new()
         } else {
