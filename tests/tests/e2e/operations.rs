@@ -218,8 +218,9 @@ impl Drop for Watch {
 
 /// Every list and every single thing, in every format, from each replica.
 pub(crate) fn every_format_is_what_it_says(cluster: &mut Cluster) {
-    let device = cluster.palyra(&["device", "ls", "-o", "json"]).ok();
-    let device = device.field("items")[0]["id"].as_str().unwrap().to_owned();
+    // A device that never ran an agent is no node.
+    let device = cluster.palyra(&["node", "ls", "-o", "json"]).ok();
+    let device = device.field("items")[0]["device_id"].as_str().unwrap().to_owned();
     let job = cluster.palyra(&["job", "ls", "-o", "json"]).ok();
     let job = job.field("items")[0]["id"].as_str().unwrap().to_owned();
     let pairing = cluster.palyra(&["pairing", "ls", "-o", "json"]).ok();
@@ -272,6 +273,11 @@ pub(crate) async fn commands_leave_a_frozen_replica(cluster: &mut Cluster) {
     let status = cluster.palyra(&["cluster", "status", "-o", "json"]);
     let out = cluster.path().join("wanda.json").display().to_string();
     let added = cluster.palyra(&["operator", "add", "wanda", "--role", "viewer", "--out", &out]);
+    let device = cluster
+        .palyra(&["device", "ls", "--status", "trusted", "-o", "json"])
+        .ok();
+    let device = device.field("items")[0]["id"].as_str().unwrap().to_owned();
+    let revoked = cluster.palyra(&["device", "revoke", &device, "--reason", "only a test"]);
     let only = cluster.node_addr(1);
     let alone = cluster.palyra(&["node", "ls", "--endpoint", &only, "--timeout", "1s"]);
     let remove = ["operator", "remove", "wanda", "--reason", "only a test"];
@@ -282,6 +288,11 @@ pub(crate) async fn commands_leave_a_frozen_replica(cluster: &mut Cluster) {
     let unreachable = seen.field("replicas")[0]["reachable"] == false;
     assert!(unreachable, "{}", seen.out);
     let _ = added.ok();
+    assert_eq!(
+        revoked.code, 0,
+        "a frozen replica's authority lapses: {}{}",
+        revoked.out, revoked.err
+    );
     assert_eq!(alone.code, 4, "{}", alone.err);
     assert_eq!(
         changed.code, 4,
