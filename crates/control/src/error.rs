@@ -473,6 +473,9 @@ impl fmt::Display for Error {
             Error::Unknown { request_id } => {
                 write!(f, "it is not known whether request {request_id} was done")
             }
+            Error::Stale { age_ms: u64::MAX } => {
+                f.write_str("this replica has not heard from a quorum since it started")
+            }
             Error::Stale { age_ms } => write!(f, "this replica last heard from a quorum {age_ms} ms ago"),
             Error::Invalid { field, cause, .. } => write!(f, "{field}: {cause}"),
             Error::Busy { what } => write!(f, "this replica has too many {what} at the moment"),
