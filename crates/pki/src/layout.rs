@@ -13,6 +13,7 @@
 //! genesis.pb                 the cluster's first log entry; only in the first replica, until it is committed
 //! peers.cache                where the other replicas were last seen; disposable
 //! palyrad.lock               held by the running process
+//! started                    empty; there once the replica has a database: from then on it never starts without
 //! db/                        RocksDB: log, votes and state
 //! ```
 
@@ -34,6 +35,8 @@ pub const GENESIS: &str = "genesis.pb";
 pub const PEERS: &str = "peers.cache";
 /// Lock of the running process.
 pub const LOCK: &str = "palyrad.lock";
+/// Mark of a replica that has run: it has voted, and must not start again without its [`DB`].
+pub const STARTED: &str = "started";
 /// Folder of the database.
 pub const DB: &str = "db";
 /// Label of the PEM blocks in [`AUTHORITY_CERT`] and [`ROOT_CERT`].

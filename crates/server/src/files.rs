@@ -150,6 +150,31 @@ impl FolderLock {
     }
 }
 
+/// Refuses a folder whose replica has run and whose database is gone. Started afresh it would have forgotten its votes and
+/// what it acknowledged, and could help to elect a leader that lacks committed entries.
+pub(crate) fn refuse_lost_database(dir: &Path) -> Result<(), FilesError> {
+    let db = dir.join(layout::DB);
+    let holds_something = fs::read_dir(&db).is_ok_and(|mut entries| entries.next().is_some());
+    if holds_something || !dir.join(layout::STARTED).exists() {
+        return Ok(());
+    }
+    Err(FilesError(format!(
+        "{} is gone or empty, but this replica has run before, and one that forgot its votes must not come back under \
+         its id; put the database back, or remove the replica (`palyra cluster remove-replica NAME`) and join with an \
+         empty folder (`palyrad join`)",
+        db.display()
+    )))
+}
+
+/// Notes that the folder's replica has a database from now on.
+pub(crate) fn mark_started(dir: &Path) -> Result<(), FilesError> {
+    let path = dir.join(layout::STARTED);
+    if path.exists() {
+        return Ok(());
+    }
+    replace(&path, b"", 0o600)
+}
+
 /// Makes a folder that only its owner may enter; its parents too. One that exists is left as it is.
 pub(crate) fn make_private_dir(path: &Path) -> Result<(), FilesError> {
     fs::DirBuilder::new()
@@ -281,6 +306,22 @@ mod tests {
         );
         remove(&path).unwrap();
         remove(&path).unwrap();
+    }
+
+    #[test]
+    fn a_replica_that_ran_does_not_start_without_its_database() {
+        let dir = tempfile::tempdir().unwrap();
+        refuse_lost_database(dir.path()).unwrap();
+        make_private_dir(&dir.path().join(layout::DB)).unwrap();
+        refuse_lost_database(dir.path()).unwrap();
+        mark_started(dir.path()).unwrap();
+        let error = refuse_lost_database(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("db is gone") && error.contains("palyrad join"),
+            "{error}"
+        );
+        replace(&dir.path().join("db/CURRENT"), b"x", 0o600).unwrap();
+        refuse_lost_database(dir.path()).unwrap();
     }
 
     #[test]
