@@ -17,7 +17,7 @@ use palyra_client::{
 use palyra_pki::pin::{ClientState, PinError, client_begin, client_finish};
 use palyra_pki::tls::SeenServer;
 use palyra_pki::transcript::{NONCE_LEN, Opening};
-use palyra_pki::{KeyPair, Method, Pin, Ticket, Transcript, sha256};
+use palyra_pki::{ChainError, KeyPair, Method, Pin, Ticket, Transcript, sha256};
 use palyra_proto::pairing::v1 as wire;
 use palyra_proto::pairing::v1::enrol_service_client::EnrolServiceClient;
 use tokio::time::{Instant, sleep, timeout};
@@ -68,6 +68,12 @@ impl From<ConnectError> for Try {
     fn from(error: ConnectError) -> Self {
         if error.kind == ConnectErrorKind::Unreachable {
             return Self::Next(error.cause);
+        }
+        if let Some(ChainError::NotYetValid { .. } | ChainError::Expired { .. }) = error.chain {
+            let message = format!("{} can't be told from a stranger: {}", error.address, error.cause);
+            let next =
+                "set the clock of this machine and that of the replica; the ticket is as good as before";
+            return Self::Final(Error::new(Kind::Precondition, "N0208", message, next));
         }
         let message = format!(
             "{} is not the cluster that the ticket is for: {}",

@@ -43,6 +43,8 @@ pub(crate) enum Lie {
     LosesFirstProof,
     /// No answer to a first message arrives.
     LosesEveryBegin,
+    /// Its clock is an hour ahead.
+    ClockAhead,
 }
 
 /// What the operator decided, as the listener tells it.
@@ -87,9 +89,13 @@ impl Cluster {
 }
 
 fn cluster() -> Cluster {
+    cluster_at(wall_ms())
+}
+
+fn cluster_at(now: u64) -> Cluster {
     let rng = &mut fill_random;
     let id = new_ulid();
-    let (domain, now) = (TrustDomain::for_cluster(&id).unwrap(), wall_ms());
+    let domain = TrustDomain::for_cluster(&id).unwrap();
     let root = Root::create(&id, &domain, now, rng).unwrap();
     let issuing = KeyPair::generate(rng).unwrap();
     let signed = root
@@ -334,7 +340,8 @@ impl EnrolService for Fake {
 pub(crate) async fn listener(lie: Lie) -> (Arc<Fake>, String) {
     let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = socket.local_addr().unwrap().to_string();
-    let cluster = cluster();
+    let ahead = if lie == Lie::ClockAhead { 3_600_000 } else { 0 };
+    let cluster = cluster_at(wall_ms() + ahead);
     let chain = certificates_to_pem(&cluster.chain);
     let tls = ServerTlsConfig::new().identity(Identity::from_pem(chain, cluster.key.to_pem().as_bytes()));
     let fake = Arc::new(Fake {
@@ -453,4 +460,11 @@ async fn a_ticket_is_proved_to_its_own_cluster_only() {
     assert_eq!(code(with_ticket(&moved).await), "N0203", "another root");
     let (fake, _) = listener(Lie::OtherCluster).await;
     assert_eq!(code(with_ticket(&fake.ticket).await), "N0203", "another id");
+    let (fake, _) = listener(Lie::ClockAhead).await;
+    let error = with_ticket(&fake.ticket).await.map(drop).unwrap_err();
+    assert_eq!((error.code.as_str(), error.exit_code()), ("N0208", 7), "{error}");
+    assert!(
+        error.message.contains("clock") && error.next.contains("clock"),
+        "{error}"
+    );
 }

@@ -340,7 +340,8 @@ fn unanswered(home: &Home, pending: &Pending, error: palyra_client::Error) -> Re
     if error.code == palyra_client::error::E_NOT_THIS_CLUSTER {
         let file = home.dir().join(PENDING);
         error.next = format!(
-            "the pairing was begun with cluster {}; to forget it and begin anew, remove {}",
+            "the pairing was begun with cluster {}; if it is about time, set the clocks; to forget the pairing and \
+             begin anew, remove {}",
             pending.cluster_id,
             file.display()
         );
