@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::ledger::Started;
 use crate::{Error, Home, Result};
 
+/// How the environment of every program of an agent begins to name its dispatch.
+const MARK: &[u8] = b"PALYRA_DISPATCH_ID=";
+
 /// Held as long as the value lives.
 #[derive(Debug)]
 pub(crate) struct FolderLock {
@@ -82,10 +85,39 @@ pub(crate) fn is_alive(started: &Started) -> bool {
     identify(started.pid).is_some_and(|now| now == *started)
 }
 
-/// Field 22 of `/proc/<pid>/stat`. The second field, the program's name, may hold blanks and parentheses.
+/// Whether something is left of the group that a program led, be it only children of a leader that is gone. Such
+/// ones are known by their group and by the variable that every program of an agent has: the group's id alone
+/// could be somebody else's by now.
+pub(crate) fn is_group_left(leader: &Started) -> bool {
+    if is_alive(leader) {
+        return true;
+    }
+    let here = identify(std::process::id()).is_some_and(|here| here.boot == leader.boot);
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    here && processes.map(|entry| entry.path()).any(|process| {
+        let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+        parse_group(&stat) == Some(leader.pid)
+            && parse_ticks(&stat).is_some_and(|ticks| ticks >= leader.ticks)
+            && std::fs::read(process.join("environ")).is_ok_and(|environment| {
+                let mut variables = environment.split(|byte| *byte == 0);
+                variables.any(|variable| variable.starts_with(MARK))
+            })
+    })
+}
+
+/// Field 5 of `/proc/<pid>/stat`. The second field, the program's name, may hold blanks and parentheses.
+fn parse_group(stat: &str) -> Option<u32> {
+    field(stat, 5)?.parse().ok()
+}
+
+/// Field 22 of `/proc/<pid>/stat`.
 fn parse_ticks(stat: &str) -> Option<u64> {
+    field(stat, 22)?.parse().ok()
+}
+
+fn field(stat: &str, number: usize) -> Option<&str> {
     let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_whitespace().nth(19)?.parse().ok()
+    after_name.split_whitespace().nth(number - 3)
 }
 
 #[cfg(test)]
@@ -129,6 +161,6 @@ mod tests {
             "5 (a) b (c) S {} 777 0",
             (1..=18).map(|n| n.to_string()).collect::<Vec<_>>().join(" ")
         );
-        assert_eq!(parse_ticks(&stat), Some(777));
+        assert_eq!((parse_ticks(&stat), parse_group(&stat)), (Some(777), Some(2)));
     }
 }

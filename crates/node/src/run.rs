@@ -23,7 +23,7 @@ use crate::home::{Home, NodeConfig, NodeRecord, open_append};
 use crate::jobs::Jobs;
 use crate::ledger::{Ledger, Started};
 use crate::link::{Link, TlsLink};
-use crate::lock::{FolderLock, is_alive, owner, record_owner};
+use crate::lock::{FolderLock, is_group_left, owner, record_owner};
 use crate::mediation::Desk;
 use crate::route::Route;
 use crate::service::{AgentStatus, rotate};
@@ -278,7 +278,7 @@ fn announce(capability: &Capability) -> wire::Capability {
 
 /// Ends the process groups of an earlier agent that died: two runs of one dispatch must not overlap.
 fn end_leftovers(left: &[Started]) {
-    for started in left.iter().filter(|started| is_alive(started)) {
+    for started in left.iter().filter(|started| is_group_left(started)) {
         tracing::warn!(
             pid = started.pid,
             "a program of an earlier agent still runs; it is ended"
@@ -337,6 +337,8 @@ fn ignores_hangup(status: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::identify;
+    use crate::testing::Fifo;
 
     #[test]
     fn nohup_is_found_in_the_mask() {
@@ -345,6 +347,31 @@ mod tests {
         ));
         assert!(!ignores_hangup("Name:\tx\nSigIgn:\t0000000000001000\n"));
         assert!(!ignores_hangup(""));
+    }
+
+    #[tokio::test]
+    async fn children_of_a_program_that_is_gone_are_ended_too() {
+        use std::os::unix::process::CommandExt;
+        // Whoever else has a group of that id is left alone.
+        for (mark, ours) in [("ANOTHER", false), ("PALYRA_DISPATCH_ID", true)] {
+            let mut held = Fifo::new();
+            let (path, gate) = (held.path(), held.gate());
+            let script = format!("exec 3>{path}; echo up >&3; sleep 1000 & read line <{gate}");
+            let mut command = std::process::Command::new("/bin/sh");
+            command.args(["-c", &script]).env(mark, "x").process_group(0);
+            let mut program = command.spawn().unwrap();
+            held.opened().await;
+            let started = identify(program.id()).unwrap();
+            held.open_gate().await;
+            program.wait().unwrap();
+            assert_eq!(is_group_left(&started), ours);
+            if ours {
+                end_leftovers(&[started]);
+            } else {
+                killpg(Pid::from_raw(program.id().cast_signed()), Signal::SIGKILL).unwrap();
+            }
+            held.released().await;
+        }
     }
 
     #[tokio::test]
