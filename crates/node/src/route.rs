@@ -23,6 +23,8 @@ pub(crate) struct Route {
     replicas: Vec<KnownReplica>,
     failures: u32,
     served_at: Option<Instant>,
+    /// Sessions in a row that were lost as soon as they were there.
+    flaps: u32,
 }
 
 impl Route {
@@ -34,6 +36,7 @@ impl Route {
             replicas,
             failures: 0,
             served_at: None,
+            flaps: 0,
         }
     }
 
@@ -60,10 +63,14 @@ impl Route {
 
     /// The first replica failed, or asks to be left.
     pub(crate) fn failed(&mut self, now: Instant) {
-        if self.served_at.take().is_some_and(|at| now >= at + STEADY) {
-            self.failures = 0;
+        match self.served_at.take() {
+            Some(at) if now >= at + STEADY => (self.flaps, self.failures) = (0, 1),
+            Some(_) => {
+                self.flaps = self.flaps.saturating_add(1);
+                self.failures = self.flaps;
+            }
+            None => self.failures = self.failures.saturating_add(1),
         }
-        self.failures = self.failures.saturating_add(1);
         if self.replicas.len() > 1 {
             self.replicas.rotate_left(1);
         }
@@ -145,10 +152,16 @@ mod tests {
     fn only_a_session_that_lasts_ends_a_row_of_failures() {
         let mut route = Route::new(vec![replica(1)]);
         let now = Instant::now();
+        for _ in 0..20 {
+            route.failed(now);
+        }
         for failures in 1..5 {
             route.served(now);
             route.failed(now + STEADY / 2);
-            assert_eq!(route.failures, failures);
+            assert_eq!(
+                route.failures, failures,
+                "of its own, not on top of an outage before"
+            );
         }
         route.served(now);
         route.failed(now + STEADY);

@@ -29,6 +29,9 @@ const LOG_LIMIT: u64 = 8 << 20;
 const OLD_LOGS: u32 = 3;
 /// With which options the agent was started last.
 const STARTED: &str = "run/started.json";
+/// How long an agent that answers may take to be connected, or to end because it is revoked, before it is left
+/// to itself.
+const SETTLE: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const TAIL: usize = 1500;
 
@@ -97,7 +100,8 @@ pub struct ServiceStatus {
     pub installed: Option<PathBuf>,
 }
 
-/// Starts the agent in the background and answers when it does.
+/// Starts the agent in the background and answers when it does and is connected; after three seconds also when it
+/// is not.
 ///
 /// Errors: one runs already, no identity, or the agent ended at once: the message has the end of its log.
 pub async fn start(config: StartConfig) -> Result<AgentStatus> {
@@ -124,9 +128,13 @@ pub async fn start(config: StartConfig) -> Result<AgentStatus> {
     let begins_at = log.metadata().map(|meta| meta.len()).unwrap_or(0);
     let mut child = spawn(&config, &home, log)?;
     let until = Instant::now() + config.wait;
+    let mut settled_at = None;
     while Instant::now() < until {
         if let Ok(Answer::Status(status)) = socket::ask(&home, &Question::Status).await {
-            return Ok(*status);
+            let settled_at = *settled_at.get_or_insert_with(|| until.min(Instant::now() + SETTLE));
+            if status.state == "connected" || Instant::now() + LOOK_EVERY >= settled_at {
+                return Ok(*status);
+            }
         }
         let ended = child
             .try_wait()
