@@ -351,12 +351,49 @@ pub(crate) async fn the_agent_runs_in_the_background(cluster: &mut Cluster) {
     let done = invoke(cluster, 1, request(&device_id, "notes.append", "\"from behind\"")).await;
     assert_eq!(done.state, "succeeded", "{done:?}");
     let pid = status.field("pid").as_u64().unwrap();
-    let _ = node("restart", &["--capabilities", &file]).ok();
+    // A restart reads the files again and keeps the options of the start.
+    std::fs::write(&file, CAPABILITIES.replace("notes.append", "notes.add")).unwrap();
+    let _ = node("restart", &[]).ok();
     let status = node("status", &["-o", "json"]).ok();
     assert_ne!(status.field("pid"), pid, "another process");
+    eventually("the capability of the new file", async || {
+        let done = cluster
+            .client()
+            .invoke(request(&device_id, "notes.add", "1"))
+            .await
+            .ok()?;
+        (done.dispatch.unwrap().state == "succeeded").then_some(())
+    })
+    .await;
+    // A mistake keeps it from starting, and says where it is.
+    std::fs::write(&file, format!("{CAPABILITIES}\n[[capability]]\ncolour = 1\n")).unwrap();
+    let refused = node("restart", &[]);
+    assert!(
+        refused.code == 2 && refused.err.contains("capabilities.toml:") && refused.err.contains("colour"),
+        "{} {}",
+        refused.code,
+        refused.err
+    );
+    let stopped = node("status", &[]);
+    assert_eq!(
+        (stopped.code, stopped.out.contains("stopped")),
+        (7, true),
+        "{}",
+        stopped.out
+    );
+    let _ = capabilities(cluster);
+    let _ = node("start", &["--capabilities", &file]).ok();
     cluster.online(&device_id).await;
     let _ = node("stop", &[]).ok();
     assert!(!palyra_node::service::status(&dir).await.unwrap().running);
     let _ = node("stop", &[]).ok();
     retire(cluster, &device_id).await;
+    let revoked = node("start", &[]);
+    assert!(
+        revoked.code == 3 && revoked.err.contains("revoked"),
+        "{} {}{}",
+        revoked.code,
+        revoked.out,
+        revoked.err
+    );
 }
