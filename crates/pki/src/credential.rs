@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::chain::MAX_CHAIN;
-use crate::ticket::{TicketError, check_endpoints};
+use crate::ticket::{MAX_ENDPOINTS, TicketError, check_endpoints};
 use crate::tls::{SharedIdentity, SharedTrust};
 use crate::{ChainError, IdentityError, KeyPair, PeerIdentity, TrustBundle, TrustDomain};
 
@@ -76,13 +76,15 @@ pub struct Credential {
 }
 
 impl Credential {
-    /// Puts a credential together and checks it as a whole. `chain` is DER, leaf first.
+    /// Puts a credential together and checks it as a whole. `chain` is DER, leaf first. Of more endpoints than
+    /// it holds the first are kept: a cluster may have more replicas than anybody needs to know at first.
     pub fn new(
         trust: &TrustBundle,
-        endpoints: Vec<String>,
+        mut endpoints: Vec<String>,
         chain: &[Vec<u8>],
         key: &KeyPair,
     ) -> Result<Self, CredentialError> {
+        endpoints.truncate(MAX_ENDPOINTS);
         let roots: Vec<&[u8]> = trust.roots().iter().map(|root| root.as_ref()).collect();
         let credential = Self {
             form: FORM,
@@ -251,6 +253,16 @@ mod tests {
         assert_eq!(read.chain().unwrap().len(), 2);
         assert!(read.for_tls().is_ok());
         assert!(!format!("{read:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_large_cluster_fits() {
+        let made = credential();
+        let all: Vec<String> = (1..=32).map(|replica| format!("r{replica}:7441")).collect();
+        let (trust, key) = (made.trust().unwrap(), made.key_pair().unwrap());
+        let large = Credential::new(&trust, all.clone(), &made.chain().unwrap(), &key).unwrap();
+        assert_eq!(large.endpoints, all[..MAX_ENDPOINTS]);
+        assert!(Credential::from_json(&large.to_json().unwrap()).is_ok());
     }
 
     #[test]
