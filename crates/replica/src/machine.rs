@@ -192,9 +192,10 @@ impl Machine {
 fn apply_entry(overlay: &mut Overlay<'_>, applied: &mut Applied, entry: Entry) -> Answer {
     let index = entry.log_id.index;
     if let Some(last) = applied.last
-        && index != last.index + 1
+        && index <= last.index
     {
-        // Applied out of turn, or passed over: either way this state would differ from the others' for ever.
+        // Applied twice, this state would differ from the others' for ever. (That none is left out, the log sees to:
+        // it is asked for the one after the last.)
         platform::abort(&format!(
             "log entry {index} came to be applied after {}",
             last.index

@@ -455,3 +455,55 @@ impl NetBackoff<TypeConfig> for Client {
         Some(Backoff::new(jittered))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use palyra_state::Id;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::meta::Identity;
+    use crate::types::{LeaderId, Membership};
+
+    #[test]
+    fn a_request_that_was_held_back_vouches_for_no_moment() {
+        let (applied, watched) = watch::channel(5);
+        let me = Identity {
+            cluster_id: Id::from_bytes([7; 16]),
+            replica_id: 1,
+        };
+        let links = Links::new(me, crate::testing::Bus::new().transport(1), watched);
+        let leader_id = LeaderId { term: 1, node_id: 1 };
+        let three = Membership::new_with_defaults(vec![[1, 2, 3].into()], []);
+        let now = platform::boot_ms();
+        let ack = Ack {
+            term: 1,
+            sent: now,
+            number: 1,
+            commit: Some(5),
+            stamp: 77,
+        };
+        links.freshness.acknowledged(2, ack, &three, 1, now);
+        let request = AppendEntriesRequest {
+            vote: Vote {
+                leader_id,
+                committed: true,
+            },
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: Some(LogId::new(leader_id, 5)),
+        };
+        let flight = Flight::default();
+        let send = || {
+            let body = links.encode_append(2, &request, &flight);
+            let message = wire::AppendRequest::decode(body).unwrap();
+            assert_eq!(message.echo, Some(77));
+            (message.quorum_age_ms.is_some(), flight.pop().unwrap().commit)
+        };
+        assert_eq!(send(), (true, Some(5)));
+        // Another entry was committed and answered meanwhile; a quorum stands behind that, and this request hides it.
+        applied.send_replace(6);
+        assert_eq!(send(), (false, None));
+    }
+}
