@@ -150,8 +150,8 @@ impl FolderLock {
     }
 }
 
-/// Refuses a folder whose replica has run and whose database is gone. Started afresh it would have forgotten its votes and
-/// what it acknowledged, and could help to elect a leader that lacks committed entries.
+/// Refuses a folder whose replica has run and whose database is gone. Started afresh it would have forgotten its
+/// votes and what it acknowledged, and could help to elect a leader that lacks committed entries.
 pub(crate) fn refuse_lost_database(dir: &Path) -> Result<(), FilesError> {
     let db = dir.join(layout::DB);
     let holds_something = fs::read_dir(&db).is_ok_and(|mut entries| entries.next().is_some());
@@ -159,9 +159,9 @@ pub(crate) fn refuse_lost_database(dir: &Path) -> Result<(), FilesError> {
         return Ok(());
     }
     Err(FilesError(format!(
-        "{} is gone or empty, but this replica has run before, and one that forgot its votes must not come back under \
-         its id; put the database back, or remove the replica (`palyra cluster remove-replica NAME`) and join with an \
-         empty folder (`palyrad join`)",
+        "{} is gone or empty, but this replica has run before, and one that forgot its votes must not come \
+         back under its id; put the database back, or remove the replica (`palyra cluster remove-replica \
+         NAME`) and join with an empty folder (`palyrad join`)",
         db.display()
     )))
 }
