@@ -1,7 +1,8 @@
 //! The message bus between simulated replicas: the real peer messages in their real encoding, without TLS and
 //! sockets.
 //!
-//! Each directed link has a latency, can lose, repeat or hold messages, and can be cut one way. What runs on
+//! Each directed link has a latency, can lose, repeat or hold messages, and can be cut one way. A repeated
+//! call arrives some time after the first. All bytes go into the run's digest. What runs on
 //! behalf of a replica runs in tasks with its tag, so that killing it ends the call halfway, on either side.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,8 @@ use crate::world::{Life, World};
 
 /// Messages that a stream may have under way.
 const WINDOW: usize = 64;
+/// How much later than the first a repeated call may arrive, in virtual milliseconds.
+const LATE_MS: u64 = 900;
 
 #[derive(Default)]
 struct Inner {
@@ -70,6 +73,7 @@ impl Bus {
 
     /// Lets nothing pass in this direction any more.
     pub(crate) fn cut(&self, from: u64, to: u64) {
+        self.world.reach("link-cut");
         self.inner().cut.insert((from, to));
     }
 
@@ -121,12 +125,40 @@ impl Bus {
         };
         let mut healed = self.healed.subscribe();
         platform::sleep(Duration::from_millis(latency)).await;
+        let mut held = false;
         while self.is_cut(from, to) {
+            held = true;
             if healed.changed().await.is_err() {
                 return false;
             }
         }
+        if held {
+            self.world.reach("link-held-message");
+        }
+        if lost {
+            self.world.reach("message-lost");
+        }
         !lost
+    }
+
+    /// Now and then one of Raft's own calls arrives twice, the second time later. Commands do not: a stream over
+    /// TCP repeats nothing, and a repetition that a new leader takes would belie the refusal of the old one.
+    fn repeat(&self, (from, to): (u64, u64), method: Method, body: &Bytes) {
+        if method == Method::Propose || !chance::percent(2) {
+            return;
+        }
+        let (bus, body) = (self.clone(), body.clone());
+        let late = Duration::from_millis(chance::between(0, LATE_MS));
+        // In a task of nobody: a message that is under way does not die with its sender.
+        tokio::spawn(async move {
+            platform::sleep(late).await;
+            if let Ok((life, service)) = bus.service(to) {
+                bus.world.reach("message-repeated");
+                platform::scope_sync(life.tag(), || {
+                    platform::spawn(async move { drop(service.handle_call(from, body).await) }).detach();
+                });
+            }
+        });
     }
 }
 
@@ -145,6 +177,9 @@ async fn pump(
     out: mpsc::Sender<Result<Bytes, PeerError>>,
 ) {
     while let Some(item) = items.next().await {
+        if let Ok(body) = &item {
+            bus.world.absorb(body);
+        }
         let item = if bus.hop(link.0, link.1).await {
             item
         } else {
@@ -179,7 +214,7 @@ impl PeerTransport for Port {
     fn call(
         &self,
         to: u64,
-        _method: Method,
+        method: Method,
         body: Bytes,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Bytes, PeerError>> {
@@ -189,12 +224,8 @@ impl PeerTransport for Port {
                 std::future::pending::<()>().await;
             }
             let (life, service) = bus.service(to)?;
-            if chance::percent(1) {
-                let (service, body) = (service.clone(), body.clone());
-                platform::scope_sync(life.tag(), || {
-                    platform::spawn(async move { drop(service.handle_call(from, body).await) }).detach();
-                });
-            }
+            bus.world.absorb(&body);
+            bus.repeat((from, to), method, &body);
             let answer = on(life, async move { service.handle_call(from, body).await }).await;
             if !bus.hop(to, from).await {
                 std::future::pending::<()>().await;
@@ -217,7 +248,11 @@ impl PeerTransport for Port {
         let (bus, from) = (self.bus.clone(), self.from);
         Box::pin(async move {
             if bus.is_cut(from, to) || bus.is_cut(to, from) {
-                return Err(PeerError::Unreachable("no route".into()));
+                if chance::percent(50) {
+                    return Err(PeerError::Unreachable("no route".into()));
+                }
+                // Nobody says anything: the caller has to give up by itself.
+                std::future::pending::<()>().await;
             }
             let (life, service) = bus.service(to)?;
             let (request_tx, request_rx) = mpsc::channel(WINDOW);

@@ -1,5 +1,5 @@
-//! The commands of the workload: a cluster's genesis, a few paired devices, and registers kept in nodes'
-//! labels.
+//! The commands of the workload: a cluster's genesis and its replicas, paired devices, registers kept in nodes'
+//! labels, sessions, dispatches, revocations.
 //!
 //! Real commands through the real state machine. Certificates are stand-ins: the state machine records and
 //! compares their bytes, and only the edges, which are left out here, look inside of them.
@@ -9,12 +9,19 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use palyra_platform as platform;
 use palyra_state::cluster::{self, Addresses};
-use palyra_state::identity::NewCertificate;
-use palyra_state::{Actor, Command, Digest, Envelope, Fingerprint, Id, Read, nodes, pairing};
+use palyra_state::identity::{self, NewCertificate};
+use palyra_state::nodes::{Capability, Effect};
+use palyra_state::{Actor, Command, Digest, Envelope, Fingerprint, Id, Read, dispatch, nodes, pairing};
 
+/// A capability that may be run again.
+pub(crate) const AGAIN: &str = "echo";
+/// A capability that must not be run twice.
+pub(crate) const ONCE: &str = "pay";
 /// Name of the only operator.
 const OPERATOR: &str = "root";
 const YEAR_MS: u64 = 365 * 24 * 3600 * 1000;
+/// Where pairing machines come from.
+const SOURCE: &str = "10.1.0.1";
 
 /// A fresh id that carries the world's time.
 pub(crate) fn fresh() -> Id {
@@ -29,7 +36,8 @@ fn certificate(subject: &str) -> NewCertificate {
         serial: Bytes::copy_from_slice(&Digest::of(subject.as_bytes()).to_bytes()[..16]),
         not_before: now - 3_600_000,
         not_after: now + YEAR_MS,
-        authority: 1,
+        // The root's: a replica's authority goes with the replica.
+        authority: 0,
     }
 }
 
@@ -73,12 +81,50 @@ pub(crate) fn genesis(cluster_id: Id) -> Envelope {
     envelope(Actor::System, genesis)
 }
 
-/// The commands that pair a device, in order.
-pub(crate) fn pair(device_id: Id) -> Vec<Envelope> {
-    let (code_id, attempt_id, pairing_id) = (fresh(), fresh(), fresh());
-    let replica = Actor::Replica { id: 1 };
-    let source = "10.1.0.1".to_owned();
-    let subject = format!("node/{device_id}");
+/// The commands that make another replica known, in order, and the token that they use; its id is in the answer to the
+/// second.
+pub(crate) fn invite(name: &str) -> [Envelope; 2] {
+    let token_id = fresh();
+    let mint = cluster::MintJoinToken {
+        token_id,
+        secret_key_sealed: Bytes::from_static(b"sealed"),
+        name: name.into(),
+        ttl_ms: 0,
+    };
+    let allocate = cluster::AllocateReplica {
+        token_id,
+        name: name.into(),
+        addresses: addresses(9),
+    };
+    [envelope(operator(), mint), envelope(Actor::System, allocate)]
+}
+
+/// Records a new replica's certificates.
+pub(crate) fn admit(replica_id: u64) -> Envelope {
+    let admit = cluster::AdmitReplica {
+        replica_id,
+        authority_cert_der: Bytes::from_static(b"authority"),
+        certificate: certificate(&format!("replica/{replica_id}")),
+    };
+    envelope(Actor::System, admit)
+}
+
+/// Records that a replica has a vote.
+pub(crate) fn voter(replica_id: u64) -> Envelope {
+    let status = cluster::SetReplicaStatus {
+        replica_id,
+        status: cluster::ReplicaStatus::Voter.into(),
+    };
+    envelope(Actor::System, status)
+}
+
+/// Removes a replica for good.
+pub(crate) fn remove(replica_id: u64) -> Envelope {
+    envelope(operator(), cluster::RemoveReplica { replica_id })
+}
+
+/// Opens a code.
+pub(crate) fn mint(code_id: Id) -> Envelope {
     let mint = pairing::MintCode {
         code_id,
         method: pairing::Method::Pin.into(),
@@ -86,14 +132,24 @@ pub(crate) fn pair(device_id: Id) -> Vec<Envelope> {
         ttl_ms: 0,
         device_name: String::new(),
     };
+    envelope(operator(), mint)
+}
+
+/// Counts an attempt of a device at a code.
+pub(crate) fn begin(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id) -> Envelope {
     let begin = pairing::BeginAttempt {
         attempt_id,
         code_id: Some(code_id),
         code_number: 0,
         device_id,
-        source: source.clone(),
+        source: SOURCE.into(),
         method: pairing::Method::Pin.into(),
     };
+    envelope(Actor::Replica { id: served_by }, begin)
+}
+
+/// Says that a device proved a code; it asks for a certificate under `pairing_id`.
+pub(crate) fn prove(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id, pairing_id: Id) -> Envelope {
     let prove = pairing::Prove {
         pairing_id,
         attempt_id: Some(attempt_id),
@@ -101,43 +157,154 @@ pub(crate) fn pair(device_id: Id) -> Vec<Envelope> {
         device_id,
         device_name: format!("sim-{}", device_id.to_string().to_lowercase()),
         csr_der: Bytes::from_static(b"csr"),
-        csr_spki: certificate(&subject).spki,
+        csr_spki: certificate(&format!("node/{device_id}")).spki,
         sas: "123456".into(),
-        source,
-        served_by: 1,
+        source: SOURCE.into(),
+        served_by,
         fetch_token_hash: Digest::of(b"token"),
     };
+    envelope(Actor::Replica { id: served_by }, prove)
+}
+
+/// Lets a device in. `by` tells certificates apart that two replicas signed for it at once.
+pub(crate) fn approve(pairing_id: Id, device_id: Id, by: u64) -> Envelope {
     let approve = pairing::Approve {
         pairing_id,
-        certificate: certificate(&subject),
+        certificate: node_certificate(device_id, by),
         sas: String::new(),
         reason: String::new(),
     };
+    envelope(operator(), approve)
+}
+
+fn node_certificate(device_id: Id, by: u64) -> NewCertificate {
+    NewCertificate {
+        der: Bytes::from(format!("certificate of node/{device_id} by {by}")),
+        ..certificate(&format!("node/{device_id}"))
+    }
+}
+
+/// The commands that pair a device, in order.
+pub(crate) fn pair(device_id: Id) -> Vec<Envelope> {
+    let (code_id, attempt_id, pairing_id) = (fresh(), fresh(), fresh());
     vec![
-        envelope(operator(), mint),
-        envelope(replica.clone(), begin),
-        envelope(replica, prove),
-        envelope(operator(), approve),
+        mint(code_id),
+        begin(1, attempt_id, code_id, device_id),
+        prove(1, attempt_id, code_id, device_id, pairing_id),
+        approve(pairing_id, device_id, 0),
     ]
 }
 
+/// The fingerprint of the certificate that `by` signed for a device.
+pub(crate) fn fingerprint(device_id: Id, by: u64) -> Fingerprint {
+    node_certificate(device_id, by).fingerprint()
+}
+
+/// A device as it shows itself with the certificate that was signed by `by`.
+pub(crate) fn node(device_id: Id, by: u64) -> Actor {
+    Actor::Node {
+        device_id,
+        fingerprint: fingerprint(device_id, by),
+    }
+}
+
 /// Sets the register of a device: its node registers with another label.
-pub(crate) fn write(device_id: Id, value: u64) -> Envelope {
+pub(crate) fn write(actor: Actor, device_id: Id, value: u64) -> Envelope {
+    let capability = |name: &str, effect: Effect| Capability {
+        name: name.into(),
+        effect: effect.into(),
+        ..Capability::default()
+    };
     let register = nodes::Register {
         device_id,
         platform: "sim/x".into(),
         agent_version: "1".into(),
-        capabilities: Vec::new(),
+        capabilities: vec![
+            capability(AGAIN, Effect::Idempotent),
+            capability(ONCE, Effect::Once),
+        ],
         labels: BTreeMap::from([("value".to_owned(), value.to_string())]),
     };
-    let fingerprint = certificate(&format!("node/{device_id}")).fingerprint();
-    envelope(
-        Actor::Node {
-            device_id,
-            fingerprint,
-        },
-        register,
-    )
+    envelope(actor, register)
+}
+
+/// Begins a session at a replica; the node has begun or finished `held`.
+pub(crate) fn attach(actor: Actor, device_id: Id, replica_id: u64, held: Vec<Id>) -> Envelope {
+    let attach = nodes::Attach {
+        device_id,
+        replica_id,
+        transport: "stream".into(),
+        held,
+    };
+    envelope(actor, attach)
+}
+
+/// Ends a session.
+pub(crate) fn detach(actor: Actor, device_id: Id, epoch: u64) -> Envelope {
+    let detach = nodes::Detach {
+        device_id,
+        epoch,
+        reason: "disconnected".into(),
+    };
+    envelope(actor, detach)
+}
+
+/// Asks a node to do something.
+pub(crate) fn submit(
+    dispatch_id: Id,
+    device_id: Id,
+    capability: &str,
+    bytes: usize,
+    timeout_ms: u64,
+) -> Envelope {
+    let submit = dispatch::Submit {
+        dispatch_id,
+        device_id,
+        capability: capability.into(),
+        payload: Bytes::from(vec![b'p'; bytes]),
+        timeout_ms,
+    };
+    envelope(operator(), submit)
+}
+
+/// Takes a dispatch back.
+pub(crate) fn cancel(dispatch_id: Id) -> Envelope {
+    let cancel = dispatch::Cancel {
+        dispatch_id,
+        reason: String::new(),
+    };
+    envelope(operator(), cancel)
+}
+
+/// Ends dispatches whose time is over.
+pub(crate) fn expire(ids: Vec<Id>) -> Envelope {
+    envelope(Actor::System, dispatch::Expire { ids })
+}
+
+/// Says that a person must act first.
+pub(crate) fn await_mediation(actor: Actor, dispatch_id: Id, epoch: u64) -> Envelope {
+    envelope(actor, dispatch::AwaitMediation { dispatch_id, epoch })
+}
+
+/// Reports a result.
+pub(crate) fn complete(actor: Actor, dispatch_id: Id, epoch: u64, result: &[u8]) -> Envelope {
+    let complete = dispatch::Complete {
+        dispatch_id,
+        epoch,
+        outcome: dispatch::Outcome::Succeeded.into(),
+        result: Bytes::copy_from_slice(result),
+        error: None,
+    };
+    envelope(actor, complete)
+}
+
+/// Revokes a device.
+pub(crate) fn revoke(device_id: Id) -> Envelope {
+    let revoke = identity::RevokeDevice {
+        device_id,
+        reason: "lost".into(),
+    };
+    envelope(operator(), revoke)
 }
 
 /// What the register holds; 0 at first.

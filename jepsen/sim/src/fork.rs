@@ -4,11 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
+use std::ops::ControlFlow;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
-/// Wall seconds after which a seed counts as hung.
-const WATCHDOG: Duration = Duration::from_secs(20);
+/// Seconds of processor time after which a seed counts as hung: a loop that awaits no timer stops virtual time for
+/// ever. Not wall time, which a busy machine stretches at will.
+const CPU_SECONDS: u64 = 60;
+/// Wall time after which a seed that uses no processor counts as hung.
+const WATCHDOG: Duration = Duration::from_secs(600);
 
 /// How the process of a seed ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +22,7 @@ pub(crate) enum Ended {
     Said(String),
     /// Without one: it died.
     Died(String),
-    /// The watchdog ended it.
+    /// It used up its processor time, or the watchdog ended it.
     Hung,
 }
 
@@ -28,30 +33,41 @@ struct Child {
 }
 
 /// Runs `body` for each key in its own process, at most `jobs` at a time, and hands each end to `each` as it
-/// comes.
+/// comes, until that breaks.
 pub(crate) fn for_each(
     keys: impl Iterator<Item = u64>,
     jobs: usize,
-    body: fn(u64) -> String,
-    mut each: impl FnMut(u64, Ended),
+    body: impl Fn(u64) -> String,
+    mut each: impl FnMut(u64, Ended) -> ControlFlow<()>,
 ) {
     let mut keys = keys.peekable();
     let mut running: BTreeMap<u64, Child> = BTreeMap::new();
-    while keys.peek().is_some() || !running.is_empty() {
-        while running.len() < jobs.max(1) {
+    let mut going = true;
+    while (going && keys.peek().is_some()) || !running.is_empty() {
+        while going && running.len() < jobs.max(1) {
             let Some(key) = keys.next() else { break };
-            running.insert(key, start(key, body));
+            running.insert(key, start(key, &body));
         }
         let done = wait_any(&running);
         for key in done {
             if let Some(child) = running.remove(&key) {
-                each(key, finish(child));
+                going &= each(key, finish(child)).is_continue();
             }
         }
     }
 }
 
-fn start(key: u64, body: fn(u64) -> String) -> Child {
+/// The processor time of this process, and of what it executes, is limited.
+fn limit_cpu() {
+    let limit = libc::rlimit {
+        rlim_cur: CPU_SECONDS,
+        rlim_max: CPU_SECONDS,
+    };
+    // SAFETY: `limit` is a valid structure that lives.
+    unsafe { libc::setrlimit(libc::RLIMIT_CPU, &limit) };
+}
+
+fn start(key: u64, body: &impl Fn(u64) -> String) -> Child {
     let mut ends: [RawFd; 2] = [0; 2];
     // SAFETY: `ends` has room for the two descriptors.
     assert_eq!(
@@ -63,7 +79,10 @@ fn start(key: u64, body: fn(u64) -> String) -> Child {
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "no process for a seed");
     if pid == 0 {
-        let line = body(key);
+        limit_cpu();
+        // Unwinding further would run the parent's loop once more, in the child.
+        let line = std::panic::catch_unwind(AssertUnwindSafe(|| body(key)))
+            .unwrap_or_else(|_| "FAIL the simulation itself panicked".to_owned());
         // SAFETY: writes a buffer that lives, to a descriptor that is open, and ends without running
         // destructors.
         unsafe {
@@ -115,7 +134,9 @@ fn finish(mut child: Child) -> Ended {
     let mut status = 0;
     // SAFETY: as above; `status` is writable.
     unsafe { libc::waitpid(child.pid, &mut status, 0) };
-    if hung {
+    let ran_out =
+        libc::WIFSIGNALED(status) && [libc::SIGXCPU, libc::SIGKILL].contains(&libc::WTERMSIG(status));
+    if hung || ran_out {
         Ended::Hung
     } else if read.is_err() || said.is_empty() {
         Ended::Died(format!("wait status {status}"))

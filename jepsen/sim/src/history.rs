@@ -1,9 +1,9 @@
 //! What the clients asked and what they were told, in the one order in which the simulation runs, and the
 //! checks of it against the journal that the cluster ended with.
 //!
-//! A write is `Ok` (told: applied at this index), `Refused` (told: no effect) or `Unknown`. Unknown writes
-//! may or may not have happened; every check leaves both open until the journal, which has passed its own
-//! checks, decides.
+//! A command is `Ok` (told: applied, at or before this index), `Quiet` (told: accepted, there was nothing to change),
+//! `Refused` (told: no effect) or `Unknown`. Unknown ones may or may not have happened; every check leaves both open
+//! until the journal, which has passed its own checks, decides. Never here: what single domains promise, see `ledger`.
 
 use std::collections::BTreeMap;
 
@@ -13,12 +13,51 @@ use palyra_state::{Id, MemRead};
 /// How an operation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is known to reflect the log up to this index, or to have been applied there.
+    /// A read reflects the log up to this index; a command was applied there, or before when it had to be asked for
+    /// twice.
     Ok(u64),
+    /// It was accepted at this index and changed nothing.
+    Quiet(u64),
     /// It is known to have had no effect.
     Refused,
     /// Nobody knows.
     Unknown,
+}
+
+impl Outcome {
+    /// The index that an answer names.
+    pub(crate) fn index(&self) -> Option<u64> {
+        match self {
+            Outcome::Ok(index) | Outcome::Quiet(index) => Some(*index),
+            Outcome::Refused | Outcome::Unknown => None,
+        }
+    }
+}
+
+/// What a command other than a write was for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Deed {
+    /// Only that it happened is checked.
+    Plain(&'static str),
+    /// A dispatch was submitted.
+    Submit { dispatch: Id },
+    /// A node reported a result in a session; `stale`: one that it knew to be over.
+    Complete {
+        dispatch: Id,
+        epoch: u64,
+        result: Vec<u8>,
+        stale: bool,
+    },
+    /// A node began the session of this epoch; 0 when it was not told.
+    Attach { device: Id, epoch: u64 },
+    /// A machine proved a code.
+    Prove { code: Id },
+    /// An operator let a machine in.
+    Approve { pairing: Id },
+    /// An operator revoked a device.
+    Revoke { device: Id },
+    /// A device did something in its own name.
+    ByDevice { device: Id },
 }
 
 /// What was asked.
@@ -28,6 +67,18 @@ pub(crate) enum Asked {
     Write { key: Id, value: u64, request: Id },
     /// A register was read with linearizable consistency and held `value`; 0 is what it holds at first.
     Read { key: Id, value: u64 },
+    /// Any other command, under this request id.
+    Command { deed: Deed, request: Id },
+}
+
+impl Asked {
+    /// The request id of a command.
+    fn request(&self) -> Option<Id> {
+        match self {
+            Asked::Write { request, .. } | Asked::Command { request, .. } => Some(*request),
+            Asked::Read { .. } => None,
+        }
+    }
 }
 
 /// One operation. `invoked` and `returned` are places in the order of all events of the run.
@@ -42,7 +93,7 @@ pub(crate) struct Op {
 /// Everything that clients did in a run.
 #[derive(Default)]
 pub(crate) struct History {
-    ops: Vec<Op>,
+    pub(crate) ops: Vec<Op>,
     now: u64,
 }
 
@@ -58,12 +109,9 @@ impl History {
         self.ops.push(op);
     }
 
-    /// How many writes and reads were answered.
+    /// How many operations were answered.
     pub(crate) fn answered(&self) -> usize {
-        self.ops
-            .iter()
-            .filter(|op| matches!(op.outcome, Outcome::Ok(_)))
-            .count()
+        self.ops.iter().filter(|op| op.outcome.index().is_some()).count()
     }
 
     /// Checks the whole history against the journal's rows; the first problem of each kind.
@@ -75,39 +123,37 @@ impl History {
         problems
     }
 
-    /// An acknowledged write stands in the journal once, at its index; a refused one does not; an unknown one
-    /// at most once.
+    /// An acknowledged command stands in the journal once, not after the index that was told; a refused one does not,
+    /// nor one that changed nothing; an unknown one at most once.
     fn check_acknowledged(&self, rows: &[Row]) -> Option<String> {
         let mut at: BTreeMap<Id, Vec<u64>> = BTreeMap::new();
-        for row in rows.iter().filter(|row| row.action == "node.registered") {
-            at.entry(row.request_id).or_default().push(row.index);
+        for row in rows {
+            let indexes = at.entry(row.request_id).or_default();
+            if indexes.last() != Some(&row.index) {
+                indexes.push(row.index);
+            }
         }
         self.ops.iter().find_map(|op| {
-            let Asked::Write { request, value, .. } = &op.asked else {
-                return None;
-            };
-            let found = at.get(request).map_or(&[][..], Vec::as_slice);
+            let found = at.get(&op.asked.request()?).map_or(&[][..], Vec::as_slice);
             let good = match op.outcome {
-                // The bus may have delivered the request twice; the answer may then name the second, empty
-                // entry.
                 Outcome::Ok(index) => found.len() == 1 && found[0] <= index,
-                Outcome::Refused => found.is_empty(),
+                Outcome::Refused | Outcome::Quiet(_) => found.is_empty(),
                 Outcome::Unknown => found.len() <= 1,
             };
             (!good).then(|| {
                 format!(
-                    "write of {value} ended {:?}, but the journal has it at {found:?}",
-                    op.outcome
+                    "{:?} ended {:?}, but the journal has it at {found:?}",
+                    op.asked, op.outcome
                 )
             })
         })
     }
 
     /// If one operation returned before another was invoked, its index is not larger; strictly smaller before
-    /// a write. One sweep in the order of invocation with the largest index returned so far.
+    /// a command. One sweep in the order of invocation with the largest index returned so far.
     fn check_real_time(&self) -> Option<String> {
         let mut events: Vec<(u64, bool, &Op)> = Vec::new();
-        for op in self.ops.iter().filter(|op| matches!(op.outcome, Outcome::Ok(_))) {
+        for op in self.ops.iter().filter(|op| op.outcome.index().is_some()) {
             events.push((op.invoked, false, op));
             events.push((op.returned, true, op));
         }
@@ -115,14 +161,14 @@ impl History {
         let mut floor = 0;
         let mut floors: BTreeMap<u64, u64> = BTreeMap::new();
         for (_, returned, op) in events {
-            let Outcome::Ok(index) = op.outcome else { continue };
+            let Some(index) = op.outcome.index() else { continue };
             if !returned {
                 floors.insert(op.invoked, floor);
                 continue;
             }
             let before = floors.get(&op.invoked).copied().unwrap_or(0);
-            let write = matches!(op.asked, Asked::Write { .. });
-            if index < before || (write && index == before && before > 0) {
+            let is_read = matches!(op.asked, Asked::Read { .. });
+            if index < before || (!is_read && index == before && before > 0) {
                 return Some(format!(
                     "{op:?} reflects index {index}, but {before} was seen before it began"
                 ));
@@ -215,14 +261,25 @@ mod tests {
             read(7, 5, 3, 4),
             write(8, 11, Outcome::Unknown, 5, 6),
             read(8, 6, 7, 8),
+            write(8, 12, Outcome::Quiet(7), 9, 10),
+            // Asked for twice: the answer names the second entry, which did nothing.
+            write(9, 13, Outcome::Ok(9), 11, 12),
         ];
-        assert_eq!(check(ops, &[row(5, 10), row(6, 11)]), Vec::<String>::new());
+        // One entry may have several rows.
+        let rows = [row(5, 10), row(6, 11), row(8, 13), row(8, 13)];
+        assert_eq!(check(ops, &rows), Vec::<String>::new());
     }
 
     #[test]
     fn altered_histories_fail() {
         let lost = vec![write(7, 10, Outcome::Ok(5), 1, 2)];
         assert_eq!(check(lost, &[]).len(), 1, "an acknowledged write is gone");
+        let later = vec![write(7, 10, Outcome::Ok(5), 1, 2)];
+        assert_eq!(
+            check(later, &[row(6, 10)]).len(),
+            1,
+            "it was told before it happened"
+        );
         let twice = vec![write(7, 10, Outcome::Unknown, 1, 2)];
         assert_eq!(
             check(twice, &[row(5, 10), row(9, 10)]).len(),
@@ -231,6 +288,12 @@ mod tests {
         );
         let refused = vec![write(7, 10, Outcome::Refused, 1, 2)];
         assert_eq!(check(refused, &[row(5, 10)]).len(), 1, "a refused write happened");
+        let quiet = vec![write(7, 10, Outcome::Quiet(5), 1, 2)];
+        assert_eq!(
+            check(quiet, &[row(5, 10)]).len(),
+            1,
+            "one that changed nothing did"
+        );
         let stale = vec![write(7, 10, Outcome::Ok(5), 1, 2), read(0, 4, 3, 4)];
         assert_eq!(check(stale, &[row(5, 10)]).len(), 1, "a read went back in time");
         let wrong = vec![write(7, 10, Outcome::Ok(5), 1, 2), read(9, 5, 3, 4)];
@@ -238,6 +301,18 @@ mod tests {
             check(wrong, &[row(5, 10)]).len(),
             1,
             "a read gave what nobody wrote"
+        );
+        let command = Op {
+            asked: Asked::Command {
+                deed: Deed::Plain("x"),
+                request: id(10),
+            },
+            ..write(0, 0, Outcome::Ok(5), 1, 2)
+        };
+        assert_eq!(
+            check(vec![command], &[]).len(),
+            1,
+            "an acknowledged command is gone"
         );
     }
 }

@@ -2,27 +2,48 @@
 //! and the real encodings, on simulated time, disks, network and clocks. One seed is one run, and the same
 //! run each time.
 //!
-//! `jepsen-sim --seeds 1..400` runs many, each in a process of its own; every fiftieth twice, and both must agree.
-//! `jepsen-sim --seed 132 --trace` replays one and prints every event.
+//! `jepsen-sim --seeds 1..400` runs many, each in a process of its own; every fiftieth is run again by a new process of
+//! this program, and both must agree. `jepsen-sim --seed 132 --trace` replays one and prints every event.
 
+mod agents;
+mod breaks;
 mod bus;
 mod chance;
+mod change;
+mod clients;
+mod cluster;
+mod disk;
+mod enrol;
 mod fleet;
 mod fork;
 mod history;
+mod ledger;
+mod nemesis;
 mod oracle;
+mod reach;
 mod run;
 mod world;
 
-use std::process::ExitCode;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum as _};
 
+use breaks::Break;
 use fork::Ended;
+use reach::{MANY_SEEDS, Reached};
 use world::World;
 
+/// Of so many seeds one is run again by a new process.
+const REPLAY_EVERY: u64 = 50;
+
 /// Runs simulated clusters under faults and checks what they did.
+///
+/// Exit codes: 0 good, 1 a property was violated or a seed did not replay, 2 a hundred seeds or more did not reach what
+/// they must, 254 usage.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -38,21 +59,26 @@ struct Args {
     /// Seeds at a time
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Stop at the first seed that fails
+    #[arg(long, requires = "seeds")]
+    first: bool,
+    /// Break the product on purpose: the run has to find it
+    #[arg(long = "break", value_name = "NAME")]
+    broken: Option<Break>,
 }
 
-/// Exit codes: 0 good, 1 a property was violated, 254 usage.
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(seed) = args.seed {
-        let line = simulate(seed, args.trace);
+        let line = simulate(seed, args.trace, args.broken);
         println!("{line}");
         return ExitCode::from(u8::from(!line.starts_with("ok")));
     }
     let Some((from, to)) = args.seeds.as_deref().and_then(range) else {
-        eprintln!("usage: jepsen-sim --seeds FROM..TO, or --seed N [--trace]");
+        eprintln!("usage: jepsen-sim --seeds FROM..TO, or --seed N [--trace]; --help tells the rest");
         return ExitCode::from(254);
     };
-    many(from, to, args.jobs)
+    Many::default().run(from, to, &args)
 }
 
 fn range(text: &str) -> Option<(u64, u64)> {
@@ -61,74 +87,136 @@ fn range(text: &str) -> Option<(u64, u64)> {
     (from <= to).then_some((from, to))
 }
 
-/// Runs a range of seeds, prints each failure with the line that replays it, and a summary.
-fn many(from: u64, to: u64, jobs: usize) -> ExitCode {
-    let (mut good, mut bad, mut answered, mut messages) = (0u64, 0u64, 0u64, 0u64);
-    let started = Instant::now();
-    fork::for_each(
-        from..=to,
-        jobs,
-        |seed| simulate(seed, false),
-        |seed, ended| {
-            let mut fail = |what: &str| {
-                bad += 1;
-                println!("FAIL seed {seed}: {what}\n     replay: jepsen-sim --seed {seed} --trace");
-            };
-            match ended {
-                Ended::Said(line) if line.starts_with("ok") => {
-                    good += 1;
-                    answered += number(&line, "answered=");
-                    messages += number(&line, "messages=");
+/// What a range of seeds came to.
+#[derive(Default)]
+struct Many {
+    good: u64,
+    bad: u64,
+    answered: u64,
+    messages: u64,
+    reached: Reached,
+    /// Lines of the seeds that are to be replayed.
+    lines: BTreeMap<u64, Ended>,
+}
+
+impl Many {
+    /// Runs a range of seeds, prints each failure with the line that replays it, and a summary.
+    fn run(mut self, from: u64, to: u64, args: &Args) -> ExitCode {
+        let started = Instant::now();
+        fork::for_each(
+            from..=to,
+            args.jobs,
+            |seed| simulate(seed, false, args.broken),
+            |seed, ended| {
+                let good = self.take(seed, ended, args.broken);
+                if good || !args.first {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
                 }
-                Ended::Said(line) => fail(&line),
-                Ended::Died(how) => fail(&format!("its process died: {how}")),
-                Ended::Hung => fail("it hung"),
-            }
-        },
-    );
-    let differing = twice(from, to, jobs);
-    let rate = (good + bad) as u128 * 60_000 / started.elapsed().as_millis().max(1);
-    println!("{good} passed, {bad} failed");
-    println!(
-        "answered operations {answered}, messages {messages}, {rate} seeds a minute, replays that differed {differing}"
-    );
-    ExitCode::from(u8::from(bad + differing > 0))
-}
-
-/// Runs every fiftieth seed two more times; the digests of all events must agree.
-fn twice(from: u64, to: u64, jobs: usize) -> u64 {
-    let mut differing = 0;
-    for seed in (from..=to).filter(|seed| seed % 50 == 0) {
-        let mut lines = Vec::new();
-        for _ in 0..2 {
-            fork::for_each(
-                std::iter::once(seed),
-                jobs,
-                |seed| simulate(seed, false),
-                |_, ended| lines.push(ended),
-            );
+            },
+        );
+        let rate = u128::from(self.good + self.bad) * 60_000 / started.elapsed().as_millis().max(1);
+        let (replayed, differing) = self.replay(args);
+        println!(
+            "{} passed, {} failed, {replayed} replayed by another process, {differing} of them differed",
+            self.good, self.bad
+        );
+        println!(
+            "answered operations {}, messages {}, {rate} seeds a minute",
+            self.answered, self.messages
+        );
+        println!(
+            "reached {}",
+            self.reached.encode().replace(',', ", ").replace(':', " ")
+        );
+        if self.bad + differing > 0 {
+            return ExitCode::from(1);
         }
-        if lines[0] != lines[1] {
-            differing += 1;
-            println!(
-                "FAIL seed {seed} does not replay:\n     {:?}\n     {:?}",
-                lines[0], lines[1]
-            );
+        let missing = self.reached.missing();
+        if to - from + 1 >= MANY_SEEDS && !missing.is_empty() {
+            println!("NOT REACHED by any seed: {}", missing.join(", "));
+            return ExitCode::from(2);
         }
+        ExitCode::SUCCESS
     }
-    differing
+
+    /// Takes note of how a seed ended; true when that was well.
+    fn take(&mut self, seed: u64, ended: Ended, broken: Option<Break>) -> bool {
+        if seed.is_multiple_of(REPLAY_EVERY) {
+            self.lines.insert(seed, ended.clone());
+        }
+        let what = match ended {
+            Ended::Said(line) if line.starts_with("ok") => {
+                self.good += 1;
+                self.answered += field(&line, "answered").parse().unwrap_or(0);
+                self.messages += field(&line, "messages").parse().unwrap_or(0);
+                self.reached.add(field(&line, "reached"));
+                return true;
+            }
+            Ended::Said(line) => line,
+            Ended::Died(how) => format!("its process died: {how}"),
+            Ended::Hung => "it hung".to_owned(),
+        };
+        self.bad += 1;
+        let options = options(broken).join(" ");
+        println!("FAIL seed {seed}: {what}\n     replay: jepsen-sim --seed {seed} --trace {options}");
+        false
+    }
+
+    /// Runs some of the seeds again, each by a new process of this program; says how many, and how many ended otherwise.
+    fn replay(&self, args: &Args) -> (usize, u64) {
+        let mut differing = 0;
+        let again = |seed| replayed(seed, args.broken);
+        fork::for_each(self.lines.keys().copied(), args.jobs, again, |seed, ended| {
+            if ended != self.lines[&seed] {
+                differing += 1;
+                println!(
+                    "FAIL seed {seed} does not replay:\n     {:?}\n     {ended:?}",
+                    self.lines[&seed]
+                );
+            }
+            ControlFlow::Continue(())
+        });
+        (self.lines.len(), differing)
+    }
 }
 
-fn number(line: &str, name: &str) -> u64 {
-    line.split(name)
-        .nth(1)
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|digits| digits.parse().ok())
-        .unwrap_or(0)
+/// The last line that a new process of this program prints for a seed. A fork would not do: it begins with the addresses
+/// and the statics of its parent.
+fn replayed(seed: u64, broken: Option<Break>) -> String {
+    let said = std::env::current_exe().and_then(|program| {
+        Command::new(program)
+            .args(["--seed", &seed.to_string()])
+            .args(options(broken))
+            .output()
+    });
+    match said {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            text.lines().last().unwrap_or_default().to_owned()
+        }
+        Err(error) => format!("FAIL cannot be run again: {error}"),
+    }
+}
+
+/// The options that a replay needs besides its seed.
+fn options(broken: Option<Break>) -> Vec<String> {
+    let name = broken.and_then(|broken| broken.to_possible_value());
+    name.map_or_else(Vec::new, |name| {
+        vec!["--break".to_owned(), name.get_name().to_owned()]
+    })
+}
+
+/// The value of `name=value` in a seed's line.
+fn field<'a>(line: &'a str, name: &str) -> &'a str {
+    line.split_whitespace()
+        .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        .unwrap_or("")
 }
 
 /// One seed, in this process: the line that tells how it ended.
-fn simulate(seed: u64, trace: bool) -> String {
+fn simulate(seed: u64, trace: bool, broken: Option<Break>) -> String {
     chance::seed(seed);
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -138,22 +226,47 @@ fn simulate(seed: u64, trace: bool) -> String {
         Ok(runtime) => runtime,
         Err(error) => return format!("FAIL no runtime: {error}"),
     };
+    // To the end: without it, the world's clock is the wall's.
+    let _entered = runtime.enter();
+    let world: &'static World = Box::leak(Box::new(World::new(trace, broken)));
+    palyra_platform::install(world);
+    std::panic::set_hook(Box::new(move |info| world.panicked(info.to_string())));
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
-        let world: &'static World = Box::leak(Box::new(World::new(trace)));
-        palyra_platform::install(world);
-        std::panic::set_hook(Box::new(move |info| world.panicked(info.to_string())));
-        let (cluster, answered) = run::whole(world).await;
-        let problems = cluster.problems();
-        let facts = format!(
-            "seed={seed} digest={:016x} virtual_ms={} answered={answered} messages={}",
-            world.digest(),
-            world.elapsed_ms(),
-            cluster.messages()
-        );
-        match problems.first() {
-            None => format!("ok {facts}"),
-            Some(first) => format!("FAIL {facts} problems={} first: {first}", problems.len()),
-        }
-    })
+    let ran = catch_unwind(AssertUnwindSafe(|| local.block_on(&runtime, run::whole(world))));
+    let Ok((cluster, answered)) = ran else {
+        return format!("FAIL the simulation itself panicked: {:?}", world.panics());
+    };
+    let facts = format!(
+        "seed={seed} digest={:016x} virtual_ms={} answered={answered} messages={} reached={}",
+        world.digest(),
+        world.elapsed_ms(),
+        cluster.bus.messages(),
+        world.reached().encode()
+    );
+    let problems = cluster.problems();
+    match problems.first() {
+        None => format!("ok {facts}"),
+        // One line, whatever a panic said.
+        Some(first) => format!(
+            "FAIL {} ({} problems) {facts}",
+            first.replace('\n', " "),
+            problems.len()
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_s_line_is_read_back() {
+        let line = "ok seed=7 digest=00ff answered=12 messages=90 reached=kill:2,power:1";
+        assert_eq!(field(line, "answered"), "12");
+        assert_eq!(field(line, "reached"), "kill:2,power:1");
+        assert_eq!(field(line, "absent"), "");
+        assert_eq!(range("1..400"), Some((1, 400)));
+        assert_eq!(range("5..4"), None);
+        assert_eq!(options(Some(Break::LoseVote)), ["--break", "lose-vote"]);
+    }
 }

@@ -1,14 +1,16 @@
 //! What must hold between replicas, whatever clients saw: one state at an index, progress that never goes
-//! back; and at the end equal states that are sound in themselves. Not here: one leader in a term. openraft
-//! orders leaders by term and id, so one replica after another may lead in the same term.
+//! back, a quorum's age that is never younger than the truth; and at the end equal states that are sound in
+//! themselves. Not here: one leader in a term. openraft orders leaders by term and id, so one replica after another
+//! may lead in the same term.
 //!
 //! Never here: faults, clients. What is judged here is judged from outside, by what replicas show to anybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use bytes::Bytes;
-use palyra_replica::Replica;
+use palyra_replica::{Replica, Role, View};
 use palyra_state::{Digest, MemRead, Read, Writes};
 
 use crate::world::Life;
@@ -19,6 +21,8 @@ pub(crate) struct Glimpse {
     term: u64,
     applied: u64,
     hash: Digest,
+    leads: bool,
+    quorum_age: Option<Duration>,
 }
 
 impl Glimpse {
@@ -29,6 +33,8 @@ impl Glimpse {
             term: status.term,
             applied: status.applied,
             hash: status.state_hash,
+            leads: status.role == Role::Leader,
+            quorum_age: status.quorum_age,
         }
     }
 }
@@ -38,17 +44,31 @@ impl Glimpse {
 pub(crate) struct Oracle {
     hashes: BTreeMap<u64, (u64, Digest)>,
     progress: BTreeMap<Life, (u64, u64)>,
+    leaders: BTreeSet<(u64, u64)>,
+    /// The largest index that anybody was told of, by the virtual millisecond in which that was.
+    acknowledged: BTreeMap<u64, u64>,
 }
 
 impl Oracle {
-    /// Compares one glimpse with all before it.
-    pub(crate) fn look(&mut self, life: Life, seen: &Glimpse) -> Vec<String> {
+    /// Somebody was told that this index is applied.
+    pub(crate) fn acknowledged(&mut self, now_ms: u64, index: u64) {
+        let before = self.acknowledged.last_key_value().map_or(0, |(_, index)| *index);
+        self.acknowledged.insert(now_ms, before.max(index));
+    }
+
+    /// Whether this shows a leader that was not seen before.
+    pub(crate) fn leads(&mut self, id: u64, seen: &Glimpse) -> bool {
+        seen.leads && self.leaders.insert((seen.term, id))
+    }
+
+    /// Compares one glimpse with all before it; says what the replica did wrong.
+    pub(crate) fn look(&mut self, life: Life, seen: &Glimpse, now_ms: u64) -> Vec<String> {
         let mut problems = Vec::new();
         let id = life.replica();
         let (other, hash) = *self.hashes.entry(seen.applied).or_insert((id, seen.hash));
         if hash != seen.hash {
             problems.push(format!(
-                "r{other} and r{id} have different states at index {}",
+                "has another state at index {} than r{other} had",
                 seen.applied
             ));
         }
@@ -58,17 +78,29 @@ impl Oracle {
             .unwrap_or_default();
         if before.0 > seen.term || before.1 > seen.applied {
             let now = (seen.term, seen.applied);
-            problems.push(format!(
-                "r{id} went back from term and index {before:?} to {now:?}"
-            ));
+            problems.push(format!("went back from term and index {before:?} to {now:?}"));
         }
+        problems.extend(self.too_young(seen, now_ms));
         problems
+    }
+
+    /// A replica that says that a quorum stood behind its state so long ago has applied all that anybody was told of
+    /// before. The services of nodes are shut by this age, so that a revocation reaches a replica that is cut off.
+    fn too_young(&self, seen: &Glimpse, now_ms: u64) -> Option<String> {
+        let age = u64::try_from(seen.quorum_age?.as_millis()).unwrap_or(u64::MAX);
+        let at = now_ms.saturating_sub(age);
+        let (_, index) = self.acknowledged.range(..at).next_back()?;
+        (seen.applied < *index).then(|| {
+            format!(
+                "says that a quorum stood behind index {} {age} ms ago, when {index} had been answered",
+                seen.applied
+            )
+        })
     }
 }
 
-/// A copy of a replica's whole state.
-pub(crate) fn state_of(replica: &Replica) -> MemRead {
-    let view = replica.view();
+/// A copy of a whole state.
+pub(crate) fn state_of(view: &View) -> MemRead {
     let mut writes = Writes::new();
     view.scan(&[], &[0xff; 64], &mut |key, value| {
         writes.insert(key.to_vec(), Some(Bytes::copy_from_slice(value)));
@@ -79,22 +111,26 @@ pub(crate) fn state_of(replica: &Replica) -> MemRead {
     state
 }
 
-/// Problems between and in the final states of all replicas: equal, sound, with an unbroken journal.
+/// Problems in one state: rules of the state machine, and the journal's chain.
+pub(crate) fn soundness(state: &MemRead) -> Vec<String> {
+    let mut problems: Vec<String> = palyra_state::invariants::check(state)
+        .into_iter()
+        .map(|violation| format!("invariant {}: {}", violation.rule, violation.detail))
+        .collect();
+    if let Err(broken) = palyra_state::journal::verify_all(state) {
+        problems.push(format!("the journal is broken: {broken}"));
+    }
+    problems
+}
+
+/// Problems between and in the final states of all replicas: equal byte for byte, and each of them sound.
 pub(crate) fn agreement(states: &[(u64, MemRead)]) -> Vec<String> {
     let mut problems = Vec::new();
-    let Some((first_id, first)) = states.first() else {
-        return problems;
-    };
     for (id, state) in states {
-        if !state.iter().eq(first.iter()) {
-            problems.push(format!("r{id} has another state than r{first_id}"));
+        if !state.iter().eq(states[0].1.iter()) {
+            problems.push(format!("r{id} has another state than r{}", states[0].0));
         }
-    }
-    for violation in palyra_state::invariants::check(first) {
-        problems.push(format!("invariant {}: {}", violation.rule, violation.detail));
-    }
-    if let Err(broken) = palyra_state::journal::verify_all(first) {
-        problems.push(format!("the journal is broken: {broken:?}"));
+        problems.extend(soundness(state).into_iter().map(|what| format!("r{id}: {what}")));
     }
     problems
 }
@@ -108,6 +144,8 @@ mod tests {
             term,
             applied,
             hash: Digest::of(state),
+            leads: false,
+            quorum_age: None,
         }
     }
 
@@ -115,15 +153,51 @@ mod tests {
     fn contradictions_are_found() {
         let (one, two) = (Life::of(1, 1), Life::of(2, 2));
         let mut oracle = Oracle::default();
-        assert_eq!(oracle.look(one, &glimpse(1, 5, b"a")), Vec::<String>::new());
-        assert_eq!(oracle.look(two, &glimpse(1, 5, b"a")), Vec::<String>::new());
-        assert_eq!(
-            oracle.look(two, &glimpse(2, 5, b"b")).len(),
-            1,
-            "two states at an index"
-        );
-        assert_eq!(oracle.look(two, &glimpse(2, 4, b"c")).len(), 1, "back in time");
+        let mut look = |life, seen: Glimpse| oracle.look(life, &seen, 0).len();
+        assert_eq!(look(one, glimpse(1, 5, b"a")), 0);
+        assert_eq!(look(two, glimpse(1, 5, b"a")), 0);
+        assert_eq!(look(two, glimpse(2, 5, b"b")), 1, "two states at an index");
+        assert_eq!(look(two, glimpse(2, 4, b"c")), 1, "back in time");
         let restarted = Life::of(2, 3);
-        assert_eq!(oracle.look(restarted, &glimpse(2, 3, b"d")), Vec::<String>::new());
+        assert_eq!(look(restarted, glimpse(2, 3, b"d")), 0);
+    }
+
+    #[test]
+    fn an_age_that_is_too_young_is_found() {
+        let mut oracle = Oracle::default();
+        oracle.acknowledged(1_000, 7);
+        oracle.acknowledged(2_000, 9);
+        let aged = |applied, ms| Glimpse {
+            quorum_age: Some(Duration::from_millis(ms)),
+            ..glimpse(1, applied, b"a")
+        };
+        assert_eq!(
+            oracle.too_young(&aged(7, 600), 2_500),
+            None,
+            "at 1900, 9 was not answered"
+        );
+        assert!(oracle.too_young(&aged(7, 400), 2_500).is_some(), "at 2100 it was");
+        assert_eq!(oracle.too_young(&aged(9, 0), 2_500), None);
+        assert_eq!(
+            oracle.too_young(&glimpse(1, 7, b"a"), 2_500),
+            None,
+            "it claims nothing"
+        );
+    }
+
+    #[test]
+    fn states_that_differ_are_found() {
+        let mut other = MemRead::new();
+        other.absorb(&Writes::from([(vec![0xee], Some(Bytes::from_static(b"x")))]));
+        let found = agreement(&[(1, MemRead::new()), (2, other)]);
+        assert!(
+            found.iter().any(|what| what.contains("another state")),
+            "{found:?}"
+        );
+        assert!(
+            found.iter().any(|what| what.starts_with("r2: invariant")),
+            "{found:?}"
+        );
+        assert!(!found.iter().any(|what| what.starts_with("r1:")), "{found:?}");
     }
 }

@@ -12,7 +12,9 @@ use palyra_platform::{Hooks, IoVerdict};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use crate::breaks::Break;
 use crate::chance;
+use crate::reach::Reached;
 
 /// Unix time at which every simulation begins, in milliseconds: 2026-01-01.
 pub(crate) const EPOCH_MS: u64 = 1_767_225_600_000;
@@ -52,13 +54,22 @@ pub(crate) struct Death {
     pub(crate) injected: bool,
 }
 
+/// When a replica is to crash.
+#[derive(Clone, Copy, Debug)]
+struct Fuse {
+    /// At the how manieth io point from now.
+    left: u64,
+    /// Only points of this name count; any when there is none.
+    at: Option<&'static str>,
+}
+
 #[derive(Default)]
 struct Inner {
     /// The living, with their tasks.
     tasks: BTreeMap<Life, Vec<AbortHandle>>,
     lives: u64,
     skew_ms: BTreeMap<u64, i64>,
-    crash_in: BTreeMap<u64, u64>,
+    fuses: BTreeMap<u64, Fuse>,
     stall_ms: BTreeMap<u64, u64>,
     /// Lives that an injected crash is about to end.
     crashing: BTreeSet<Life>,
@@ -66,6 +77,7 @@ struct Inner {
     panics: Vec<String>,
     trace: bool,
     digest: u64,
+    reached: Reached,
     /// Virtual milliseconds that an io point may take at most.
     io_delay_ms: u64,
 }
@@ -76,16 +88,29 @@ pub(crate) fn by_broken_disk(reason: &str) -> bool {
     reason.contains("injected") || reason.contains("no space is left")
 }
 
+/// Mixes bytes into a digest, eight at a time. Enough to tell two runs apart, no more.
+fn mixed(digest: u64, bytes: &[u8]) -> u64 {
+    bytes
+        .chunks(8)
+        .fold(digest ^ bytes.len() as u64, |digest, chunk| {
+            let word = chunk.iter().fold(0, |word, byte| (word << 8) | u64::from(*byte));
+            (digest ^ word)
+                .wrapping_mul(0x0000_0100_0000_01b3)
+                .rotate_left(23)
+        })
+}
+
 /// The one world of this process.
 pub(crate) struct World {
     inner: Mutex<Inner>,
     start: tokio::time::Instant,
     died: Notify,
+    broken: Option<Break>,
 }
 
 impl World {
     /// A world that begins now, on a paused runtime.
-    pub(crate) fn new(trace: bool) -> Self {
+    pub(crate) fn new(trace: bool, broken: Option<Break>) -> Self {
         let inner = Inner {
             trace,
             io_delay_ms: chance::between(1, 8),
@@ -96,7 +121,13 @@ impl World {
             inner: Mutex::new(inner),
             start: tokio::time::Instant::now(),
             died: Notify::new(),
+            broken,
         }
+    }
+
+    /// What is broken on purpose.
+    pub(crate) fn broken(&self) -> Option<Break> {
+        self.broken
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -116,12 +147,27 @@ impl World {
     pub(crate) fn note(&self, event: &str) {
         let at = self.elapsed_ms();
         let mut inner = self.inner();
-        for byte in event.bytes().chain(at.to_le_bytes()) {
-            inner.digest = (inner.digest ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
+        inner.digest = mixed(mixed(inner.digest, event.as_bytes()), &at.to_le_bytes());
         if inner.trace {
             println!("{at:>8} ms  {event}");
         }
+    }
+
+    /// Takes bytes into the digest that are too many for the trace: messages and what is written to disks.
+    pub(crate) fn absorb(&self, bytes: &[u8]) {
+        let at = self.elapsed_ms();
+        let mut inner = self.inner();
+        inner.digest = mixed(mixed(inner.digest, bytes), &at.to_le_bytes());
+    }
+
+    /// Counts that this was reached; see [`crate::reach`].
+    pub(crate) fn reach(&self, name: &str) {
+        self.inner().reached.note(name);
+    }
+
+    /// What was reached so far.
+    pub(crate) fn reached(&self) -> Reached {
+        self.inner().reached.clone()
     }
 
     /// Digest of all notes so far.
@@ -134,9 +180,13 @@ impl World {
         self.inner().skew_ms.insert(replica, ms);
     }
 
-    /// Lets a replica crash at its `n`th io point from now.
-    pub(crate) fn crash_at_io_point(&self, replica: u64, n: u64) {
-        self.inner().crash_in.insert(replica, n);
+    /// Lets a replica crash at its `left`th io point from now, of those named `at` if that is given.
+    pub(crate) fn crash_at_io_point(&self, replica: u64, left: u64, at: Option<&'static str>) {
+        self.note(&format!(
+            "r{replica} will crash at io point {left} {}",
+            at.unwrap_or("of any name")
+        ));
+        self.inner().fuses.insert(replica, Fuse { left, at });
     }
 
     /// Lets the next sync of a replica take this many milliseconds.
@@ -148,7 +198,7 @@ impl World {
     /// No more crashes and stalls.
     pub(crate) fn steady(&self) {
         let mut inner = self.inner();
-        inner.crash_in.clear();
+        inner.fuses.clear();
         inner.stall_ms.clear();
     }
 
@@ -170,7 +220,7 @@ impl World {
     pub(crate) fn kill(&self, life: Life) {
         let tasks = {
             let mut inner = self.inner();
-            inner.crash_in.remove(&life.replica());
+            inner.fuses.remove(&life.replica());
             inner.tasks.remove(&life).unwrap_or_default()
         };
         for task in tasks {
@@ -222,8 +272,10 @@ impl Hooks for World {
         (EPOCH_MS + self.elapsed_ms()).saturating_add_signed(skew)
     }
 
-    fn boot_ms(&self, _tag: Option<u64>) -> u64 {
-        1_000_000 + self.elapsed_ms()
+    fn boot_ms(&self, tag: Option<u64>) -> u64 {
+        // Each machine counts from its own boot: whoever compares the clocks of two finds them hours apart.
+        let machine = tag.map_or(0, |t| Life(t).replica());
+        (1 + machine * 7) * 3_600_000 + self.elapsed_ms()
     }
 
     fn fill_random(&self, _tag: Option<u64>, buf: &mut [u8]) {
@@ -234,20 +286,29 @@ impl Hooks for World {
         let mut crash = false;
         let delay = {
             let mut inner = self.inner();
+            if name == "snapshot.flipped" {
+                inner.reached.note("snapshot-installed");
+            }
             if let Some(life) = tag.map(Life) {
-                if let Some(left) = inner.crash_in.get_mut(&life.replica()) {
-                    *left = left.saturating_sub(1);
-                    crash = *left == 0;
+                if let Some(fuse) = inner.fuses.get_mut(&life.replica())
+                    && fuse.at.is_none_or(|at| at == name)
+                {
+                    fuse.left = fuse.left.saturating_sub(1);
+                    crash = fuse.left == 0;
                 }
                 if crash {
-                    inner.crash_in.remove(&life.replica());
+                    inner.fuses.remove(&life.replica());
                     inner.crashing.insert(life);
+                    inner.reached.note(&format!("crash-at-{name}"));
                 }
             }
             // Only what waits for the disk takes time: an apply that slept would reorder nothing and slow
             // everything.
             match tag.and_then(|t| inner.stall_ms.remove(&Life(t).replica())) {
-                Some(stall) => stall,
+                Some(stall) => {
+                    inner.reached.note("disk-stalled");
+                    stall
+                }
                 None if name.contains("sync") => chance::below(inner.io_delay_ms + 1),
                 None => 0,
             }
@@ -274,6 +335,10 @@ impl Hooks for World {
         }
         let crashed = self.inner().crashing.contains(&life);
         let injected = crashed || by_broken_disk(reason);
+        self.note(&format!("r{} ends itself: {reason}", life.replica()));
+        if injected && !crashed {
+            self.reach("disk-failed");
+        }
         self.inner().deaths.push(Death {
             life,
             reason: reason.to_owned(),

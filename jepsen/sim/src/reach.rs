@@ -1,0 +1,123 @@
+//! What runs reached: every fault that struck and every rare path that was taken, counted by name.
+//!
+//! A simulation that tests nothing passes as well. So each seed says what it reached, the summary adds it up, and a
+//! long range of seeds that never reached one of [`NEEDED`] does not count as passed.
+
+use std::collections::BTreeMap;
+
+/// Seeds from which on every name of [`NEEDED`] must have been reached at least once.
+pub(crate) const MANY_SEEDS: u64 = 100;
+
+/// What a range of seeds must reach: faults, and what only they lead to.
+pub(crate) const NEEDED: &[&str] = &[
+    // Faults that struck, not only ones that were asked for.
+    "kill",
+    "power",
+    "power-all",
+    "crash-at-log.write",
+    "crash-at-log.sync",
+    "crash-at-log.synced",
+    "crash-at-apply.write",
+    "crash-at-apply.answer",
+    "crash-at-snapshot.build",
+    "crash-at-snapshot.send",
+    "crash-at-snapshot.receive",
+    "crash-at-snapshot.flip",
+    "crash-at-snapshot.flipped",
+    "power-lost-vote",
+    "power-lost-entries",
+    "power-lost-state",
+    "power-lost-flip",
+    "died-in-change",
+    "disk-failed",
+    "disk-stalled",
+    "link-cut",
+    "link-held-message",
+    "message-lost",
+    "message-repeated",
+    "clock-skewed",
+    "handed-over",
+    // Paths of Raft and of the replica.
+    "leader-changed",
+    "snapshot-installed",
+    "log-purged",
+    "log-truncated",
+    "replica-joined",
+    "replica-removed",
+    // What clients met.
+    "outcome-unknown",
+    "answered-on-retry",
+    "command-refused",
+    "read-failed",
+    "dispatch-rebound",
+    "dispatch-moved",
+    "dispatch-lost",
+    "dispatch-timed-out",
+    "stale-epoch-refused",
+    "code-raced",
+    "approval-raced",
+    "revoked-was-refused",
+    "revoked-with-dispatches",
+    "feed-moved",
+];
+
+/// Counts by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reached(BTreeMap<String, u64>);
+
+impl Reached {
+    /// One more of this name.
+    pub(crate) fn note(&mut self, name: &str) {
+        match self.0.get_mut(name) {
+            Some(count) => *count += 1,
+            None => {
+                self.0.insert(name.to_owned(), 1);
+            }
+        }
+    }
+
+    /// `name:count,name:count`, as a seed's line carries it.
+    pub(crate) fn encode(&self) -> String {
+        let pairs: Vec<String> = self
+            .0
+            .iter()
+            .map(|(name, count)| format!("{name}:{count}"))
+            .collect();
+        pairs.join(",")
+    }
+
+    /// Adds what another seed said.
+    pub(crate) fn add(&mut self, encoded: &str) {
+        for (name, count) in encoded.split(',').filter_map(|pair| pair.split_once(':')) {
+            *self.0.entry(name.to_owned()).or_default() += count.parse::<u64>().unwrap_or(0);
+        }
+    }
+
+    /// Names of [`NEEDED`] that were not reached.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        NEEDED
+            .iter()
+            .copied()
+            .filter(|name| !self.0.contains_key(*name))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_add_up_over_seeds_and_gaps_are_named() {
+        let mut one = Reached::default();
+        one.note("kill");
+        one.note("kill");
+        one.note("power");
+        let mut sum = Reached::default();
+        sum.add(&one.encode());
+        sum.add(&one.encode());
+        assert_eq!(sum.encode(), "kill:4,power:2");
+        assert!(!sum.missing().contains(&"kill"));
+        assert_eq!(sum.missing().len(), NEEDED.len() - 2);
+    }
+}

@@ -1,0 +1,84 @@
+//! The simulation put to the test itself: a seed is the same run in every process, what is broken on purpose is found,
+//! and a run in which nothing strikes is refused.
+#![allow(clippy::unwrap_used)]
+
+use std::process::Command;
+
+/// Exit code and standard output.
+fn sim(arguments: &str) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_jepsen-sim"))
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stdout).unwrap(),
+    )
+}
+
+#[test]
+fn a_seed_is_the_same_run_in_another_process() {
+    let one = sim("--seed 7 --trace");
+    let other = sim("--seed 7 --trace");
+    assert_eq!(one.0, 0, "{}", one.1);
+    assert!(one.1.lines().count() > 300, "a trace names every event");
+    let differs = one
+        .1
+        .lines()
+        .zip(other.1.lines())
+        .find(|(one, other)| one != other);
+    assert_eq!(differs, None);
+    assert_eq!(one, other);
+    let digest = |text: &str| {
+        text.split("digest=")
+            .nth(1)
+            .map(|rest| rest[..16].to_owned())
+            .unwrap()
+    };
+    assert_ne!(
+        digest(&one.1),
+        digest(&sim("--seed 8").1),
+        "another seed is another run"
+    );
+}
+
+#[test]
+fn seeds_that_ran_in_forks_are_replayed_by_new_processes() {
+    let (code, text) = sim("--seeds 49..50");
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.contains("1 replayed by another process, 0 of them differed"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_is_broken_on_purpose_is_found() {
+    for name in [
+        "ack-before-sync",
+        "lose-vote",
+        "split-apply",
+        "drop-put",
+        "local-reads",
+        "guess-outcome",
+        "retry-anew",
+        "skip-row",
+    ] {
+        let (code, text) = sim(&format!("--seeds 1..60 --first --break {name}"));
+        assert_eq!(code, 1, "{name} was not found:\n{text}");
+        assert!(text.contains(&format!("--trace --break {name}")), "{text}");
+    }
+}
+
+#[test]
+fn a_run_in_which_nothing_strikes_is_refused() {
+    let (code, text) = sim("--seeds 1..100 --break no-faults");
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("NOT REACHED by any seed: kill, power"), "{text}");
+}
+
+#[test]
+fn a_range_that_is_none_is_a_usage_error() {
+    assert_eq!(sim("--seeds 9..3").0, 254);
+    assert_eq!(sim("").0, 254);
+}
