@@ -34,8 +34,8 @@ pub(crate) enum Verb {
                             palyra node invoke web-1 logs.summary --input @query.json --timeout 2m\n  \
                             make-query | palyra node invoke web-1 logs.summary --input -\n\n\
                             --timeout is the deadline of the job, 30s without it.\n\
-                            Exit codes: 0 succeeded, 1 failed, 6 rejected, 7 cancelled, 13 timed out, \
-                            session lost or still running"
+                            Exit codes: 0 succeeded, 1 failed, 6 rejected, 7 cancelled or never handed \
+                            to the node, 13 timed out, session lost or still running"
     )]
     Invoke(invoke::Invoke),
     /// On this machine: becomes a node, with a PIN or a ticket

@@ -272,11 +272,14 @@ impl Out {
 
     fn age_note(self, source: Source) {
         if let Some(age_ms) = source.age_ms.filter(|age_ms| *age_ms > OLD_MS) {
-            let age = time::span(age_ms);
-            note(&format!(
-                "replica {} last had contact with a quorum {age} ago",
-                source.served_by
-            ));
+            let replica = source.served_by;
+            note(&match age_ms {
+                u64::MAX => format!("replica {replica} has had no contact with a quorum since it started"),
+                _ => format!(
+                    "replica {replica} last had contact with a quorum {} ago",
+                    time::span(age_ms)
+                ),
+            });
         }
     }
 }

@@ -166,7 +166,11 @@ impl Record for ReplicaView {
             known(self.applied_index.to_string()),
             known(self.lag.to_string()),
             known(self.sessions.to_string()),
-            known(format!("{} ago", span(self.contact_age_ms))),
+            known(match self.contact_age_ms {
+                // Not since it started.
+                u64::MAX => "never".to_owned(),
+                age_ms => format!("{} ago", span(age_ms)),
+            }),
             known(self.last_log_index.to_string()),
             known(self.snapshot_index.to_string()),
             self.enrol_addr.clone(),

@@ -141,18 +141,29 @@ impl JobView {
             ),
             ("took", self.took(now)),
             ("error", error),
+            ("note", self.caveat().to_owned()),
             ("input", pretty(&self.input)),
             ("result", pretty(&self.result)),
         ]
     }
 
+    /// What is not said by the state: whether its program has run.
+    pub(crate) fn caveat(&self) -> &'static str {
+        match self.state.as_str() {
+            "timed_out" if self.attempt == 0 => "it was never handed to the node: its program has not run",
+            "timed_out" | "session_lost" => "whether its program ran, and how far, is not known",
+            _ => "",
+        }
+    }
+
     /// What the exit code says of its end. Whether the program of a dispatch that timed out or lost its
-    /// session has run is not known.
+    /// session has run is not known, unless it was never handed out.
     ///
     /// Errors: for every state but `succeeded`.
     pub(crate) fn verdict(&self) -> Result {
         match self.state.as_str() {
             "succeeded" => Ok(()),
+            "timed_out" if self.attempt == 0 => Err(Failure::Silent(7)),
             "rejected" => Err(Failure::Silent(6)),
             "cancelled" => Err(Failure::Silent(7)),
             "failed" => Err(Failure::Silent(1)),
@@ -246,6 +257,15 @@ mod tests {
             "session_lost",
             "queued",
         ];
-        assert_eq!(states.map(code), [0, 1, 6, 7, 13, 13, 13]);
+        assert_eq!(states.map(code), [0, 1, 6, 7, 7, 13, 13]);
+        let handed_out = DispatchInfo {
+            state: "timed_out".to_owned(),
+            attempt: 1,
+            ..DispatchInfo::default()
+        };
+        let handed_out = JobView::from(handed_out);
+        assert_eq!(handed_out.verdict().unwrap_err().exit_code(), 13);
+        assert!(handed_out.caveat().contains("not known"));
+        assert!(job("timed_out", b"").caveat().contains("has not run"));
     }
 }

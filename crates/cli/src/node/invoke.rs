@@ -9,7 +9,7 @@ use palyra_client::{Client, MAX_WAIT_MS};
 use palyra_proto::dispatch::v1::InvokeRequest;
 use tokio::time::Instant;
 
-use crate::failure::{Failure, Result, UNKNOWN};
+use crate::failure::{Failure, Result};
 use crate::job::{JobView, is_over, wait_for_end};
 use crate::output::time::millis;
 use crate::output::{Out, Source, note, pretty};
@@ -181,11 +181,8 @@ fn print(out: Out, view: &JobView, source: Source, wait: bool, node: &str) -> Re
             "  it goes on; look again: palyra job get {} --wait",
             view.id
         ));
-    } else if view
-        .verdict()
-        .is_err_and(|failure| failure.exit_code() == UNKNOWN)
-    {
-        note("  whether the program ran, and how far, is not known here");
+    } else if !view.caveat().is_empty() {
+        note(&format!("  {}", view.caveat()));
     }
     Ok(())
 }
