@@ -164,7 +164,10 @@ async fn revoke_device(global: &Global, client: &Client, revoke: Revoke) -> Resu
     };
     let mut answer = client.revoke_device(request.clone()).await?;
     let mut told = usize::MAX;
-    while !revoke.no_wait {
+    loop {
+        if revoke.no_wait {
+            break;
+        }
         if told != answer.enforced.len() {
             note(&progress(&answer));
             told = answer.enforced.len();
