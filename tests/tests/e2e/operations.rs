@@ -231,7 +231,7 @@ pub(crate) fn every_format_is_what_it_says(cluster: &mut Cluster) {
         &["node", "describe", &device],
         &["device", "ls"],
         &["device", "show", &device],
-        &["job", "ls", "--limit", "3"],
+        &["job", "ls"],
         &["job", "get", &job],
         &["pairing", "ls"],
         &["pairing", "show", &pairing],
@@ -248,7 +248,9 @@ pub(crate) fn every_format_is_what_it_says(cluster: &mut Cluster) {
             let endpoint = cluster.node_addr(id);
             let words = [*verb, &["-o", format, "--endpoint", &endpoint][..]].concat();
             let said = cluster.palyra(&words).ok();
-            assert!(said.err.is_empty(), "{words:?}: {}", said.err);
+            // Notes are for people; a program gets its answer and nothing else.
+            let told = matches!(*format, "table" | "wide");
+            assert!(told || said.err.is_empty(), "{words:?}: {}", said.err);
             assert!(
                 !said.out.is_empty() && !said.out.contains('\u{1b}'),
                 "{words:?}: {}",
