@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -110,8 +111,14 @@ pub fn main() -> ExitCode {
 fn run(file: &ConfigFile) -> Result<(), Failure> {
     let config = Config::load(&file.config)?;
     logging::start(&config.log);
-    with_runtime(|| startup::run(config))
+    let database = startup::Database::default();
+    let done = with_runtime(|| startup::run(config, &database));
+    database.close();
+    done
 }
+
+/// How long tasks may take to be dropped at the end; none does more than one step by then.
+const LAST_TASKS: Duration = Duration::from_secs(2);
 
 fn with_runtime<F>(work: impl FnOnce() -> F) -> Result<(), Failure>
 where
@@ -125,7 +132,7 @@ where
         .build()
         .map_err(|error| Failure::new(Code::Internal, format!("the runtime does not start: {error}")))?;
     let done = runtime.block_on(work());
-    // What is still running belongs to connections that were given their time; nobody waits for them twice.
-    runtime.shutdown_background();
+    // What is still running belongs to connections that were given their time; it is dropped before this returns.
+    runtime.shutdown_timeout(LAST_TASKS);
     done
 }

@@ -7,7 +7,7 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use palyra_control::{Control, ControlConfig, Keys, Limits as ControlLimits, Timings};
@@ -32,6 +32,10 @@ use crate::tls::Tls;
 
 /// How long a leader may take to hand over when it is told to stop.
 const HAND_OVER: Duration = Duration::from_secs(2);
+/// How long threads that are about to end may hold the database.
+const LET_GO: Duration = Duration::from_secs(2);
+/// Pause between two looks whether they do.
+const LET_GO_LOOK: Duration = Duration::from_millis(2);
 /// How long connections may take to end once everything that used them is over.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -60,11 +64,33 @@ pub(crate) fn check(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The database, held until nobody else uses it. Who lets go last closes it; when another thread does so while the
+/// process exits, RocksDB finds its own statics gone and ends the process with an abort.
+#[derive(Default)]
+pub(crate) struct Database(OnceLock<Arc<dyn Engine>>);
+
+impl Database {
+    /// Closes it, as soon as the threads that are about to end have let go of it.
+    pub(crate) fn close(self) {
+        let Some(engine) = self.0.into_inner() else {
+            return;
+        };
+        let waited = palyra_platform::Stopwatch::start();
+        while Arc::strong_count(&engine) > 1 {
+            if waited.elapsed() > LET_GO {
+                tracing::warn!("the database is in use still; it is left as after a crash");
+                return;
+            }
+            std::thread::sleep(LET_GO_LOOK);
+        }
+    }
+}
+
 /// `palyrad run`: serves until it is told to stop.
-pub(crate) async fn run(config: Config) -> Result<(), Failure> {
+pub(crate) async fn run(config: Config, database: &Database) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let mut running = tokio::select! {
-        started = start(&config) => started?,
+        started = start(&config, database) => started?,
         name = signals.next() => {
             tracing::info!(signal = name, "told to stop before it served");
             return Ok(());
@@ -97,7 +123,7 @@ struct Running {
     _lock: FolderLock,
 }
 
-async fn start(config: &Config) -> Result<Running, Failure> {
+async fn start(config: &Config, database: &Database) -> Result<Running, Failure> {
     let dir = &config.replica.data_dir;
     let lock = FolderLock::take(dir).map_err(|error| Failure::new(Code::InUse, error))?;
     let files = ReplicaFiles::load(config)?;
@@ -111,6 +137,8 @@ async fn start(config: &Config) -> Result<Running, Failure> {
     let meter = Arc::new(Meter::default());
     files::refuse_lost_database(dir)?;
     let engine = open_engine(dir, &meter).await?;
+    // Set once: a process opens one.
+    let _ = database.0.set(Arc::clone(&engine));
     let book = AddressBook::cached(dir.join(layout::PEERS));
     let transport = ports::transport(&tls, &book);
     let opened = Replica::open(replica_config(config)?, engine, transport).await;
