@@ -244,7 +244,10 @@ mod tests {
         let revoked = row(5, "identity.device_revoked", id(1), &[]);
         let mut late = row(6, "node.registered", id(1), &[]);
         late.actor = format!("node/{}", id(1));
-        assert_eq!(found(vec![], &[revoked.clone()]), Vec::<String>::new());
+        assert_eq!(
+            found(vec![], std::slice::from_ref(&revoked)),
+            Vec::<String>::new()
+        );
         assert_eq!(found(vec![], &[revoked, late]).len(), 1);
         let revoke = (Deed::Revoke { device: id(1) }, Outcome::Ok(5));
         let act = (Deed::ByDevice { device: id(1) }, Outcome::Ok(6));
