@@ -34,8 +34,6 @@ thread_local! {
     /// Counts down IO points of one replica; it dies at zero.
     static FUSE: RefCell<Option<(u64, u64)>> = const { RefCell::new(None) };
     static DEATHS: RefCell<Vec<(u64, String)>> = RefCell::default();
-    /// When a replica's machine was booted, if it was since the beginning.
-    static BOOTED: RefCell<HashMap<u64, u64>> = RefCell::default();
 }
 
 struct Simulated;
@@ -57,9 +55,8 @@ impl Hooks for Simulated {
         1_700_000_000_000 + virtual_ms()
     }
 
-    fn boot_ms(&self, tag: Option<u64>) -> u64 {
-        let booted = BOOTED.with(|booted| tag.and_then(|tag| booted.borrow().get(&tag).copied()));
-        virtual_ms() - booted.unwrap_or(0)
+    fn boot_ms(&self, _tag: Option<u64>) -> u64 {
+        virtual_ms()
     }
 
     fn fill_random(&self, _tag: Option<u64>, buf: &mut [u8]) {
@@ -116,7 +113,6 @@ pub fn run<F: Future<Output = ()>>(seed: u64, body: impl FnOnce() -> F) {
     INSTALL.call_once(|| platform::install(&Simulated));
     SEED.with(|state| *state.borrow_mut() = seed);
     START.with(|start| *start.borrow_mut() = None);
-    BOOTED.with(|booted| booted.borrow_mut().clear());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -247,7 +243,6 @@ impl World {
     pub fn power_loss(&mut self, id: u64, keep: usize) {
         self.vanish(id);
         self.disks[&id].power_loss(keep);
-        BOOTED.with(|booted| booted.borrow_mut().insert(id, virtual_ms()));
     }
 
     fn vanish(&mut self, id: u64) {
