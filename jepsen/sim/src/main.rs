@@ -164,7 +164,7 @@ impl Many {
         false
     }
 
-    /// Runs some of the seeds again, each by a new process of this program; says how many, and how many ended otherwise.
+    /// Runs some of the seeds again, each by a new process of this program; says how many, and how many differed.
     fn replay(&self, args: &Args) -> (usize, u64) {
         let mut differing = 0;
         let again = |seed| replayed(seed, args.broken);
@@ -182,8 +182,8 @@ impl Many {
     }
 }
 
-/// The last line that a new process of this program prints for a seed. A fork would not do: it begins with the addresses
-/// and the statics of its parent.
+/// The last line that a new process of this program prints for a seed. A fork would not do: it begins with the
+/// addresses and the statics of its parent.
 fn replayed(seed: u64, broken: Option<Break>) -> String {
     let said = std::env::current_exe().and_then(|program| {
         Command::new(program)
