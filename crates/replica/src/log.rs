@@ -170,6 +170,11 @@ impl LogStore {
             .unwrap_or_else(|_| Err(io::Error::other("the log's IO task has ended")))
     }
 
+    /// Returns when everything that was handed over before is durable.
+    pub(crate) async fn flushed(&self) -> io::Result<()> {
+        self.write_durably(Batch::new()).await
+    }
+
     /// Makes a received snapshot the state: the flip, and the removal of the entries that it covers, in one durable
     /// batch. Were they two, a crash between them would leave a log with a hole before what came after the snapshot.
     pub(crate) async fn install(&self, mut flip: Batch, upto: Option<LogId>) -> io::Result<()> {

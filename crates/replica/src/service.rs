@@ -287,6 +287,9 @@ impl PeerService {
         // Raft answers after the installation, or at once when it had no use for the snapshot.
         if self.core.machine.generation() != receiver.generation() {
             receiver.discard();
+            // It has none when it accepted what the snapshot covers as entries, written or not. The leader takes the
+            // answer for a promise to keep them, counts on it, and never sends them again.
+            self.core.log.flushed().await.map_err(stopped)?;
         }
         Ok(wire::SnapshotReply {
             vote: Some(codec::vote(&answer.vote)),
