@@ -299,12 +299,13 @@ impl Client {
         .await
     }
 
-    /// Shuts an operator out.
+    /// Shuts an operator out, and waits ten seconds at most until all replicas have closed its connections.
     pub async fn remove_operator(
         &self,
         request: RemoveOperatorRequest,
     ) -> Result<RemoveOperatorResponse, Error> {
-        self.mutate(request, Duration::ZERO, |channel, request| async move {
+        let wait = Duration::from_millis(REVOKE_WAIT_MS.into());
+        self.mutate(request, wait, |channel, request| async move {
             access(channel).remove_operator(request).await
         })
         .await

@@ -20,6 +20,9 @@ use crate::limits::{ENFORCE_WAIT, ENFORCE_WAIT_MAX, LAPSE_MARGIN, REMOVED_LINGER
 use crate::peers::{Answer, Call, Enforce};
 use crate::selector;
 
+/// The least time that a replica gets for a word before it counts as silent.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// A device with its certificates.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceView {
@@ -194,13 +197,15 @@ impl Control {
         let step = self.timings().call_timeout;
         let lapsed = committed + self.timings().max_staleness + LAPSE_MARGIN;
         loop {
-            let wait_ms = u64::try_from((step / 2).as_millis()).unwrap_or(u64::MAX);
+            // A call that hangs must not outlast the lapse by much; but the last one needs its chance as well.
+            let until_lapsed = lapsed.saturating_duration_since(platform::now());
+            let patience = step.min(until_lapsed.max(LAST_CALL));
             let call = Call::Enforce(Enforce {
                 index,
                 subject: subject.to_owned(),
-                wait_ms,
+                wait_ms: millis(patience / 2),
             });
-            match self.call_peer(id, call, step).await {
+            match self.call_peer(id, call, patience).await {
                 Ok(Answer::Enforced(answer)) if answer.done => return,
                 // Only later: it might still hear of a contact from before the entry.
                 Ok(Answer::Enforced(answer)) if answer.stale && platform::now() >= lapsed => return,
