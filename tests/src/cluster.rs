@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -212,8 +212,7 @@ impl Cluster {
         let ready = follow(&mut child, &logs.join(format!("r{id}.out")), "palyrad ready");
         self.replicas.insert(id, child);
         if ready.recv_timeout(READY).is_err() {
-            let said = std::fs::read_to_string(logs.join(format!("r{id}.err"))).unwrap_or_default();
-            panic!("replica {id} did not become ready:\n{said}");
+            panic!("replica {id} did not become ready:\n{}", self.log(id));
         }
     }
 
@@ -222,6 +221,26 @@ impl Cluster {
         let mut child = self.replicas.remove(&id).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Tells a replica to stop, and waits until it has.
+    pub fn terminate(&mut self, id: u64) {
+        self.signal(id, Signal::SIGTERM);
+        let status = self.replicas.remove(&id).unwrap().wait().unwrap();
+        assert!(status.success(), "replica {id}: {status}\n{}", self.log(id));
+    }
+
+    /// How a replica ended, if it did so by itself.
+    pub fn ended(&mut self, id: u64) -> Option<ExitStatus> {
+        let status = self.replicas.get_mut(&id)?.try_wait().unwrap()?;
+        self.replicas.remove(&id);
+        Some(status)
+    }
+
+    /// What a replica has logged.
+    #[must_use]
+    pub fn log(&self, id: u64) -> String {
+        std::fs::read_to_string(self.path.join(format!("logs/r{id}.err"))).unwrap_or_default()
     }
 
     /// Stops a replica where it stands, as a machine that hangs does; its connections stay open.

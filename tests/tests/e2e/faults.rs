@@ -1,6 +1,6 @@
 //! What breaks: replicas are killed, devices revoked.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use palyra_proto::node::v1::node_service_client::NodeServiceClient;
 use palyra_proto::node::v1::{GetDeviceRequest, RevokeDeviceRequest};
@@ -8,10 +8,6 @@ use palyra_tests::cluster::{Cluster, eventually};
 use palyra_tests::node::{dial, identity, refusal, registration};
 
 use crate::dispatch::{capabilities, invoke, request, working_node};
-
-/// From the kill of a leader to the next accepted write: what this test allows on a busy machine.
-/// `cluster/measure` measures the real figure.
-const TAKEOVER: Duration = Duration::from_secs(10);
 
 pub(crate) async fn a_node_survives_each_replica_in_turn(cluster: &mut Cluster) {
     let (dir, device_id, _agent) = working_node(cluster, "wanderer").await;
@@ -38,7 +34,7 @@ pub(crate) async fn a_node_survives_each_replica_in_turn(cluster: &mut Cluster) 
     assert_eq!(notes, "1\n2\n3\n", "each once, none lost");
 }
 
-async fn caught_up(cluster: &Cluster) {
+pub(crate) async fn caught_up(cluster: &Cluster) {
     cluster
         .becomes("all replicas at one index", |status| {
             let newest = status
@@ -70,12 +66,11 @@ pub(crate) async fn work_goes_on_after_the_leader_is_killed(cluster: &mut Cluste
         ("succeeded", &b"\"after\""[..]),
         "{done:?}"
     );
-    let took = begun.elapsed();
+    // `cluster/measure failover` is where this time is held to a limit.
     println!(
         "  from SIGKILL of the leader to a result: {} ms",
-        took.as_millis()
+        begun.elapsed().as_millis()
     );
-    assert!(took < TAKEOVER, "{took:?}");
     let once = cluster
         .client()
         .invoke(request(&device_id, "notes.append", "\"once\""))
@@ -99,9 +94,10 @@ pub(crate) async fn a_frozen_replica_is_left(cluster: &mut Cluster) {
         (status.state == "connected" && status.replica_id != holder).then_some(())
     })
     .await;
-    let took = begun.elapsed();
-    println!("  node left a frozen replica in {} ms", took.as_millis());
-    assert!(took < Duration::from_secs(15), "{took:?}");
+    println!(
+        "  node left a frozen replica in {} ms",
+        begun.elapsed().as_millis()
+    );
     let done = cluster
         .client()
         .invoke(request(&device_id, "notes.append", "1"))

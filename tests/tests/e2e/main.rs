@@ -2,6 +2,7 @@
 //! behave and nodes that don't.
 #![allow(clippy::unwrap_used)]
 
+mod damage;
 mod dispatch;
 mod faults;
 mod hostile;
@@ -14,9 +15,6 @@ use palyra_tests::runner::{self, Test};
 const TESTS: &[Test] = &[
     ("birth_gives_three_voters", |c| {
         Box::pin(operations::birth_gives_three_voters(c))
-    }),
-    ("a_join_token_is_good_once", |c| {
-        Box::pin(operations::a_join_token_is_good_once(c))
     }),
     ("a_foreign_data_folder_is_refused", |c| {
         Box::pin(async { operations::a_foreign_data_folder_is_refused(c) })
@@ -45,6 +43,9 @@ const TESTS: &[Test] = &[
     }),
     ("expired_and_revoked_codes_are_refused", |c| {
         Box::pin(pairing::expired_and_revoked_codes_are_refused(c))
+    }),
+    ("frames_that_are_no_messages_get_a_code", |c| {
+        Box::pin(pairing::frames_that_are_no_messages_get_a_code(c))
     }),
     ("every_replica_reaches_the_node", |c| {
         Box::pin(dispatch::every_replica_reaches_the_node(c))
@@ -106,8 +107,33 @@ const TESTS: &[Test] = &[
     ("a_revoked_device_is_out_everywhere", |c| {
         Box::pin(faults::a_revoked_device_is_out_everywhere(c))
     }),
+    // After the revocations: they have to reach a replica that was removed a moment ago, and would wait for this one.
+    ("a_join_token_is_good_once", |c| {
+        Box::pin(operations::a_join_token_is_good_once(c))
+    }),
+    ("every_format_is_what_it_says", |c| {
+        Box::pin(async { operations::every_format_is_what_it_says(c) })
+    }),
+    ("commands_leave_a_frozen_replica", |c| {
+        Box::pin(operations::commands_leave_a_frozen_replica(c))
+    }),
+    ("a_watch_goes_on_elsewhere", |c| {
+        Box::pin(operations::a_watch_goes_on_elsewhere(c))
+    }),
     ("the_journal_holds", |c| {
         Box::pin(async { operations::the_journal_holds(c) })
+    }),
+    ("one_changed_byte_is_found", |c| {
+        Box::pin(damage::one_changed_byte_is_found(c))
+    }),
+    ("a_folder_from_the_future_is_refused", |c| {
+        Box::pin(damage::a_folder_from_the_future_is_refused(c))
+    }),
+    ("a_replica_without_its_database_stays_out", |c| {
+        Box::pin(damage::a_replica_without_its_database_stays_out(c))
+    }),
+    ("a_full_disk_stops_one_replica", |c| {
+        Box::pin(damage::a_full_disk_stops_one_replica(c))
     }),
 ];
 
