@@ -63,8 +63,10 @@ await() {
 ready() { grep -q '^palyrad ready' "$run/logs/$1.out" 2>/dev/null && alive "$1"; }
 start_replica() { # start_replica N: runs the replica whose folder exists already
     start "r$1" "$run/bin/palyrad" run --config "$run/r$1/palyrad.toml"
-    await 60 "replica r$1" ready "r$1"
+    await 60 "replica r$1" ready_or_gone "r$1"
+    alive "r$1" >/dev/null || die "replica r$1 did not start: $(tail -n 1 "$run/logs/r$1.err")"
 }
+ready_or_gone() { ready "$1" || ! alive "$1"; }
 voters() { palyra cluster status -o json | field voters; }
 has_voters() { [ "$(voters)" = "$1" ]; }
 

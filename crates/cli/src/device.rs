@@ -182,10 +182,14 @@ async fn revoke_device(global: &Global, client: &Client, revoke: Revoke) -> Resu
         request.wait_ms = u32::try_from(left).unwrap_or(u32::MAX);
         match client.revoke_device(request.clone()).await {
             Ok(further) => answer = further,
-            Err(error) => note(&format!(
-                "committed; how far it is enforced is not known: {}",
-                error.message
-            )),
+            Err(error) => {
+                // The client has tried for long enough already.
+                let cause = &error.message;
+                note(&format!(
+                    "committed; how far it is enforced is not known: {cause}"
+                ));
+                break;
+            }
         }
     }
     let view = Revoked {

@@ -209,13 +209,7 @@ impl Pending {
             admit,
             cancel,
         } = self;
-        let keepalive = socket2::TcpKeepalive::new()
-            .with_time(TCP_KEEPALIVE)
-            .with_interval(TCP_KEEPALIVE / 3);
-        if let Err(error) = tcp
-            .set_nodelay(true)
-            .and_then(|()| socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive))
-        {
+        if let Err(error) = set_options(&tcp) {
             tracing::debug!(listener = name, %source, %error, "socket options refused");
         }
         let tls = match tokio::time::timeout(limit, TlsAcceptor::from(config).accept(tcp)).await {
@@ -270,6 +264,14 @@ impl Pending {
             }
         }
     }
+}
+
+fn set_options(tcp: &TcpStream) -> std::io::Result<()> {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(TCP_KEEPALIVE)
+        .with_interval(TCP_KEEPALIVE / 3);
+    tcp.set_nodelay(true)?;
+    socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive)
 }
 
 fn next_id() -> u64 {

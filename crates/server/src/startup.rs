@@ -13,7 +13,7 @@ use std::time::Duration;
 use palyra_control::{Control, ControlConfig, Keys, Limits as ControlLimits, Timings};
 use palyra_pki::{Authority, KeyPair, TrustDomain, layout};
 use palyra_replica::transport::AddressBook;
-use palyra_replica::{OpenError, Replica, ReplicaConfig};
+use palyra_replica::{OpenError, PeerTransport, Replica, ReplicaConfig};
 use palyra_state::Id;
 use palyra_storage::{Engine, EngineError, Options, RocksEngine};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -135,20 +135,10 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
         metrics,
     } = Sockets::bind(&config.listen_addresses()).await?;
     let meter = Arc::new(Meter::default());
-    files::refuse_lost_database(dir)?;
-    let engine = open_engine(dir, &meter).await?;
-    // Set once: a process opens one.
-    let _ = database.0.set(Arc::clone(&engine));
     let book = AddressBook::cached(dir.join(layout::PEERS));
     let transport = ports::transport(&tls, &book);
-    let opened = Replica::open(replica_config(config)?, engine, transport).await;
-    let replica = opened.map_err(|error| open_failure(&error))?;
-    files::mark_started(dir)?;
-    let keys = Keys {
-        authority: copy(&files.authority)?,
-        kek: files.kek,
-    };
-    let control = Control::start(control_config(config)?, replica.clone(), keys);
+    let replica = open_replica(config, database, &meter, transport).await?;
+    let control = Control::start(control_config(config)?, replica.clone(), keys_of(files)?);
 
     let (stop, stop_peers) = (Stop::default(), Stop::default());
     let (fail, failed) = watch::channel(None);
@@ -200,6 +190,31 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
         tasks: serving.tasks,
         failed,
         _lock: lock,
+    })
+}
+
+/// Opens the database, and the replica on it.
+async fn open_replica(
+    config: &Config,
+    database: &Database,
+    meter: &Arc<Meter>,
+    transport: Arc<dyn PeerTransport>,
+) -> Result<Replica, Failure> {
+    let dir = &config.replica.data_dir;
+    files::refuse_lost_database(dir)?;
+    let engine = open_engine(dir, meter).await?;
+    // Set once: a process opens one.
+    let _ = database.0.set(Arc::clone(&engine));
+    let opened = Replica::open(replica_config(config)?, engine, transport).await;
+    let replica = opened.map_err(|error| open_failure(&error))?;
+    files::mark_started(dir)?;
+    Ok(replica)
+}
+
+fn keys_of(files: ReplicaFiles) -> Result<Keys, Failure> {
+    Ok(Keys {
+        authority: copy(&files.authority)?,
+        kek: files.kek,
     })
 }
 

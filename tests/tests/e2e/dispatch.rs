@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use palyra_node::{Error, mediation};
 use palyra_proto::dispatch::v1::{CancelRequest, DispatchInfo, GetRequest, InvokeRequest};
 use palyra_proto::node::v1::RevokeDeviceRequest;
-use palyra_tests::cluster::{Cluster, eventually};
+use palyra_tests::cluster::{Answer, Cluster, eventually};
 use palyra_tests::node::{Agent, identity};
 
 const CAPABILITIES: &str = r#"
@@ -323,6 +323,25 @@ pub(crate) async fn a_once_job_is_not_run_again(cluster: &mut Cluster) {
     retire(cluster, &device_id).await;
 }
 
+/// A mistake in the file keeps the agent from starting, and says where it is.
+fn a_mistake_keeps_it_from_starting(file: &str, node: &dyn Fn(&str, &[&str]) -> Answer) {
+    std::fs::write(file, format!("{CAPABILITIES}\n[[capability]]\ncolour = 1\n")).unwrap();
+    let refused = node("restart", &[]);
+    assert!(
+        refused.code == 2 && refused.err.contains("capabilities.toml:") && refused.err.contains("colour"),
+        "{} {}",
+        refused.code,
+        refused.err
+    );
+    let stopped = node("status", &[]);
+    assert_eq!(
+        (stopped.code, stopped.out.contains("stopped")),
+        (7, true),
+        "{}",
+        stopped.out
+    );
+}
+
 pub(crate) async fn the_agent_runs_in_the_background(cluster: &mut Cluster) {
     let dir = cluster.pair_node("background").await;
     let (device_id, _) = identity(&dir);
@@ -365,22 +384,7 @@ pub(crate) async fn the_agent_runs_in_the_background(cluster: &mut Cluster) {
         (done.dispatch.unwrap().state == "succeeded").then_some(())
     })
     .await;
-    // A mistake keeps it from starting, and says where it is.
-    std::fs::write(&file, format!("{CAPABILITIES}\n[[capability]]\ncolour = 1\n")).unwrap();
-    let refused = node("restart", &[]);
-    assert!(
-        refused.code == 2 && refused.err.contains("capabilities.toml:") && refused.err.contains("colour"),
-        "{} {}",
-        refused.code,
-        refused.err
-    );
-    let stopped = node("status", &[]);
-    assert_eq!(
-        (stopped.code, stopped.out.contains("stopped")),
-        (7, true),
-        "{}",
-        stopped.out
-    );
+    a_mistake_keeps_it_from_starting(&file, &node);
     let _ = capabilities(cluster);
     let _ = node("start", &["--capabilities", &file]).ok();
     cluster.online(&device_id).await;

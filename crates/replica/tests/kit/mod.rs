@@ -33,6 +33,8 @@ thread_local! {
     static START: RefCell<Option<platform::Instant>> = const { RefCell::new(None) };
     /// Counts down IO points of one replica; it dies at zero.
     static FUSE: RefCell<Option<(u64, u64)>> = const { RefCell::new(None) };
+    /// The replica whose disk stands still.
+    static STALLED: RefCell<Option<u64>> = const { RefCell::new(None) };
     static DEATHS: RefCell<Vec<(u64, String)>> = RefCell::default();
 }
 
@@ -83,6 +85,9 @@ impl Hooks for Simulated {
             }
         });
         Box::pin(async move {
+            while tag.is_some() && STALLED.with(|stalled| *stalled.borrow() == tag) {
+                platform::sleep(Duration::from_millis(1)).await;
+            }
             if burnt {
                 IoVerdict::Crash
             } else {
@@ -124,6 +129,11 @@ pub fn run<F: Future<Output = ()>>(seed: u64, body: impl FnOnce() -> F) {
 /// Lets a replica die at its `at`-th IO point from now.
 pub fn light_fuse(id: u64, at: u64) {
     FUSE.with(|fuse| *fuse.borrow_mut() = Some((id, at)));
+}
+
+/// Has the disk of one replica stand still, or none.
+pub fn stall(id: Option<u64>) {
+    STALLED.with(|stalled| *stalled.borrow_mut() = id);
 }
 
 /// Why a replica died first, if it died by itself.
