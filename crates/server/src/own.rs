@@ -85,6 +85,12 @@ async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Resu
             format!("the cluster is at feature level {level}, and this palyrad knows {known}; {next}");
         return Err(Failure::new(Code::Unsupported, message));
     }
+    if (1..limits::FIRST_FEATURE_LEVEL).contains(&level) {
+        let next = "make a new cluster, and pair its nodes again";
+        let message =
+            format!("the cluster is at feature level {level}, of a version that was never released; {next}");
+        return Err(Failure::new(Code::Unsupported, message));
+    }
     let reachable = members
         .iter()
         .filter(|member| member.is_member() && !member.addresses.peer.is_empty());

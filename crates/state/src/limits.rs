@@ -14,9 +14,10 @@ pub const HOUR: u64 = 60 * MINUTE;
 pub const DAY: u64 = 24 * HOUR;
 
 /// The feature level that this binary understands; a cluster of a higher one must not be served by it.
-pub const FEATURE_LEVEL: u32 = 1;
-/// The level at which every cluster is born, whatever binary applies its first entry.
-pub const FIRST_FEATURE_LEVEL: u32 = 1;
+pub const FEATURE_LEVEL: u32 = 2;
+/// The level at which every cluster is born, whatever binary applies its first entry. Level 1 was never released: its
+/// rules are gone, and a cluster of it must not be served either.
+pub const FIRST_FEATURE_LEVEL: u32 = 2;
 
 /// Largest encoded envelope.
 pub const ENVELOPE_MAX: usize = 1024 * 1024;

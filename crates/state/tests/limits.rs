@@ -433,14 +433,17 @@ fn a_command_of_a_later_level_is_refused_until_the_cluster_has_it() {
     let mut world = World::born();
     // The first level is every command's of this version: pretend that the cluster is older than that.
     let mut born = cluster::cluster(&world.state).unwrap();
-    born.feature_level = 0;
+    born.feature_level = limits::FIRST_FEATURE_LEVEL - 1;
     put(&mut world, tables::CLUSTER.key(()), &born);
     let mint = commands::mint(&mut world, "c1", "pin");
     assert!(cluster::check_level(&world.state, &mint.clone().into()).is_err());
     world.refuse("E0115", operator("root"), mint.clone());
     assert!(pairing::codes(&world.state).is_empty());
-    assert_eq!(cluster::next_feature_level(&world.state), Some(1));
-    born.feature_level = 1;
+    assert_eq!(
+        cluster::next_feature_level(&world.state),
+        Some(limits::FIRST_FEATURE_LEVEL)
+    );
+    born.feature_level = limits::FIRST_FEATURE_LEVEL;
     put(&mut world, tables::CLUSTER.key(()), &born);
     assert_eq!(cluster::next_feature_level(&world.state), None);
     world.accept(operator("root"), mint);
