@@ -23,8 +23,10 @@ use crate::outbox::{End, Outbox, Waiting};
 /// How a node receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// One bidirectional stream.
+    /// One bidirectional stream, gRPC.
     Stream,
+    /// One bidirectional stream, QUIC.
+    Quic,
     /// Long polls and unary results.
     Poll,
 }
@@ -35,6 +37,7 @@ impl Transport {
     pub fn as_str(self) -> &'static str {
         match self {
             Transport::Stream => "stream",
+            Transport::Quic => "quic",
             Transport::Poll => "poll",
         }
     }

@@ -9,11 +9,10 @@
 
 use std::time::Duration;
 
-use palyra_client::{ConnectErrorKind, wall_ms};
+use palyra_client::{ConnectErrorKind, Connection, wall_ms};
 use palyra_proto::node::v1 as wire;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
-use tonic::transport::Channel;
 
 use crate::home::{KnownReplica, NodeRecord};
 use crate::jobs::Jobs;
@@ -133,9 +132,9 @@ impl Agent {
                 return Err(no_replica(&self.home));
             };
             let end = match (self.connect(&address).await, transport.poll_until()) {
-                (Ok(channel), Some(until)) => poll::run(self, channel, until).await,
-                (Ok(channel), None) => {
-                    let end = session::run(self, channel).await;
+                (Ok(connection), Some(until)) => poll::run(self, connection, until).await,
+                (Ok(connection), None) => {
+                    let end = session::run(self, connection).await;
                     transport.stream_ended(&end);
                     end
                 }
@@ -190,7 +189,7 @@ impl Agent {
         }
     }
 
-    async fn connect(&mut self, address: &str) -> std::result::Result<Channel, End> {
+    async fn connect(&mut self, address: &str) -> std::result::Result<Connection, End> {
         self.status.send_modify(|status| {
             status.state = "connecting".to_owned();
             status.endpoint = address.to_owned();
@@ -199,14 +198,14 @@ impl Agent {
             dialled = self.link.dial(address) => dialled,
             () = self.shutdown.changes() => return Err(End::Stopped),
         };
-        let channel = dialled.map_err(|error| match error.kind {
+        let connection = dialled.map_err(|error| match error.kind {
             ConnectErrorKind::Refused => End::CredentialRefused(error.to_string()),
             ConnectErrorKind::Unreachable | ConnectErrorKind::WrongServer => End::lost(error.to_string()),
         })?;
         if !self.registered {
-            register(self, &channel).await?;
+            register(self, &connection).await?;
         }
-        Ok(channel)
+        Ok(connection)
     }
 
     /// A session is there.

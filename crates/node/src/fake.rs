@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use palyra_client::{ConnectError, ConnectErrorKind};
+use palyra_client::{ConnectError, ConnectErrorKind, Connection};
 use palyra_proto::common::v1::ErrorDetail;
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::node_message::Body;
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::timeout;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::transport::{Channel, Endpoint, Server};
+use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::home::KnownReplica;
@@ -346,13 +346,17 @@ impl NodeService for Fake {
 pub(crate) struct Plain;
 
 impl Link for Plain {
-    fn dial<'a>(&'a mut self, address: &'a str) -> BoxFuture<'a, std::result::Result<Channel, ConnectError>> {
+    fn dial<'a>(
+        &'a mut self,
+        address: &'a str,
+    ) -> BoxFuture<'a, std::result::Result<Connection, ConnectError>> {
         async move {
             let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
             endpoint
                 .connect_timeout(Duration::from_secs(2))
                 .connect()
                 .await
+                .map(Connection::Grpc)
                 .map_err(|error| ConnectError {
                     address: address.to_owned(),
                     kind: ConnectErrorKind::Unreachable,
@@ -375,7 +379,7 @@ impl Link for Plain {
         false
     }
 
-    fn renew(&mut self, _: Channel) -> BoxFuture<'static, Result<()>> {
+    fn renew(&mut self, _: Connection) -> BoxFuture<'static, Result<()>> {
         async { Err(Error::new(Kind::Internal, "N0001", "never due", "")) }.boxed()
     }
 

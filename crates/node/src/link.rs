@@ -8,16 +8,14 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use palyra_client::error::{Failure, classify};
-use palyra_client::{ConnectError, ConnectOptions, connect, fill_random, new_ulid, wall_ms};
+use palyra_client::error::Failure;
+use palyra_client::{ConnectError, ConnectOptions, Connection, connect, fill_random, new_ulid, wall_ms};
 use palyra_pki::chain::{Usage, verify_chain};
 use palyra_pki::credential::to_rustls;
 use palyra_pki::{Credential, KeyPair, PeerIdentity, Role};
 use palyra_proto::node::v1 as wire;
-use palyra_proto::node::v1::node_service_client::NodeServiceClient;
 use rustls::ClientConfig;
 use tokio::time::timeout;
-use tonic::transport::Channel;
 
 use crate::route::random_below;
 use crate::{Error, Home, Kind, Result};
@@ -29,7 +27,10 @@ const RENEW_AGAIN_MS: u64 = 60_000;
 /// How the agent reaches replicas. The second implementation is the tests', without TLS.
 pub(crate) trait Link: Send {
     /// Connects with the credential that is to be used now.
-    fn dial<'a>(&'a mut self, address: &'a str) -> BoxFuture<'a, std::result::Result<Channel, ConnectError>>;
+    fn dial<'a>(
+        &'a mut self,
+        address: &'a str,
+    ) -> BoxFuture<'a, std::result::Result<Connection, ConnectError>>;
     /// A session was served: the credential works.
     fn served(&mut self) -> Result<()>;
     /// A server refused the credential. Answers whether there is another to fall back on.
@@ -37,7 +38,7 @@ pub(crate) trait Link: Send {
     /// Whether it is time to renew.
     fn renew_due(&self) -> bool;
     /// Asks for a new credential over a connection. Completes when it is on disk.
-    fn renew(&mut self, channel: Channel) -> BoxFuture<'static, Result<()>>;
+    fn renew(&mut self, connection: Connection) -> BoxFuture<'static, Result<()>>;
     /// How the renewal ended. Answers whether to connect anew with what it brought.
     fn renewed(&mut self, outcome: Result<()>) -> bool;
     /// Hex fingerprint and end of validity of the credential in use.
@@ -93,9 +94,16 @@ impl TlsLink {
 }
 
 impl Link for TlsLink {
-    fn dial<'a>(&'a mut self, address: &'a str) -> BoxFuture<'a, std::result::Result<Channel, ConnectError>> {
+    fn dial<'a>(
+        &'a mut self,
+        address: &'a str,
+    ) -> BoxFuture<'a, std::result::Result<Connection, ConnectError>> {
         let tls = Arc::clone(&self.in_use().tls);
-        async move { connect::connect(address, &tls, &ConnectOptions::default()).await }.boxed()
+        async move {
+            let channel = connect::connect(address, &tls, &ConnectOptions::default()).await?;
+            Ok(Connection::Grpc(channel))
+        }
+        .boxed()
     }
 
     fn served(&mut self) -> Result<()> {
@@ -127,7 +135,7 @@ impl Link for TlsLink {
         wall_ms() >= self.renew_at_ms
     }
 
-    fn renew(&mut self, channel: Channel) -> BoxFuture<'static, Result<()>> {
+    fn renew(&mut self, connection: Connection) -> BoxFuture<'static, Result<()>> {
         // Not again while this one is under way.
         self.renew_at_ms = wall_ms() + RENEW_AGAIN_MS;
         let (home, old) = (self.home.clone(), self.current.credential.clone());
@@ -139,14 +147,14 @@ impl Link for TlsLink {
                 device_id: device_id.clone(),
                 csr: key.make_csr().map_err(|error| failed(error.to_string()))?.into(),
             };
-            let answer = timeout(RENEW_CALL, NodeServiceClient::new(channel).renew(request)).await;
+            let answer = timeout(RENEW_CALL, connection.renew(request)).await;
             let answer = answer
                 .map_err(|_| failed("no answer in time".to_owned()))?
-                .map_err(|status| match classify(&status) {
+                .map_err(|failure| match failure {
                     Failure::Answered(error) => error.into(),
                     Failure::Lost { cause, .. } => failed(cause),
                 })?;
-            let chain: Vec<Vec<u8>> = answer.into_inner().chain.iter().map(|der| der.to_vec()).collect();
+            let chain: Vec<Vec<u8>> = answer.chain.iter().map(|der| der.to_vec()).collect();
             let next = accept(&old, &key, &chain, &device_id)?;
             home.set_credential(&next, true)
         }

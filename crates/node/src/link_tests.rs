@@ -103,7 +103,7 @@ impl NodeService for Fake {
     }
 }
 
-async fn channel(issuer: &Arc<Issuer>, device: &'static str) -> Channel {
+async fn connection(issuer: &Arc<Issuer>, device: &'static str) -> Connection {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let fake = Fake {
@@ -116,11 +116,8 @@ async fn channel(issuer: &Arc<Issuer>, device: &'static str) -> Channel {
             .add_service(NodeServiceServer::new(fake))
             .serve_with_incoming(incoming),
     );
-    Endpoint::from_shared(format!("http://{address}"))
-        .unwrap()
-        .connect()
-        .await
-        .unwrap()
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    Connection::Grpc(endpoint.connect().await.unwrap())
 }
 
 fn paired(issuer: &Issuer, dir: &tempfile::TempDir, now_ms: u64) -> (Home, TlsLink) {
@@ -137,7 +134,7 @@ async fn a_renewed_certificate_replaces_the_old_one_once_it_was_served() {
     let (home, mut link) = paired(&issuer, &dir, wall_ms() - LIFE_MS * 3 / 4);
     assert!(link.renew_due());
     let old = link.describe();
-    let outcome = link.renew(channel(&issuer, DEVICE).await).await;
+    let outcome = link.renew(connection(&issuer, DEVICE).await).await;
     assert!(!link.renew_due(), "one renewal at a time");
     assert!(link.renewed(outcome), "connect anew with it");
     let new = link.describe();
@@ -168,7 +165,7 @@ async fn a_refused_renewal_leaves_the_old_certificate_in_use() {
     let (home, mut link) = paired(&issuer, &dir, wall_ms());
     assert!(!link.renew_due(), "it is fresh");
     let old = link.describe();
-    let outcome = link.renew(channel(&issuer, DEVICE).await).await;
+    let outcome = link.renew(connection(&issuer, DEVICE).await).await;
     assert!(link.renewed(outcome));
     assert!(link.refused(), "the old one is there to fall back on");
     assert_eq!(link.describe(), old);
@@ -181,7 +178,7 @@ async fn a_certificate_for_somebody_else_or_of_another_cluster_is_not_taken() {
     let (home, mut link) = paired(&issuer, &dir, wall_ms());
     let before = link.describe();
     for (other, device) in [(Arc::clone(&issuer), CLUSTER), (Issuer::new(), DEVICE)] {
-        let outcome = link.renew(channel(&other, device).await).await;
+        let outcome = link.renew(connection(&other, device).await).await;
         assert_eq!(outcome.as_ref().unwrap_err().code, "N0504");
         assert!(!link.renewed(outcome));
     }

@@ -7,14 +7,12 @@
 
 use std::time::Duration;
 
-use palyra_client::new_ulid;
+use palyra_client::{Connection, new_ulid};
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::node_message::Body;
-use palyra_proto::node::v1::node_service_client::NodeServiceClient;
 use palyra_proto::node::v1::server_message::Body as Heard;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tonic::transport::Channel;
 
 use crate::agent::Agent;
 use crate::session::{CALL, End, Renewal, take, unless_stopped};
@@ -24,13 +22,11 @@ const WAIT_MS: u32 = 5_000;
 /// A server that answers at once must not be asked in a tight loop.
 const AT_LEAST: Duration = Duration::from_millis(200);
 
-type Client = NodeServiceClient<Channel>;
 type Polled = std::result::Result<wire::PollResponse, End>;
 
 /// Runs a session by polling until it ends, or until `until`, when it is time to try the stream again.
-pub(crate) async fn run(agent: &mut Agent, channel: Channel, until: Instant) -> End {
-    let client = NodeServiceClient::new(channel.clone());
-    let answer = match attach(agent, &client).await {
+pub(crate) async fn run(agent: &mut Agent, connection: Connection, until: Instant) -> End {
+    let answer = match attach(agent, &connection).await {
         Ok(answer) => answer,
         Err(end) => return end,
     };
@@ -44,14 +40,14 @@ pub(crate) async fn run(agent: &mut Agent, channel: Channel, until: Instant) -> 
             Ok(bodies) => send.extend(bodies),
             Err(end) => return end,
         }
-        report(agent, &client, &mut reports, std::mem::take(&mut send));
+        report(agent, &connection, &mut reports, std::mem::take(&mut send));
         let request = wire::PollRequest {
             device_id: agent.device_id.clone(),
             epoch,
             attach: None,
             wait_ms: WAIT_MS,
         };
-        let polled = poll(client.clone(), request);
+        let polled = poll(connection.clone(), request);
         tokio::pin!(polled);
         let begun = Instant::now();
         heard = loop {
@@ -59,13 +55,13 @@ pub(crate) async fn run(agent: &mut Agent, channel: Channel, until: Instant) -> 
             if agent.may_stop() {
                 return End::Stopped;
             }
-            renewal.begin(agent, &channel);
+            renewal.begin(agent, &connection);
             let due = agent.jobs.next_overdue().unwrap_or(until);
             tokio::select! {
                 polled = &mut polled => break polled,
                 Some(event) = agent.events.recv() => {
                     let body = agent.jobs.event(event);
-                    report(agent, &client, &mut reports, body);
+                    report(agent, &connection, &mut reports, body);
                 }
                 Some(Ok(Some(answer))) = reports.join_next() => agent.jobs.answered(&answer),
                 () = sleep_until(due.min(until)) => {
@@ -73,7 +69,7 @@ pub(crate) async fn run(agent: &mut Agent, channel: Channel, until: Instant) -> 
                         return End::Again;
                     }
                     let bodies = agent.jobs.overdue(Instant::now());
-                    report(agent, &client, &mut reports, bodies);
+                    report(agent, &connection, &mut reports, bodies);
                 }
                 outcome = renewal.ended() => {
                     if agent.link.renewed(outcome) {
@@ -87,7 +83,7 @@ pub(crate) async fn run(agent: &mut Agent, channel: Channel, until: Instant) -> 
     }
 }
 
-async fn attach(agent: &mut Agent, client: &Client) -> Polled {
+async fn attach(agent: &mut Agent, connection: &Connection) -> Polled {
     let attach = wire::Attach {
         request_id: new_ulid(),
         held: agent.jobs.held(),
@@ -98,7 +94,7 @@ async fn attach(agent: &mut Agent, client: &Client) -> Polled {
         attach: Some(attach),
         wait_ms: 0,
     };
-    let answer = unless_stopped(&mut agent.shutdown, poll(client.clone(), request)).await??;
+    let answer = unless_stopped(&mut agent.shutdown, poll(connection.clone(), request)).await??;
     let told = answer.messages.iter().find_map(|message| match &message.body {
         Some(Heard::Attached(told)) => Some(told.clone()),
         _ => None,
@@ -111,11 +107,11 @@ async fn attach(agent: &mut Agent, client: &Client) -> Polled {
     Ok(answer)
 }
 
-async fn poll(mut client: Client, request: wire::PollRequest) -> Polled {
+async fn poll(connection: Connection, request: wire::PollRequest) -> Polled {
     let patience = CALL + Duration::from_millis(u64::from(request.wait_ms));
-    match timeout(patience, client.poll(request)).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(End::of_status(&status)),
+    match timeout(patience, connection.poll(request)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(failure)) => Err(End::of_failure(failure)),
         Err(_) => Err(End::lost("no answer to a poll in time")),
     }
 }
@@ -133,21 +129,21 @@ fn absorb(agent: &mut Agent, answer: wire::PollResponse) -> std::result::Result<
 /// itself is the heartbeat, and a delivery is known by the answer.
 fn report(
     agent: &Agent,
-    client: &Client,
+    connection: &Connection,
     reports: &mut JoinSet<Option<wire::ResultAnswer>>,
     bodies: impl IntoIterator<Item = Body>,
 ) {
     for body in bodies {
         let Body::Result(result) = body else { continue };
-        let mut client = client.clone();
+        let connection = connection.clone();
         let request = wire::ReportRequest {
             device_id: agent.device_id.clone(),
             result: Some(result),
         };
         reports.spawn(async move {
-            let answered = timeout(CALL, client.report(request)).await;
+            let answered = timeout(CALL, connection.report(request)).await;
             // Without an answer the result is overdue after a while and goes out again.
-            answered.ok()?.ok()?.into_inner().answer
+            answered.ok()?.ok()?.answer
         });
     }
 }

@@ -9,17 +9,13 @@
 
 use std::time::Duration;
 
-use palyra_client::error::{Failure, classify};
-use palyra_client::{Error as ClientError, new_ulid};
+use palyra_client::error::Failure;
+use palyra_client::{Connection, Error as ClientError, Incoming, new_ulid};
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::node_message::Body;
-use palyra_proto::node::v1::node_service_client::NodeServiceClient;
 use palyra_proto::node::v1::server_message::Body as Heard;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
-use tonic::transport::Channel;
 
 use crate::agent::{Agent, Shutdown};
 use crate::home::KnownReplica;
@@ -66,8 +62,8 @@ impl End {
     }
 
     /// What a failed call says about the session.
-    pub(crate) fn of_status(status: &Status) -> Self {
-        match classify(status) {
+    pub(crate) fn of_failure(failure: Failure) -> Self {
+        match failure {
             Failure::Answered(error) => Self::of_refusal(&error),
             Failure::Lost { cause, refused: true } => Self::CredentialRefused(cause),
             Failure::Lost {
@@ -106,18 +102,17 @@ impl End {
 }
 
 /// Registers what this node is and can.
-pub(crate) async fn register(agent: &mut Agent, channel: &Channel) -> std::result::Result<(), End> {
+pub(crate) async fn register(agent: &mut Agent, connection: &Connection) -> std::result::Result<(), End> {
     // Without a request id: to register twice does nothing, and an id of ours would carry the time of a clock
     // that may be wrong.
     let request = agent.registration.clone();
-    let mut client = NodeServiceClient::new(channel.clone());
-    let answer = unless_stopped(&mut agent.shutdown, timeout(CALL, client.register(request))).await?;
+    let answer = unless_stopped(&mut agent.shutdown, timeout(CALL, connection.register(request))).await?;
     let answer = answer.map_err(|_| End::lost("no answer to Register in time"))?;
-    let answer = answer.map_err(|status| match End::of_status(&status) {
-        End::Unregistered => End::lost(status.message().to_owned()),
+    let answer = answer.map_err(|failure| match End::of_failure(failure) {
+        End::Unregistered => End::lost("it does not know this node, and does not register it"),
         end => end,
     })?;
-    agent.learn(&answer.into_inner().endpoints);
+    agent.learn(&answer.endpoints);
     agent.registered = true;
     Ok(())
 }
@@ -157,22 +152,22 @@ impl Wire {
     }
 }
 
-/// Runs a session over `channel` until it ends.
-pub(crate) async fn run(agent: &mut Agent, channel: Channel) -> End {
-    match attach(agent, &channel).await {
+/// Runs a session over `connection` until it ends.
+pub(crate) async fn run(agent: &mut Agent, connection: Connection) -> End {
+    match attach(agent, &connection).await {
         Ok((wire, stream, attached)) => {
             let interval = Duration::from_millis(attached.heartbeat_interval_ms.clamp(50, 60_000));
-            converse(agent, channel, wire, stream, attached.epoch, interval).await
+            converse(agent, connection, wire, stream, attached.epoch, interval).await
         }
         Err(end) => end,
     }
 }
 
-type Stream = tonic::Streaming<wire::ServerMessage>;
+type Stream = Incoming<wire::ServerMessage>;
 
 async fn attach(
     agent: &mut Agent,
-    channel: &Channel,
+    connection: &Connection,
 ) -> std::result::Result<(Wire, Stream, wire::Attached), End> {
     let no_stream = |why: String| End::Lost { why, no_stream: true };
     let (send, receive) = mpsc::channel(OUTGOING);
@@ -186,11 +181,10 @@ async fn attach(
         held: agent.jobs.held(),
     })])
     .await?;
-    let mut client = NodeServiceClient::new(channel.clone());
-    let opened = timeout(CALL, client.session(ReceiverStream::new(receive)));
+    let opened = timeout(CALL, connection.session(receive));
     let mut stream = match unless_stopped(&mut agent.shutdown, opened).await? {
-        Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) => return Err(before_attached(&status)),
+        Ok(Ok(stream)) => stream,
+        Ok(Err(failure)) => return Err(before_attached(failure)),
         Err(_) => return Err(no_stream("no session stream in time".to_owned())),
     };
     let first = timeout(CALL, stream.message());
@@ -198,7 +192,7 @@ async fn attach(
         Ok(Ok(Some(wire::ServerMessage {
             body: Some(Heard::Attached(attached)),
         }))) => {
-            agent.attached(&attached, "stream");
+            agent.attached(&attached, connection.transport());
             Ok((wire, stream, attached))
         }
         Ok(Ok(Some(wire::ServerMessage {
@@ -209,24 +203,28 @@ async fn attach(
         }
         Ok(Ok(Some(_))) => Err(End::lost("the server's first message was not Attached")),
         Ok(Ok(None)) => Err(no_stream("the stream ended before Attached".to_owned())),
-        Ok(Err(status)) => Err(before_attached(&status)),
+        Ok(Err(failure)) => Err(before_attached(failure)),
         Err(_) => Err(no_stream("no answer to Attach in time".to_owned())),
     }
 }
 
-fn before_attached(status: &Status) -> End {
-    match End::of_status(status) {
+fn before_attached(failure: Failure) -> End {
+    match failure {
         // No typed answer: something between the two sides broke the stream.
-        End::Lost { why, .. } if matches!(classify(status), Failure::Lost { .. }) => {
-            End::Lost { why, no_stream: true }
-        }
-        end => end,
+        Failure::Lost {
+            cause,
+            refused: false,
+        } => End::Lost {
+            why: cause,
+            no_stream: true,
+        },
+        failure => End::of_failure(failure),
     }
 }
 
 async fn converse(
     agent: &mut Agent,
-    channel: Channel,
+    connection: Connection,
     mut wire: Wire,
     mut stream: Stream,
     epoch: u64,
@@ -263,7 +261,7 @@ async fn converse(
                 if heard_at.elapsed() > interval * SILENT_INTERVALS {
                     return End::lost("the server went silent");
                 }
-                renewal.begin(agent, &channel);
+                renewal.begin(agent, &connection);
                 beat_at = Instant::now() + interval;
                 sequence += 1;
                 wire.send([Body::Heartbeat(wire::Heartbeat { sequence })]).await
@@ -289,9 +287,9 @@ async fn converse(
 /// Takes one message of the server in. Answers what to send.
 fn hear(
     agent: &mut Agent,
-    message: std::result::Result<Option<wire::ServerMessage>, Status>,
+    message: std::result::Result<Option<wire::ServerMessage>, Failure>,
 ) -> std::result::Result<Vec<Body>, End> {
-    let message = message.map_err(|status| End::of_status(&status))?;
+    let message = message.map_err(End::of_failure)?;
     let Some(message) = message else {
         return Err(End::lost("the server ended the stream"));
     };
@@ -322,10 +320,10 @@ pub(crate) struct Renewal(Option<futures::future::BoxFuture<'static, Result<()>>
 
 impl Renewal {
     /// Begins one when it is due.
-    pub(crate) fn begin(&mut self, agent: &mut Agent, channel: &Channel) {
+    pub(crate) fn begin(&mut self, agent: &mut Agent, connection: &Connection) {
         if self.0.is_none() && agent.link.renew_due() {
             tracing::info!("half of the certificate's life is over; asking for a new one");
-            self.0 = Some(agent.link.renew(channel.clone()));
+            self.0 = Some(agent.link.renew(connection.clone()));
         }
     }
 

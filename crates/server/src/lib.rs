@@ -10,6 +10,7 @@
 
 mod cli;
 mod config;
+mod convert;
 mod dial;
 mod exit;
 mod files;
@@ -20,6 +21,7 @@ mod join;
 mod listener;
 mod logging;
 mod metered;
+mod nodeplane;
 mod offline;
 mod own;
 mod ports;

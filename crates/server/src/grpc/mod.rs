@@ -6,7 +6,6 @@
 
 mod access;
 mod cluster;
-mod convert;
 mod dispatch;
 mod enrol;
 mod fleet;
@@ -14,7 +13,6 @@ mod join;
 mod journal;
 mod node;
 mod pairing;
-mod session;
 #[cfg(test)]
 mod tests;
 
@@ -39,7 +37,9 @@ use tonic::service::{Interceptor, Routes};
 use tonic::{Request, Status};
 use tonic_health::server::HealthReporter;
 
+use crate::convert;
 use crate::listener::Peer;
+use crate::nodeplane::NodePlane;
 use crate::status;
 
 /// Answers of lists may be larger than requests: a page has up to a thousand entries.
@@ -49,12 +49,14 @@ const ANSWER: usize = 16 << 20;
 #[derive(Clone)]
 pub(crate) struct Gateway {
     control: Control,
+    nodes: NodePlane,
 }
 
 impl Gateway {
     /// Services in front of a control plane.
     pub(crate) fn new(control: Control) -> Gateway {
-        Gateway { control }
+        let nodes = NodePlane::new(control.clone());
+        Gateway { control, nodes }
     }
 
     /// The services of the listener for nodes and operators; requests have at most `message` bytes. What the
@@ -108,25 +110,10 @@ impl Gateway {
         status::status(&error, self.control.replica_id())
     }
 
-    /// A status of gRPC itself in our words, where it is about the caller's message.
-    fn reworded(&self, status: Status) -> Status {
-        match status::framing(&status) {
-            Some(error) => self.fail(error),
-            None => status,
-        }
-    }
-
     fn operator<T>(&self, request: &Request<T>, needed: Role) -> Result<Caller, Status> {
         let peer = identity(request)?;
         self.control
             .admit_operator(&peer, needed)
-            .map_err(|error| self.fail(error))
-    }
-
-    fn node<T>(&self, request: &Request<T>, claimed: &str) -> Result<Caller, Status> {
-        let peer = identity(request)?;
-        self.control
-            .admit_node_as(&peer, claimed)
             .map_err(|error| self.fail(error))
     }
 

@@ -123,8 +123,8 @@ fn check_capability(capability: &Capability) -> Result<(), Reject> {
 fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
     let id = command.device_id;
     let bad = |cause: &str| Reject::new(Code::BadAttach, [&id, &cause]);
-    if !matches!(command.transport.as_str(), "stream" | "poll") {
-        return Err(bad("the transport is neither stream nor poll"));
+    if !matches!(command.transport.as_str(), "stream" | "quic" | "poll") {
+        return Err(bad("the transport is none of stream, quic and poll"));
     }
     if command.held.len() > limits::OPEN_PER_DEVICE as usize {
         return Err(bad("it names too many held dispatches"));

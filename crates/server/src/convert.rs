@@ -8,7 +8,7 @@ use palyra_proto::node::v1 as node;
 use palyra_proto::pairing::v1 as pairing;
 use palyra_state::Cursor;
 
-pub(super) fn read_options(read: Option<common::ReadOptions>) -> ReadOptions {
+pub(crate) fn read_options(read: Option<common::ReadOptions>) -> ReadOptions {
     let read = read.unwrap_or_default();
     ReadOptions {
         local: read.consistency() == common::Consistency::Local,
@@ -16,7 +16,7 @@ pub(super) fn read_options(read: Option<common::ReadOptions>) -> ReadOptions {
     }
 }
 
-pub(super) fn read_info(read: ReadInfo) -> Option<common::ReadInfo> {
+pub(crate) fn read_info(read: ReadInfo) -> Option<common::ReadInfo> {
     Some(common::ReadInfo {
         index: read.index,
         served_by: read.served_by,
@@ -24,7 +24,7 @@ pub(super) fn read_info(read: ReadInfo) -> Option<common::ReadInfo> {
     })
 }
 
-pub(super) fn write_info(write: WriteInfo) -> Option<common::WriteInfo> {
+pub(crate) fn write_info(write: WriteInfo) -> Option<common::WriteInfo> {
     Some(common::WriteInfo {
         index: write.index,
         served_by: write.served_by,
@@ -32,11 +32,11 @@ pub(super) fn write_info(write: WriteInfo) -> Option<common::WriteInfo> {
     })
 }
 
-pub(super) fn page_info(next: String) -> Option<common::PageInfo> {
+pub(crate) fn page_info(next: String) -> Option<common::PageInfo> {
     Some(common::PageInfo { next })
 }
 
-pub(super) fn node_endpoints(endpoints: Vec<Endpoint>) -> Vec<node::NodeEndpoint> {
+pub(crate) fn node_endpoints(endpoints: Vec<Endpoint>) -> Vec<node::NodeEndpoint> {
     endpoints
         .into_iter()
         .map(|endpoint| node::NodeEndpoint {
@@ -47,7 +47,7 @@ pub(super) fn node_endpoints(endpoints: Vec<Endpoint>) -> Vec<node::NodeEndpoint
         .collect()
 }
 
-pub(super) fn trust_bundle(trust: &TrustBundle, endpoints: Vec<Endpoint>) -> Option<pairing::TrustBundle> {
+pub(crate) fn trust_bundle(trust: &TrustBundle, endpoints: Vec<Endpoint>) -> Option<pairing::TrustBundle> {
     Some(pairing::TrustBundle {
         cluster_id: trust.cluster_id().to_owned(),
         trust_domain: trust.trust_domain().to_string(),
@@ -63,11 +63,11 @@ pub(super) fn trust_bundle(trust: &TrustBundle, endpoints: Vec<Endpoint>) -> Opt
     })
 }
 
-pub(super) fn chain(chain: Vec<Vec<u8>>) -> Vec<bytes::Bytes> {
+pub(crate) fn chain(chain: Vec<Vec<u8>>) -> Vec<bytes::Bytes> {
     chain.into_iter().map(Into::into).collect()
 }
 
-pub(super) fn cursor(cursor: Cursor) -> journal::Cursor {
+pub(crate) fn cursor(cursor: Cursor) -> journal::Cursor {
     journal::Cursor {
         index: cursor.index,
         ordinal: cursor.ordinal,

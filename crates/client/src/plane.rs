@@ -1,0 +1,121 @@
+//! The calls of a node, whatever carries them: one connection to one replica, over gRPC.
+//!
+//! What never lives here: choosing a replica or a transport, retries, deadlines. Invariants: who uses a [`Connection`]
+//! sees messages and [`Failure`]s only, and can't tell the transports apart but by [`Connection::transport`].
+//!
+//! To add a unary call: one method here that names it on each transport, as [`Connection::renew`] does. A call that
+//! answers with a stream returns an [`Incoming`].
+
+use palyra_proto::node::v1 as wire;
+use palyra_proto::node::v1::node_service_client::NodeServiceClient;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Response, Status, Streaming};
+
+use crate::error::{Failure, classify};
+
+/// What one try of a call comes to.
+pub type Answer<A> = Result<A, Failure>;
+
+/// One connection to one replica, for the calls of a node. Cheap to clone; it never connects anew by itself.
+#[derive(Debug, Clone)]
+pub enum Connection {
+    /// Over HTTP/2.
+    Grpc(Channel),
+}
+
+/// The messages that a call answers with, one by one.
+#[derive(Debug)]
+pub enum Incoming<A> {
+    /// Over HTTP/2.
+    Grpc(Streaming<A>),
+}
+
+impl<A> Incoming<A> {
+    /// The next message; nothing after the last. Safe to cancel.
+    ///
+    /// # Errors
+    /// Why the stream broke off.
+    pub async fn message(&mut self) -> Answer<Option<A>> {
+        match self {
+            Incoming::Grpc(stream) => stream.message().await.map_err(|status| classify(&status)),
+        }
+    }
+}
+
+fn grpc(channel: &Channel) -> NodeServiceClient<Channel> {
+    NodeServiceClient::new(channel.clone())
+}
+
+fn answer<A>(answered: Result<Response<A>, Status>) -> Answer<A> {
+    answered
+        .map(Response::into_inner)
+        .map_err(|status| classify(&status))
+}
+
+impl Connection {
+    /// What a session on it is called: `stream` or `quic`.
+    #[must_use]
+    pub fn transport(&self) -> &'static str {
+        match self {
+            Connection::Grpc(_) => "stream",
+        }
+    }
+
+    /// Registers what the node is and can.
+    ///
+    /// # Errors
+    /// The replica's refusal, or a broken connection; so with each call here.
+    pub async fn register(&self, request: wire::RegisterRequest) -> Answer<wire::RegisterResponse> {
+        match self {
+            Connection::Grpc(channel) => answer(grpc(channel).register(request).await),
+        }
+    }
+
+    /// Opens a session that sends what `messages` yields. The first must be there already, and be Attach.
+    ///
+    /// # Errors
+    /// As with each call here.
+    pub async fn session(
+        &self,
+        messages: mpsc::Receiver<wire::NodeMessage>,
+    ) -> Answer<Incoming<wire::ServerMessage>> {
+        match self {
+            Connection::Grpc(channel) => {
+                let opened = grpc(channel).session(ReceiverStream::new(messages)).await;
+                answer(opened).map(Incoming::Grpc)
+            }
+        }
+    }
+
+    /// Attaches without a stream, or waits for messages.
+    ///
+    /// # Errors
+    /// As with each call here.
+    pub async fn poll(&self, request: wire::PollRequest) -> Answer<wire::PollResponse> {
+        match self {
+            Connection::Grpc(channel) => answer(grpc(channel).poll(request).await),
+        }
+    }
+
+    /// Tells a result outside of a stream.
+    ///
+    /// # Errors
+    /// As with each call here.
+    pub async fn report(&self, request: wire::ReportRequest) -> Answer<wire::ReportResponse> {
+        match self {
+            Connection::Grpc(channel) => answer(grpc(channel).report(request).await),
+        }
+    }
+
+    /// Asks for a new certificate.
+    ///
+    /// # Errors
+    /// As with each call here.
+    pub async fn renew(&self, request: wire::RenewRequest) -> Answer<wire::RenewResponse> {
+        match self {
+            Connection::Grpc(channel) => answer(grpc(channel).renew(request).await),
+        }
+    }
+}
