@@ -29,6 +29,9 @@ pub struct Registration {
     pub capabilities: Vec<Capability>,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
+    /// How long it may be offline before it counts as gone; 0: as the cluster has it, `limits::NEVER`: as long as
+    /// it takes.
+    pub lost_after_ms: u64,
 }
 
 /// What registration answers.
@@ -69,6 +72,7 @@ impl Control {
             agent_version: registration.agent_version,
             capabilities: registration.capabilities,
             labels: registration.labels,
+            lost_after: registration.lost_after_ms,
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
         let Reply::Registered(registered) = written.reply else {
