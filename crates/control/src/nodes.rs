@@ -135,12 +135,10 @@ impl Control {
         let (view, info) = self.read(read).await?;
         let wanted = match status {
             "" => None,
-            "online" => Some(NodeStatus::Online),
-            "offline" => Some(NodeStatus::Offline),
-            other => {
-                let cause = format!("{:?} is no status", other.chars().take(32).collect::<String>());
-                return Err(Error::invalid("status", cause, "use online or offline"));
-            }
+            text => Some(NodeStatus::parse(text).ok_or_else(|| {
+                let cause = format!("{:?} is no status", text.chars().take(32).collect::<String>());
+                Error::invalid("status", cause, "use online, suspect, offline or gone")
+            })?),
         };
         let limit = page_size(limit);
         let mut after = page_start(after)?;
