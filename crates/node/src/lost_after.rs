@@ -8,7 +8,7 @@ use crate::capability::parse_duration;
 use crate::{Error, Kind, Result};
 
 /// As long as it takes.
-pub const NEVER: u64 = u64::MAX;
+pub(crate) const NEVER: u64 = u64::MAX;
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3_600);
 

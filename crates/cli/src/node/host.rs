@@ -519,11 +519,12 @@ mod tests {
         let offer = Offer {
             capabilities: vec![PathBuf::from("c.toml")],
             labels: vec![("a".into(), "b".into())],
+            lost_after: Some("never".to_owned()),
         };
         let arguments = offer.arguments();
         assert_eq!(arguments[0], "--capabilities");
         assert!(Path::new(&arguments[1]).is_absolute());
-        assert_eq!(arguments[2..], ["--label", "a=b"]);
+        assert_eq!(arguments[2..], ["--label", "a=b", "--lost-after", "never"]);
     }
 
     #[test]
