@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use palyra_client::{Client, Follow, Step};
+use palyra_client::{Client, Event, Follow, Step};
 use palyra_proto::common::v1::ReadInfo;
-use palyra_proto::journal::v1::{Cursor, TailRequest, VerifyRequest};
+use palyra_proto::journal::v1::{Cursor, StreamEventsRequest, TailRequest, VerifyRequest};
 use tokio::process::Command;
 
 use crate::failure::{Failure, PROBLEMS, Result};
@@ -120,7 +120,6 @@ async fn print_rows(client: &Client, global: &Global, tail: Tail) -> Result {
     };
     let mut request = TailRequest {
         after: tail.from.map(before),
-        follow: tail.follow,
         action_prefix: tail.action,
         subject: tail.subject,
         ..TailRequest::default()
@@ -138,10 +137,13 @@ async fn print_rows(client: &Client, global: &Global, tail: Tail) -> Result {
         }
         request.after = newest.end;
     }
+    if tail.follow {
+        return follow(client, out, request, patience).await;
+    }
     let mut feed = client.follow(request, patience);
     let mut gathered = Vec::new();
     while let Some(rows) = next_rows(&mut feed).await? {
-        if !tail.follow && out.format == Format::Json {
+        if out.format == Format::Json {
             gathered.extend(rows);
             continue;
         }
@@ -149,10 +151,40 @@ async fn print_rows(client: &Client, global: &Global, tail: Tail) -> Result {
             print_row(out, row)?;
         }
     }
-    if !tail.follow && out.format == Format::Json {
+    if out.format == Format::Json {
         print_all(out, &gathered, feed.read())?;
     }
     Ok(())
+}
+
+/// Prints what happens from where `from` says, until the process is ended.
+async fn follow(client: &Client, out: Out, from: TailRequest, patience: Option<Duration>) -> Result {
+    let request = StreamEventsRequest {
+        from_first: from.after.is_none(),
+        after: from.after,
+        action_prefix: from.action_prefix,
+        subject: from.subject,
+        ..StreamEventsRequest::default()
+    };
+    let mut feed = client.events(request, patience);
+    loop {
+        match feed.next().await? {
+            Event::Rows(rows) => {
+                for row in rows {
+                    print_row(out, &RowView::from(row))?;
+                }
+            }
+            Event::Gap { first, .. } => note(&missed(first)),
+            event => tell(&event),
+        }
+    }
+}
+
+fn missed(first: Cursor) -> String {
+    format!(
+        "rows before {}.{} are not kept any more",
+        first.index, first.ordinal
+    )
 }
 
 /// The newest rows.
@@ -201,12 +233,10 @@ async fn next_rows(feed: &mut Follow) -> Result<Option<Vec<RowView>>> {
     loop {
         match feed.next().await? {
             Step::Rows(rows) => return Ok(Some(rows.into_iter().map(RowView::from).collect())),
-            Step::Gap(first) => note(&format!(
-                "rows before {}.{} are not kept any more",
-                first.index, first.ordinal
-            )),
+            Step::Gap(first) => note(&missed(first)),
             Step::End => return Ok(None),
-            step => tell(&step),
+            Step::Moved { endpoint, cause } => tell(&Event::Moved { endpoint, cause }),
+            Step::Lost { cause } => tell(&Event::Lost { cause }),
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Watching a list: the list first, then what changes, on whichever replica is alive.
 //!
-//! The journal says when something happened; the list, asked again at that index, says what it is now.
+//! The feed says when something happened; the list, asked again at that index, says what it is now.
 //! Heartbeats make no journal rows, so a quiet cluster costs a watch nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use palyra_client::{Client, Follow, Step};
-use palyra_proto::journal::v1::{Cursor, TailRequest};
+use palyra_client::{Client, Event, Events};
+use palyra_proto::journal::v1::{Cursor, StreamEventsRequest};
 use tokio::time::{Instant, timeout_at};
 
 use crate::failure::Result;
@@ -35,8 +35,9 @@ where
     out.changes(&listed, source.index, &mut widths)?;
     let mut known = by_key(items);
     let mut index = source.index;
-    let mut feed = client.follow(after(index), None);
-    while changed(&mut feed, &mut index).await? {
+    let mut feed = client.events(after(index), None);
+    loop {
+        changed(&mut feed, &mut index).await?;
         let (items, source) = loop {
             match fetch(client.clone().at_least(index)).await {
                 Ok(list) => break list,
@@ -53,55 +54,54 @@ where
         index = index.max(source.index);
         known = next;
     }
-    Ok(())
 }
 
 /// What a watch that knows the list at `index` follows.
-pub(crate) fn after(index: u64) -> TailRequest {
+pub(crate) fn after(index: u64) -> StreamEventsRequest {
     let ordinal = u32::MAX;
-    TailRequest {
+    StreamEventsRequest {
         after: Some(Cursor { index, ordinal }),
-        follow: true,
-        ..TailRequest::default()
+        ..StreamEventsRequest::default()
     }
 }
 
-/// Waits for the journal to grow, and lets what comes together come together. False at its end.
-pub(crate) async fn changed(feed: &mut Follow, index: &mut u64) -> Result<bool> {
+/// Waits for the journal to grow, and lets what comes together come together.
+pub(crate) async fn changed(feed: &mut Events, index: &mut u64) -> Result {
     // From the first change on, so that a cluster that never rests is shown all the same.
     let mut until = None;
     loop {
-        let step = match until {
+        let event = match until {
             Some(until) => match timeout_at(until, feed.next()).await {
-                Ok(step) => step?,
-                Err(_) => return Ok(true),
+                Ok(event) => event?,
+                Err(_) => return Ok(()),
             },
             None => feed.next().await?,
         };
-        match step {
-            Step::Rows(rows) => {
+        match event {
+            Event::Rows(rows) => {
                 *index = rows
                     .iter()
                     .filter_map(|row| row.cursor)
                     .fold(*index, |max, at| max.max(at.index));
                 until.get_or_insert_with(|| Instant::now() + GATHER);
             }
-            Step::Gap(first) => {
-                *index = (*index).max(first.index);
+            // What was missed is in the list that is asked for next, and what lies before it needs no telling.
+            Event::Gap { rescan, .. } => {
+                *index = (*index).max(rescan);
+                feed.go_on_after(rescan);
                 until.get_or_insert_with(|| Instant::now() + GATHER);
             }
-            Step::End => return Ok(false),
-            step => tell(&step),
+            event => tell(&event),
         }
     }
 }
 
 /// Tells of a feed's loss and return.
-pub(crate) fn tell(step: &Step) {
-    match step {
-        Step::Moved { endpoint, cause } => note(&format!("going on at {endpoint} ({cause})")),
-        Step::Lost { cause } => note(&format!("{cause}; still trying")),
-        Step::Rows(_) | Step::Gap(_) | Step::End => {}
+pub(crate) fn tell(event: &Event) {
+    match event {
+        Event::Moved { endpoint, cause } => note(&format!("going on at {endpoint} ({cause})")),
+        Event::Lost { cause } => note(&format!("{cause}; still trying")),
+        Event::Rows(_) | Event::Gap { .. } | Event::CaughtUp { .. } => {}
     }
 }
 

@@ -29,6 +29,8 @@ pub const E_CERTIFICATE_REFUSED: &str = "E9005";
 pub const E_UNSUPPORTED: &str = "E9006";
 /// The server answered without saying why.
 pub const E_UNEXPLAINED: &str = "E9007";
+/// A feed told rows twice or out of order.
+pub const E_OUT_OF_ORDER: &str = "E1074";
 /// Something on this machine is missing or unreadable: a context, a credential, a file.
 pub const E_LOCAL: &str = "E9010";
 

@@ -1,4 +1,4 @@
-//! The journal as a feed that survives the replica it is read from.
+//! The journal, read to its end over several replicas. What goes on for ever is [`crate::Events`].
 //!
 //! What never lives here: checking the hash chain (the server does), and printing.
 //! Invariants: a row is delivered once and in order, over all replicas: the cursor of the last one is where
@@ -10,23 +10,12 @@ use std::time::Duration;
 
 use palyra_proto::common::v1::ReadInfo;
 use palyra_proto::journal::v1::{Cursor, Row, TailRequest, TailResponse};
-use tokio::time::{Instant, sleep_until, timeout};
-use tonic::Streaming;
+use tokio::time::timeout;
 
 use crate::client::Client;
-use crate::error::{Class, E_CERTIFICATE_REFUSED, E_NO_ANSWER, E_UNREACHABLE, Error, Failure, classify};
-use crate::ids::below;
+use crate::error::{Error, Failure, classify};
+use crate::road::{Open, Road, Tried};
 use crate::services::journal;
-
-/// The longest pause between two tries to find a replica.
-const PAUSE_MAX_MS: u64 = 1_000;
-/// The longest first pause.
-const PAUSE_MIN_MS: u64 = 50;
-/// How long the opening of a stream may take.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(6);
-/// A stream that lived so long was a good one, also when it had nothing to tell: what follows its end is not
-/// a string of failures.
-const SETTLED: Duration = Duration::from_secs(1);
 
 /// What happened on a feed.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,50 +43,12 @@ pub enum Step {
 /// A feed of journal rows.
 #[derive(Debug)]
 pub struct Follow {
-    client: Client,
+    road: Road,
     request: TailRequest,
-    stream: Option<Open>,
-    /// Where the last stream ended, and why.
-    lost: Option<(String, String)>,
+    stream: Option<Box<Open<TailResponse>>>,
     ready: VecDeque<Step>,
-    patience: Option<Duration>,
     ended: bool,
     read: Option<ReadInfo>,
-    outage: Outage,
-}
-
-#[derive(Debug)]
-struct Open {
-    endpoint: String,
-    stream: Streaming<TailResponse>,
-    since: Instant,
-}
-
-/// What is known of the failures since the feed last went well. Kept apart from the tries, which may be dropped
-/// half-way: neither the pauses nor the end of patience begin anew then.
-#[derive(Debug)]
-struct Outage {
-    since: Option<Instant>,
-    pause: u64,
-    not_before: Option<Instant>,
-    told: bool,
-}
-
-impl Outage {
-    fn none() -> Outage {
-        Outage {
-            since: None,
-            pause: PAUSE_MIN_MS,
-            not_before: None,
-            told: false,
-        }
-    }
-
-    /// Another failure: the next try comes later. Full jitter, so that clients do not come back in step.
-    fn pace(&mut self) {
-        self.not_before = Some(Instant::now() + Duration::from_millis(1 + below(self.pause)));
-        self.pause = (self.pause * 2).min(PAUSE_MAX_MS);
-    }
 }
 
 /// Whether the first cursor is behind the second.
@@ -116,15 +67,12 @@ impl Client {
         };
         let ready = VecDeque::new();
         Follow {
-            client: self.clone(),
+            road: Road::new(self.clone(), patience),
             request,
             stream: None,
-            lost: None,
             ready,
-            patience,
             ended: false,
             read: None,
-            outage: Outage::none(),
         }
     }
 }
@@ -148,7 +96,7 @@ impl Follow {
             };
             // A feed that follows may be quiet for hours, and a dead connection is found by its pings. One that
             // ends has to come to its end.
-            let patience = self.patience.filter(|_| !self.request.follow);
+            let patience = self.road.patience().filter(|_| !self.request.follow);
             let message = match patience {
                 Some(patience) => timeout(patience, open.stream.message()).await,
                 None => Ok(open.stream.message().await),
@@ -196,105 +144,37 @@ impl Follow {
             self.request.last = 0;
         }
         if !rows.is_empty() {
-            self.outage = Outage::none();
+            self.road.went_well();
             self.ready.push_back(Step::Rows(rows));
         }
     }
 
     /// The stream is over, but not the feed.
     async fn lose(&mut self, cause: String) {
-        let Some(open) = self.stream.take() else { return };
-        if open.since.elapsed() >= SETTLED {
-            self.outage = Outage::none();
-        } else {
-            // A replica that lets streams begin and ends them at once must not be asked without a pause.
-            self.outage.since.get_or_insert(open.since);
-            self.outage.pace();
+        if let Some(open) = self.stream.take() {
+            self.road.lose(open, cause).await;
         }
-        // Before anything is awaited: this future may be dropped there.
-        self.lost = Some((open.endpoint.clone(), cause));
-        self.client.pool().forget(&open.endpoint).await;
-    }
-
-    /// Streams could be opened, but none came to anything.
-    fn gave_up(&self) -> Error {
-        let cause = self.lost.as_ref().map_or("", |(_, cause)| cause.as_str());
-        let message = format!("no replica lets the journal be read to its end: {cause}");
-        let mut error =
-            Error::new(Class::Unavailable, E_NO_ANSWER, message).with_next("palyra cluster status");
-        error.retryable = true;
-        error
     }
 
     /// One try to go on somewhere.
     async fn open(&mut self) -> Result<(), Error> {
-        let since = *self.outage.since.get_or_insert_with(Instant::now);
-        let impatient = |patience: Option<Duration>| patience.is_some_and(|limit| since.elapsed() >= limit);
-        if let Some(at) = self.outage.not_before {
-            if impatient(self.patience) {
-                return Err(self.gave_up());
-            }
-            sleep_until(at).await;
-        }
-        let error = match self.try_open().await {
-            Ok(open) => {
-                if let Some((_, cause)) = self.lost.take() {
+        let request = self.request.clone();
+        let tried = self
+            .road
+            .open(|channel| async move { journal(channel).tail(request).await })
+            .await?;
+        match tried {
+            Tried::Open { open, cause } => {
+                if let Some(cause) = cause {
                     let endpoint = open.endpoint.clone();
                     self.ready.push_back(Step::Moved { endpoint, cause });
                 }
-                self.outage.told = false;
                 self.stream = Some(open);
-                return Ok(());
             }
-            Err(error) => error,
-        };
-        self.outage.pace();
-        if !error.retryable || impatient(self.patience) {
-            return Err(error);
-        }
-        if !self.outage.told {
-            self.outage.told = true;
-            let cause = error.message;
-            self.ready.push_back(Step::Lost { cause });
+            Tried::Lost { cause } => self.ready.push_back(Step::Lost { cause }),
+            Tried::Again => {}
         }
         Ok(())
-    }
-
-    async fn try_open(&mut self) -> Result<Open, Error> {
-        let avoid = self.lost.as_ref().map(|(endpoint, _)| endpoint.clone());
-        let reached = self.client.pool().reach(avoid.as_deref()).await?;
-        let endpoint = reached.address;
-        let opened = timeout(OPEN_TIMEOUT, journal(reached.channel).tail(self.request.clone())).await;
-        let cause = match opened {
-            Ok(Ok(response)) => {
-                let stream = response.into_inner();
-                let since = Instant::now();
-                return Ok(Open {
-                    endpoint,
-                    stream,
-                    since,
-                });
-            }
-            Ok(Err(status)) => match classify(&status) {
-                Failure::Answered(error) => {
-                    self.lost = Some((endpoint, error.message.clone()));
-                    return Err(error);
-                }
-                Failure::Lost { cause, refused: true } => {
-                    return Err(Error::new(Class::Denied, E_CERTIFICATE_REFUSED, cause));
-                }
-                Failure::Lost {
-                    cause,
-                    refused: false,
-                } => cause,
-            },
-            Err(_) => "no answer in time".to_owned(),
-        };
-        let mut error = Error::new(Class::Unreachable, E_UNREACHABLE, format!("{endpoint}: {cause}"));
-        error.retryable = true;
-        self.lost = Some((endpoint.clone(), cause));
-        self.client.pool().forget(&endpoint).await;
-        Err(error)
     }
 }
 
@@ -302,6 +182,7 @@ impl Follow {
 mod tests {
     use super::*;
     use crate::connect::{ConnectOptions, enrol_recording};
+    use crate::error::Class;
     use crate::pool::{Endpoints, Pool};
     use palyra_pki::tls::SeenServer;
 

@@ -6,9 +6,9 @@ mod replica;
 
 use std::time::Duration;
 
-use palyra_client::{Class, Client, ConnectOptions, Endpoints, Step};
+use palyra_client::{Class, Client, ConnectOptions, Endpoints, Event, Step};
 use palyra_proto::access::v1::RemoveOperatorRequest;
-use palyra_proto::journal::v1::{Cursor, TailRequest};
+use palyra_proto::journal::v1::{Cursor, StreamEventsRequest, TailRequest};
 use replica::{Behaviour, Cluster, Replica};
 
 fn client(cluster: &Cluster, replicas: &[&Replica]) -> Client {
@@ -214,4 +214,32 @@ async fn a_replica_that_ends_each_stream_is_not_hammered_and_patience_still_ends
     // Pauses double: a handful, where a loop without them makes hundreds.
     let asked = replica.asked().len();
     assert!((1..50).contains(&asked), "{asked} times");
+}
+
+#[tokio::test]
+async fn events_go_on_at_another_replica_and_come_once() {
+    let cluster = Cluster::new();
+    let first = cluster.start(1, Behaviour::BreaksOff).await;
+    let second = cluster.start(2, Behaviour::Works).await;
+    let client = client(&cluster, &[&first, &second]);
+    let mut events = client.events(StreamEventsRequest::default(), None);
+    let (mut seen, mut moved) = (Vec::new(), 0);
+    while seen.len() < 6 {
+        match events.next().await.unwrap() {
+            Event::Rows(rows) => seen.extend(rows.iter().filter_map(|row| row.cursor).map(|at| at.index)),
+            Event::Moved { endpoint, .. } => {
+                assert_eq!(endpoint, second.address);
+                moved += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(
+        (seen, moved),
+        (vec![1, 2, 3, 4, 5, 6], 1),
+        "the first breaks off behind 3"
+    );
+    assert_eq!(events.cursor(), Some(Cursor { index: 6, ordinal: 0 }));
+    events.leave("enough of it");
+    assert_eq!(events.endpoint(), None);
 }

@@ -20,6 +20,7 @@ use crate::connections::Connections;
 use crate::error::Error;
 use crate::limits::{Limits, Timings};
 use crate::pairing::exchange::Exchanges;
+use crate::readers::Readers;
 use crate::registry::Registry;
 use crate::waiters::Waiters;
 
@@ -72,6 +73,7 @@ struct Inner {
     registry: Registry,
     connections: Arc<Connections>,
     waiters: Waiters,
+    readers: Arc<Readers>,
     exchanges: Exchanges,
     polled: crate::poll::Polled,
     minting: Semaphore,
@@ -139,6 +141,7 @@ impl Control {
                 registry: Registry::new(&limits),
                 connections: Connections::new(limits.connections),
                 waiters: Waiters::new(limits.waiters),
+                readers: Readers::new(limits.readers, limits.readers_per_identity),
                 exchanges: Exchanges::new(limits.exchanges, limits.exchanges_per_source),
                 polled: crate::poll::Polled::default(),
                 minting: Semaphore::new(limits.minting),
@@ -150,6 +153,7 @@ impl Control {
         control.serve_peers();
         let start = control.replica().view().index();
         control.enforced().send_replace(start);
+        control.readers().begin(start);
         run_vital("the follower of the feed", control.clone().follow(start));
         run_vital("the watch over sessions", control.clone().watch_sessions());
         run_vital("the search for orphans", control.clone().sweep_orphans());
@@ -214,6 +218,12 @@ impl Control {
         self.registry().count()
     }
 
+    /// How many readers of the feed this replica has.
+    #[must_use]
+    pub fn reader_count(&self) -> usize {
+        self.readers().count()
+    }
+
     pub(crate) fn version(&self) -> &str {
         &self.inner.config.version
     }
@@ -240,6 +250,10 @@ impl Control {
 
     pub(crate) fn waiters(&self) -> &Waiters {
         &self.inner.waiters
+    }
+
+    pub(crate) fn readers(&self) -> &Arc<Readers> {
+        &self.inner.readers
     }
 
     pub(crate) fn exchanges(&self) -> &Exchanges {

@@ -9,6 +9,8 @@ use std::fmt;
 
 use palyra_state::Reject;
 
+use crate::events::FeedRefusal;
+
 /// Why a request was not done, or is not known to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Error {
@@ -201,6 +203,8 @@ pub enum Refusal {
         /// Why.
         cause: String,
     },
+    /// The feed is not read on here.
+    Feed(FeedRefusal),
 }
 
 impl Refusal {
@@ -225,6 +229,7 @@ impl Refusal {
             Refusal::Signing { .. } => "E1032",
             Refusal::SessionEnded { .. } => "E1040",
             Refusal::Protocol { .. } => "E1041",
+            Refusal::Feed(refusal) => refusal.code(),
         }
     }
 
@@ -245,7 +250,14 @@ impl Refusal {
             Refusal::WouldLoseMajority { .. } | Refusal::SessionEnded { .. } | Refusal::Signing { .. } => {
                 Class::Precondition
             }
+            Refusal::Feed(refusal) => refusal.class(),
         }
+    }
+
+    /// Whether the same request may be sent again as it is.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Refusal::Feed(refusal) if refusal.is_retryable())
     }
 
     /// What to do now.
@@ -278,6 +290,7 @@ impl Refusal {
                 "attach first, then send one message at a time; update the agent".to_owned()
             }
             Refusal::Signing { .. } => "ask another replica, and see palyra cluster status".to_owned(),
+            Refusal::Feed(refusal) => refusal.next(),
         }
     }
 }
@@ -357,6 +370,7 @@ impl fmt::Display for Refusal {
             Refusal::SessionEnded { code } => write!(f, "the session is over: {code}"),
             Refusal::Protocol { cause } => f.write_str(cause),
             Refusal::Signing { cause } => write!(f, "this replica cannot sign the certificate: {cause}"),
+            Refusal::Feed(refusal) => refusal.fmt(f),
         }
     }
 }
@@ -404,7 +418,8 @@ impl Error {
             Error::Unavailable { .. } | Error::Unknown { .. } | Error::Stale { .. } | Error::Busy { .. } => {
                 true
             }
-            Error::Rejected(_) | Error::Refused(_) | Error::Invalid { .. } | Error::Internal(_) => false,
+            Error::Refused(refusal) => refusal.is_retryable(),
+            Error::Rejected(_) | Error::Invalid { .. } | Error::Internal(_) => false,
         }
     }
 
@@ -499,94 +514,4 @@ impl From<Reject> for Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn all() -> Vec<Error> {
-        let text = String::new;
-        let refusals = [
-            Refusal::WrongRole {
-                found: text(),
-                expected: "node",
-            },
-            Refusal::NotYetValid {
-                not_before_ms: 0,
-                now_ms: 0,
-            },
-            Refusal::OtherCluster {
-                found: text(),
-                expected: text(),
-            },
-            Refusal::NotFound {
-                kind: "device",
-                selector: text(),
-            },
-            Refusal::Ambiguous {
-                kind: "device",
-                selector: text(),
-                matches: Vec::new(),
-            },
-            Refusal::UnknownExchange,
-            Refusal::WrongPin,
-            Refusal::WrongTicket,
-            Refusal::UnknownNonce,
-            Refusal::OtherCsr,
-            Refusal::WrongFetchToken,
-            Refusal::ShownOnce { what: text() },
-            Refusal::WrongJoinProof,
-            Refusal::WouldLoseMajority {
-                replica_id: 1,
-                voters_left: 1,
-            },
-            Refusal::SessionEnded { code: "silent" },
-            Refusal::Protocol {
-                cause: "a second attach",
-            },
-            Refusal::Signing { cause: text() },
-        ];
-        let mut errors: Vec<Error> = refusals.into_iter().map(Error::Refused).collect();
-        errors.extend([
-            Error::Unavailable { leader_hint: None },
-            Error::Unknown { request_id: text() },
-            Error::Stale { age_ms: 1 },
-            Error::Invalid {
-                field: "payload",
-                cause: text(),
-                next: text(),
-            },
-            Error::Busy { what: "sessions" },
-            Error::Internal(text()),
-        ]);
-        errors
-    }
-
-    #[test]
-    fn every_error_has_a_code_of_its_own_and_a_page_that_agrees() {
-        let pages = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
-        let mut codes = std::collections::BTreeSet::new();
-        for error in all() {
-            let code = error.code();
-            assert!(codes.insert(code.clone()), "{code} stands for two errors");
-            let path = pages.join(format!("{code}.md"));
-            // A test may read what a replica may not.
-            #[allow(clippy::disallowed_methods)]
-            let page = std::fs::read_to_string(&path).unwrap();
-            let class = format!("Class: `{}`", error.class().as_str());
-            assert!(page.contains(&class), "{code} is not {class}");
-        }
-    }
-
-    #[test]
-    fn what_is_internal_stays_internal() {
-        let error = Error::Internal("password 123".to_owned());
-        assert!(!error.to_string().contains("123") && !error.next().contains("123"));
-        assert!(error.for_log().contains("123"), "where it is of use");
-    }
-
-    #[test]
-    fn every_class_of_the_state_machine_is_one_of_ours() {
-        for code in palyra_state::Code::ALL {
-            assert!(Class::parse(code.class().as_str()).is_some(), "{code}");
-        }
-    }
-}
+mod tests;

@@ -41,6 +41,7 @@ impl Control {
 
     fn carry_out(&self, rows: &[Row]) {
         let Some(last) = rows.last() else { return };
+        self.readers().publish(rows);
         let view = self.replica().view();
         for row in rows {
             let id = Id::parse(&row.subject);
@@ -73,6 +74,7 @@ impl Control {
         }
         self.recheck_connections(None);
         self.waiters().wake_all();
+        self.readers().publish_gap(view.index());
         self.enforced()
             .send_modify(|index| *index = (*index).max(view.index()));
     }
@@ -109,6 +111,7 @@ impl Control {
             }
         }
         self.recheck_connections(Some(subject));
+        self.readers().wake(subject);
     }
 
     fn on_dispatch(&self, view: &dyn Read, id: Id) {

@@ -77,6 +77,10 @@ pub struct Limits {
     pub results_in_flight: usize,
     /// Calls that wait for a dispatch or a pairing request.
     pub waiters: usize,
+    /// Readers of the feed.
+    pub readers: usize,
+    /// Readers of the feed under one identity.
+    pub readers_per_identity: usize,
     /// Half-done pairing exchanges.
     pub exchanges: usize,
     /// Half-done pairing exchanges from one address.
@@ -94,6 +98,8 @@ impl Default for Limits {
             outbound: 2_048,
             results_in_flight: 16,
             waiters: 8_192,
+            readers: 24_000,
+            readers_per_identity: 64,
             exchanges: 512,
             exchanges_per_source: 32,
             minting: 2,
@@ -134,6 +140,8 @@ pub const NODE_TTL_MS: u64 = palyra_pki::ca::NODE_VALIDITY_MS;
 pub const REPLICA_TTL_MS: u64 = palyra_pki::ca::AUTHORITY_VALIDITY_MS;
 /// Journal rows that one step of a tail reads.
 pub const TAIL_ROWS: usize = 256;
+/// Bytes of rows in one message of the feed, unless a single row has more: it must fit a frame of every transport.
+pub const EVENT_BYTES: usize = 256 * 1024;
 /// Most rows that a tail of the newest begins with; who wants more names a cursor.
 pub const NEWEST_ROWS: usize = 4_096;
 /// Bytes of one page of nodes; a page that would have more ends early. A registration may have 30 KiB.

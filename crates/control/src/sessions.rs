@@ -311,7 +311,12 @@ impl Control {
             for entry in self.registry().lingering(timings.stall_timeout) {
                 self.connections().close(entry.connection, End::SlowReader);
             }
+            for connection in self.readers().reap(timings.stall_timeout) {
+                self.connections().close(connection, End::SlowReader);
+            }
             if self.check_fresh().is_err() {
+                // Readers had better read where something happens.
+                self.readers().wake_all();
                 for entry in self.registry().all() {
                     self.end_session(&entry, End::Stale);
                 }

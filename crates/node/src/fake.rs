@@ -306,6 +306,15 @@ impl NodeService for Fake {
         Ok(Response::new(ReceiverStream::new(said)))
     }
 
+    type StreamEventsStream = ReceiverStream<std::result::Result<wire::NodeEventsResponse, Status>>;
+
+    async fn stream_events(
+        &self,
+        _: Request<wire::NodeEventsRequest>,
+    ) -> std::result::Result<Response<Self::StreamEventsStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn poll(
         &self,
         request: Request<wire::PollRequest>,

@@ -77,6 +77,15 @@ impl NodeService for Fake {
         Err(Status::unimplemented("not here"))
     }
 
+    type StreamEventsStream = ReceiverStream<std::result::Result<wire::NodeEventsResponse, Status>>;
+
+    async fn stream_events(
+        &self,
+        _: Request<wire::NodeEventsRequest>,
+    ) -> std::result::Result<Response<Self::StreamEventsStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn poll(
         &self,
         _: Request<wire::PollRequest>,

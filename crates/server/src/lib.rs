@@ -12,6 +12,7 @@ mod cli;
 mod config;
 mod convert;
 mod dial;
+mod events;
 mod exit;
 mod files;
 mod grpc;

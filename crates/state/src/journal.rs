@@ -4,6 +4,7 @@
 //! Invariants: cursors strictly increase; each row's hash covers the row before it and every field; trimming
 //! takes the oldest rows only. Actions are stable strings, because followers and auditors match on them.
 
+pub mod audience;
 mod chain;
 
 pub use chain::{Broken, Summary, row_hash, verify, verify_all};
@@ -138,6 +139,11 @@ pub fn last_rows(r: &dyn Read, count: usize) -> Vec<Row> {
 pub(crate) fn append(txn: &mut Txn<'_>, meta: &mut Meta) -> Vec<Row> {
     let mut rows = Vec::new();
     for (ordinal, draft) in (0u32..).zip(txn.take_drafts()) {
+        debug_assert!(
+            cfg!(test) || audience::audience(draft.action).is_some(),
+            "{} is not in journal/audience.rs: say there who sees it",
+            draft.action
+        );
         let mut row = Row {
             index: txn.index,
             ordinal,

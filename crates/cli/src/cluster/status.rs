@@ -339,7 +339,7 @@ pub(crate) async fn watch(global: &Global, session: &Session) -> Result {
     let answer = session.client.status().await?;
     session.learn(&answer);
     let mut index = answer.read.map_or(0, |read| read.index);
-    let mut feed = session.client.follow(after(index), None);
+    let mut feed = session.client.events(after(index), None);
     let mut source = Source::from(answer.read);
     let mut view = StatusView::from(answer);
     print(out, &view, source)?;
@@ -348,7 +348,6 @@ pub(crate) async fn watch(global: &Global, session: &Session) -> Result {
     loop {
         // A journal row shows a change at once; roles and reachability are seen at the next question.
         match tokio::time::timeout(EVERY, changed(&mut feed, &mut index)).await {
-            Ok(Ok(false)) => return Ok(()),
             Ok(Err(failure)) if !failure.may_pass() => return Err(failure),
             _ => {}
         }

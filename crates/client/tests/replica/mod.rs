@@ -14,7 +14,10 @@ use palyra_proto::access::v1::{
 };
 use palyra_proto::common::v1::{ErrorDetail, WriteInfo};
 use palyra_proto::journal::v1::journal_service_server::{JournalService, JournalServiceServer};
-use palyra_proto::journal::v1::{Cursor, Row, TailRequest, TailResponse, VerifyRequest, VerifyResponse};
+use palyra_proto::journal::v1::{
+    Cursor, EventRows, Row, StreamEventsRequest, StreamEventsResponse, TailRequest, TailResponse,
+    VerifyRequest, VerifyResponse, stream_events_response,
+};
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -269,6 +272,38 @@ impl JournalService for Service {
         Ok(Response::new(Box::pin(
             tokio_stream::iter(answers).chain(tokio_stream::pending()),
         )))
+    }
+
+    type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<StreamEventsResponse, Status>> + Send>>;
+
+    async fn stream_events(
+        &self,
+        request: Request<StreamEventsRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        use tokio_stream::StreamExt as _;
+        let after = request.into_inner().after.unwrap_or_default().index;
+        let breaks = self.behaviour == Behaviour::BreaksOff;
+        let end = if breaks { BREAK } else { HEAD };
+        let rows = (after + 1..=end).map(|index| {
+            let cursor = Some(Cursor { index, ordinal: 0 });
+            let row = Row {
+                cursor,
+                ..Row::default()
+            };
+            let rows = EventRows {
+                rows: vec![row],
+                cursor,
+            };
+            Ok(StreamEventsResponse {
+                body: Some(stream_events_response::Body::Rows(rows)),
+            })
+        });
+        let rows = tokio_stream::iter(rows.collect::<Vec<_>>());
+        if breaks {
+            let end = tokio_stream::iter([Err(Status::unavailable("the connection broke"))]);
+            return Ok(Response::new(Box::pin(rows.chain(end))));
+        }
+        Ok(Response::new(Box::pin(rows.chain(tokio_stream::pending()))))
     }
 
     async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<VerifyResponse>, Status> {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod dispatching;
+mod events;
 mod hostile;
 mod members;
 mod operators;

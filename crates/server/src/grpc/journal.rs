@@ -2,19 +2,22 @@
 
 use std::pin::Pin;
 
-use futures::Stream;
-use palyra_control::{TailOptions, TailPart};
+use futures::{Stream, StreamExt};
+use palyra_control::{Caller, TailOptions, TailPart};
 use palyra_proto::journal::v1 as wire;
 use palyra_proto::journal::v1::journal_service_server::JournalService;
 use palyra_state::access::Role;
+use palyra_state::journal::audience;
 use palyra_state::{Cursor, Row};
 use tonic::{Request, Response, Status};
 
-use super::{Gateway, convert, identity};
+use super::{Gateway, connection, identity};
+use crate::{convert, events};
 
 #[tonic::async_trait]
 impl JournalService for Gateway {
     type TailStream = Pin<Box<dyn Stream<Item = Result<wire::TailResponse, Status>> + Send>>;
+    type StreamEventsStream = Pin<Box<dyn Stream<Item = Result<wire::StreamEventsResponse, Status>> + Send>>;
 
     async fn tail(&self, request: Request<wire::TailRequest>) -> Result<Response<Self::TailStream>, Status> {
         self.operator(&request, Role::Viewer)?;
@@ -44,12 +47,31 @@ impl JournalService for Gateway {
                 let part = tail.next().await?;
                 // Whoever lost its role meanwhile reads no further.
                 match gateway.control.admit_operator_local(&peer) {
-                    Ok(_) => Some((Ok(response(part)), Some(tail))),
+                    Ok(Caller::Operator { role, .. }) => Some((Ok(response(part, role)), Some(tail))),
+                    Ok(_) => None,
                     Err(error) => Some((Err(gateway.fail(error)), None)),
                 }
             }
         });
         Ok(Response::new(Box::pin(parts)))
+    }
+
+    async fn stream_events(
+        &self,
+        request: Request<wire::StreamEventsRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let peer = identity(&request)?;
+        let guard = connection(&request)?.guard.get().copied();
+        let ask = events::request(request.into_inner(), guard);
+        let feed = self
+            .control
+            .operator_events(&peer, ask)
+            .await
+            .map_err(|error| self.fail(error))?;
+        let (gateway, cluster_id) = (self.clone(), self.control.cluster_id().to_string());
+        let messages = events::stream(feed, move |event| events::event(event, cluster_id.clone()))
+            .map(move |message| message.map_err(|error| gateway.fail(error)));
+        Ok(Response::new(Box::pin(messages)))
     }
 
     async fn verify(
@@ -86,24 +108,14 @@ impl JournalService for Gateway {
     }
 }
 
-fn response(part: TailPart) -> wire::TailResponse {
+fn response(part: TailPart, role: Role) -> wire::TailResponse {
+    let seen = |row: Row| match role {
+        Role::Viewer => audience::for_viewer(&row),
+        Role::Operator | Role::Admin => row,
+    };
     wire::TailResponse {
-        rows: part.rows.into_iter().map(row).collect(),
+        rows: part.rows.into_iter().map(seen).map(events::row).collect(),
         gap_first: part.gap_first.map(convert::cursor),
         read: convert::read_info(part.read),
-    }
-}
-
-fn row(row: Row) -> wire::Row {
-    wire::Row {
-        cursor: Some(convert::cursor(row.cursor())),
-        at_ms: row.at_ms,
-        request_id: row.request_id.to_string(),
-        prev_hash: row.prev_hash.to_bytes().to_vec().into(),
-        hash: row.hash.to_bytes().to_vec().into(),
-        actor: row.actor,
-        action: row.action,
-        subject: row.subject,
-        detail: row.detail.into_iter().collect(),
     }
 }

@@ -20,6 +20,7 @@ type Body<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
 #[tonic::async_trait]
 impl NodeService for Gateway {
     type SessionStream = Body<wire::ServerMessage>;
+    type StreamEventsStream = Body<wire::NodeEventsResponse>;
 
     async fn register(
         &self,
@@ -50,6 +51,15 @@ impl NodeService for Gateway {
         request: Request<wire::ReportRequest>,
     ) -> Result<Response<wire::ReportResponse>, Status> {
         self.unary(request, NodePlane::report).await
+    }
+
+    async fn stream_events(
+        &self,
+        request: Request<wire::NodeEventsRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let from = origin(&request)?;
+        let answers = self.nodes.clone().stream_events(from, request.into_inner()).await;
+        self.stream(answers)
     }
 
     async fn renew(

@@ -16,14 +16,14 @@ use std::pin::Pin;
 
 use futures::Stream;
 use palyra_control::{
-    AttachRequest, Caller, Completion, Control, Error, Outbound, Registration, ResultAnswer, Transport,
+    AttachRequest, Caller, Completion, Control, Error, Event, Outbound, Registration, ResultAnswer, Transport,
 };
 use palyra_pki::PeerIdentity;
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::server_message::Body;
 use palyra_state::nodes::{Capability, Effect};
 
-use crate::convert;
+use crate::{convert, events};
 
 pub(crate) use session::Broken;
 
@@ -139,6 +139,32 @@ impl NodePlane {
             chain: convert::chain(chain),
             write: convert::write_info(write),
         })
+    }
+
+    /// `StreamEvents`: the feed, as far as it is the node's, with where the replicas are when that may be news.
+    pub(crate) async fn stream_events(
+        self,
+        from: Origin,
+        request: wire::NodeEventsRequest,
+    ) -> Result<Answers<wire::NodeEventsResponse>, Error> {
+        let ask = events::request(request.events.unwrap_or_default(), from.connection);
+        let feed = self
+            .control
+            .node_events(&from.peer, &request.device_id, ask)
+            .await?;
+        let control = self.control;
+        Ok(events::stream(feed, move |event| {
+            let news = match &event {
+                Event::CaughtUp { .. } => true,
+                Event::Rows { rows, .. } => rows.iter().any(|row| row.action.starts_with("cluster.")),
+                Event::Heartbeat { .. } | Event::Gap { .. } => false,
+            };
+            let endpoints = if news { control.endpoints() } else { Vec::new() };
+            wire::NodeEventsResponse {
+                event: Some(events::event(event, control.cluster_id().to_string())),
+                endpoints: convert::node_endpoints(endpoints),
+            }
+        }))
     }
 
     /// The wire form of a message to a node.
