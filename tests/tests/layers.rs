@@ -55,6 +55,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "palyra-proto",
         ],
     ),
+    (
+        "palyra-bench",
+        &["palyra-client", "palyra-state", "palyra-pki", "palyra-proto"],
+    ),
 ];
 
 /// Members outside of the product: they may depend on anything, and nothing may depend on them.
