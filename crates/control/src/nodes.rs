@@ -29,6 +29,9 @@ pub struct Registration {
     pub capabilities: Vec<Capability>,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
+    /// How long it may be offline before it counts as gone; 0: as the cluster has it, `limits::NEVER`: as long as
+    /// it takes.
+    pub lost_after_ms: u64,
 }
 
 /// What registration answers.
@@ -69,6 +72,7 @@ impl Control {
             agent_version: registration.agent_version,
             capabilities: registration.capabilities,
             labels: registration.labels,
+            lost_after: registration.lost_after_ms,
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
         let Reply::Registered(registered) = written.reply else {
@@ -131,12 +135,10 @@ impl Control {
         let (view, info) = self.read(read).await?;
         let wanted = match status {
             "" => None,
-            "online" => Some(NodeStatus::Online),
-            "offline" => Some(NodeStatus::Offline),
-            other => {
-                let cause = format!("{:?} is no status", other.chars().take(32).collect::<String>());
-                return Err(Error::invalid("status", cause, "use online or offline"));
-            }
+            text => Some(NodeStatus::parse(text).ok_or_else(|| {
+                let cause = format!("{:?} is no status", text.chars().take(32).collect::<String>());
+                Error::invalid("status", cause, "use online, suspect, offline or gone")
+            })?),
         };
         let limit = page_size(limit);
         let mut after = page_start(after)?;

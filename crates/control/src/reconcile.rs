@@ -156,6 +156,8 @@ impl Control {
                 limit: 0,
                 up_to_epoch: index,
                 reason: "replica_lost".to_owned(),
+                suspect_for: 0,
+                silent_for: 0,
             };
             self.as_system(command).await?;
         }

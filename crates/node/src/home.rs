@@ -38,6 +38,7 @@ const EXAMPLE: &str = "\
 # name = \"web-1\"
 # labels = { site = \"brno\" }
 # capabilities = [\"capabilities.toml\"]
+# lost_after = \"24h\"   # away for longer, it is gone and nothing waits for it; or \"never\"
 ";
 
 /// A replica as this node knows it.
@@ -76,6 +77,9 @@ pub struct NodeConfig {
     /// Capability files, relative to the data folder.
     #[serde(default)]
     pub capabilities: Vec<PathBuf>,
+    /// How long the node may be away before it counts as gone: `24h`, `30d`, `never`.
+    #[serde(default)]
+    pub lost_after: Option<String>,
 }
 
 /// A node's data folder that was checked to be one.

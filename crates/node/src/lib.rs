@@ -31,6 +31,7 @@ mod jobs;
 mod ledger;
 mod link;
 mod lock;
+mod lost_after;
 mod poll;
 mod route;
 mod session;
@@ -42,5 +43,6 @@ mod work;
 
 pub use error::{Error, Kind, Result};
 pub use home::Home;
+pub use lost_after::parse_lost_after;
 pub use pair::{PairConfig, PairEvent, PairMethod, PairUi, Paired, pair};
 pub use run::{RunConfig, RunEnd, run};

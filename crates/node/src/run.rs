@@ -24,6 +24,7 @@ use crate::jobs::Jobs;
 use crate::ledger::{Ledger, Started};
 use crate::link::{Link, TlsLink};
 use crate::lock::{FolderLock, is_group_left, owner, record_owner};
+use crate::lost_after::lost_after;
 use crate::mediation::Desk;
 use crate::route::Route;
 use crate::service::{AgentStatus, rotate};
@@ -49,6 +50,8 @@ pub struct RunConfig {
     pub capabilities: Vec<PathBuf>,
     /// Labels in addition to those of `node.toml`; these win.
     pub labels: BTreeMap<String, String>,
+    /// How long the node may be away before it counts as gone, as text; wins over `node.toml`.
+    pub lost_after: Option<String>,
     /// Started by [`crate::service::start`]: become the leader of a session of its own, so that the
     /// terminal's end is not the agent's.
     pub detached: bool,
@@ -180,7 +183,13 @@ fn assemble(
     let ledger = Arc::new(Mutex::new(ledger));
     let (status, status_receiver) = watch::channel(first_status(&record, &capabilities, &link));
     let (events, event_receiver) = mpsc::unbounded_channel();
-    let registration = registration(&record, labels(&owners, config)?, &capabilities);
+    let away = config.lost_after.as_deref().or(owners.lost_after.as_deref());
+    let registration = registration(
+        &record,
+        labels(&owners, config)?,
+        &capabilities,
+        lost_after(away)?,
+    );
     let dir = home.dir().to_path_buf();
     let worker = Worker::new(
         capabilities,
@@ -228,6 +237,7 @@ fn registration(
     record: &NodeRecord,
     labels: BTreeMap<String, String>,
     capabilities: &[Capability],
+    lost_after_ms: u64,
 ) -> wire::RegisterRequest {
     wire::RegisterRequest {
         request_id: String::new(),
@@ -236,6 +246,7 @@ fn registration(
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         capabilities: capabilities.iter().map(announce).collect(),
         labels,
+        lost_after_ms,
     }
 }
 

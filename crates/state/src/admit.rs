@@ -122,7 +122,7 @@ fn nodes_need(action: &nodes::Action) -> Need {
         Action::Register(command) => Need::Node(command.device_id),
         Action::Attach(command) => Need::Node(command.device_id),
         Action::Detach(command) => Need::NodeOrReplica(command.device_id),
-        Action::DetachReplica(_) => Need::Replica,
+        Action::DetachReplica(_) | Action::DetachMany(_) | Action::Lapse(_) => Need::Replica,
     }
 }
 

@@ -220,6 +220,8 @@ fn nodes_name(action: &nodes::Action) -> &'static str {
         nodes::Action::Attach(_) => "nodes.attach",
         nodes::Action::Detach(_) => "nodes.detach",
         nodes::Action::DetachReplica(_) => "nodes.detach_replica",
+        nodes::Action::DetachMany(_) => "nodes.detach_many",
+        nodes::Action::Lapse(_) => "nodes.lapse",
     }
 }
 
@@ -263,6 +265,7 @@ fn nodes_is_known(action: &nodes::Action) -> bool {
             .capabilities
             .iter()
             .all(|capability| nodes::Effect::is_valid(capability.effect)),
+        nodes::Action::DetachMany(command) => command.ends.iter().all(|end| nodes::How::is_valid(end.how)),
         _ => true,
     }
 }
@@ -295,6 +298,6 @@ commands! {
     Pairing pairing {
         MintCode RevokeCode BeginAttempt FailAttempt Prove Approve Reject MarkCompleted Expire
     }
-    Nodes nodes { Register Attach Detach DetachReplica }
+    Nodes nodes { Register Attach Detach DetachReplica DetachMany Lapse }
     Dispatch dispatch { Submit Complete AwaitMediation ResumeFromMediation Cancel Expire }
 }

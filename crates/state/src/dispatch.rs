@@ -8,7 +8,7 @@
 mod rules;
 mod store;
 
-pub(crate) use rules::{apply, cancel_all, on_attach};
+pub(crate) use rules::{apply, cancel_all, on_attach, on_gone};
 pub(crate) use store::forget_finished;
 pub use store::{by_state, due, list, list_of_device, next_deadline, open_of_device, payload, result};
 

@@ -4,6 +4,7 @@
 //! The checks read the whole state and trust no index: indexes and counters are compared with the records.
 
 mod dispatches;
+mod fleet;
 mod people;
 mod steps;
 mod trust;
@@ -63,6 +64,7 @@ pub fn check(r: &dyn Read) -> Vec<Violation> {
     requests_are_counted(r, &mut findings);
     people::check(r, &mut findings);
     trust::check(r, &mut findings);
+    fleet::check(r, &mut findings);
     dispatches::check(r, &mut findings);
     findings.found
 }

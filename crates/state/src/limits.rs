@@ -110,6 +110,19 @@ pub const LABELS: usize = 32;
 pub const DESCRIPTION_MAX: usize = 256;
 /// Sessions that one entry may detach.
 pub const DETACH_BATCH: usize = 256;
+/// Nodes that one entry may move to their next status.
+pub const LAPSE_BATCH: usize = 256;
+/// How long a node whose session ended may take to come back before it is offline, when nothing else is asked for:
+/// a lost session is noticed by the node within 7 s, and a pause before a new one is at most 5 s.
+pub const SUSPECT_FOR: u64 = 15 * SECOND;
+/// How long a node may be offline before it is gone, when nothing else is asked for.
+pub const LOST_AFTER: u64 = DAY;
+/// Shortest time that a node may ask for.
+pub const LOST_AFTER_MIN: u64 = SECOND;
+/// Longest time that a node may ask for, save [`NEVER`].
+pub const LOST_AFTER_MAX: u64 = 366 * DAY;
+/// Asks for no end of a time.
+pub const NEVER: u64 = u64::MAX;
 
 /// Largest payload or result of a dispatch.
 pub const PAYLOAD: usize = 512 * 1024;
@@ -151,6 +164,8 @@ const _: () = {
     // A payload with everything around it must fit one entry, and a full node list one message.
     assert!(PAYLOAD + 64 * 1024 <= ENVELOPE_MAX);
     assert!(DEADLINE < DEADLINE_MAX);
+    assert!(SUSPECT_FOR < LOST_AFTER);
+    assert!(LOST_AFTER_MIN < LOST_AFTER && LOST_AFTER < LOST_AFTER_MAX && LOST_AFTER_MAX < NEVER);
     assert!(PAGE < PAGE_MAX);
     assert!((OPEN_PER_DEVICE as usize) * 16 <= ENVELOPE_MAX);
 };

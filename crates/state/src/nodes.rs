@@ -4,11 +4,15 @@
 //! trust (that is `identity`).
 //! Invariants: a node has at most one session; epochs of a node strictly increase, for an epoch is the log
 //! index of its attach; a session ends by the next attach, by a detach that names its epoch, or by
-//! revocation.
+//! revocation; a status that time alone changes is in the index of due nodes, no other is.
 
 mod rules;
+mod status;
 
 pub(crate) use rules::{apply, close_session, count_device};
+pub use status::{
+    Condition, ConditionKind, NodeStatus, SessionCount, Truth, by_status, due, next_due, session_count,
+};
 
 use std::collections::BTreeMap;
 
@@ -68,27 +72,6 @@ pub struct Capability {
     pub description: String,
 }
 
-/// Whether a node has a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
-#[repr(i32)]
-pub enum NodeStatus {
-    /// No session.
-    Offline = 0,
-    /// Has a session.
-    Online = 1,
-}
-
-impl NodeStatus {
-    /// Stable text form.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            NodeStatus::Offline => "offline",
-            NodeStatus::Online => "online",
-        }
-    }
-}
-
 /// One live authenticated connection of a node.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Session {
@@ -133,7 +116,7 @@ pub struct Node {
     /// The live session, if there is one.
     #[prost(message, optional, tag = "8")]
     pub session: Option<Session>,
-    /// Whether it has a session.
+    /// Where it stands.
     #[prost(enumeration = "NodeStatus", tag = "9")]
     pub status: i32,
     /// Since when.
@@ -145,6 +128,19 @@ pub struct Node {
     /// Epoch of the newest session, live or ended; 0 when there was none.
     #[prost(uint64, tag = "12")]
     pub last_epoch: u64,
+    /// How long it may be offline before it counts as gone, in milliseconds; 0: as the cluster has it,
+    /// `limits::NEVER`: as long as it takes.
+    #[prost(uint64, tag = "20")]
+    pub lost_after: u64,
+    /// What the status rests on, one of each kind.
+    #[prost(message, repeated, tag = "21")]
+    pub conditions: Vec<Condition>,
+    /// When it was last heard, as known at the end of its newest session; 0: never, or in the live one.
+    #[prost(uint64, tag = "22")]
+    pub last_seen_at: u64,
+    /// When its status changes unless it attaches; 0: time changes nothing.
+    #[prost(uint64, tag = "23")]
+    pub due_at: u64,
 }
 
 impl Node {
@@ -161,7 +157,7 @@ impl Node {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// The one thing that is asked.
-    #[prost(oneof = "Action", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6")]
     pub action: Option<Action>,
 }
 
@@ -180,6 +176,12 @@ pub enum Action {
     /// See [`DetachReplica`].
     #[prost(message, tag = "4")]
     DetachReplica(DetachReplica),
+    /// See [`DetachMany`].
+    #[prost(message, tag = "5")]
+    DetachMany(DetachMany),
+    /// See [`Lapse`].
+    #[prost(message, tag = "6")]
+    Lapse(Lapse),
 }
 
 /// Says what a node is and can do; the same again changes nothing. Actor: that node. Reply: `Registered`.
@@ -200,6 +202,10 @@ pub struct Register {
     /// Free labels.
     #[prost(btree_map = "string, string", tag = "5")]
     pub labels: BTreeMap<String, String>,
+    /// How long it may be offline before it counts as gone, in milliseconds; 0: as the cluster has it,
+    /// `limits::NEVER`: as long as it takes.
+    #[prost(uint64, tag = "10")]
+    pub lost_after: u64,
 }
 
 /// Begins a session; the one before it ends. Open dispatches move to it: see `dispatch`. Actor: that node.
@@ -220,8 +226,8 @@ pub struct Attach {
     pub held: Vec<Id>,
 }
 
-/// Ends a session, if it is still that one; otherwise nothing happens. Actor: that node, its replica, or
-/// system. Reply: `Counted`.
+/// Ends a session, if it is still that one; otherwise nothing happens. A node that ends its own is offline, one
+/// whose session another ends is suspect. Actor: that node, its replica, or system. Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Detach {
     /// The node.
@@ -251,6 +257,72 @@ pub struct DetachReplica {
     /// Why.
     #[prost(string, tag = "4")]
     pub reason: String,
+    /// How long the nodes may take to come back before they are offline, in milliseconds; 0:
+    /// `limits::SUSPECT_FOR`.
+    #[prost(uint64, tag = "5")]
+    pub suspect_for: u64,
+    /// How long ago the replica was heard: no node of it was heard later. In milliseconds.
+    #[prost(uint64, tag = "6")]
+    pub silent_for: u64,
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum How {
+    /// Without the node's saying so: it is suspect.
+    Lost = 0,
+    /// The node said that it goes: it is offline.
+    Left = 1,
+    /// Its replica sent it to another one: it is online until it is late.
+    Moving = 2,
+}
+
+/// The end of one session.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Ended {
+    /// The node.
+    #[prost(message, required, tag = "1")]
+    pub device_id: Id,
+    /// The session's epoch; when the node has another session, nothing happens.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Why: `disconnected`, `silent`, `draining`.
+    #[prost(string, tag = "3")]
+    pub reason: String,
+    /// How.
+    #[prost(enumeration = "How", tag = "4")]
+    pub how: i32,
+    /// How long ago the node was heard, in milliseconds.
+    #[prost(uint64, tag = "5")]
+    pub silent_for: u64,
+}
+
+/// Ends sessions of one replica. Actor: that replica, or system. Reply: `Counted`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DetachMany {
+    /// At most `limits::DETACH_BATCH`.
+    #[prost(message, repeated, tag = "1")]
+    pub ends: Vec<Ended>,
+    /// How long nodes may take to come back before they are offline, in milliseconds; 0: `limits::SUSPECT_FOR`.
+    #[prost(uint64, tag = "2")]
+    pub suspect_for: u64,
+    /// How long nodes that said nothing of it may be offline before they are gone, in milliseconds; 0:
+    /// `limits::LOST_AFTER`, `limits::NEVER`: as long as it takes.
+    #[prost(uint64, tag = "3")]
+    pub lost_after: u64,
+}
+
+/// Moves those of the list that are due to their next status: suspect to offline, offline to gone. Others are
+/// left alone. Actor: system or a replica. Reply: `Counted`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Lapse {
+    /// At most `limits::LAPSE_BATCH`.
+    #[prost(message, repeated, tag = "1")]
+    pub ids: Vec<Id>,
+    /// As in [`DetachMany`].
+    #[prost(uint64, tag = "2")]
+    pub lost_after: u64,
 }
 
 /// The node with this device id.
@@ -277,12 +349,18 @@ pub struct Totals {
     /// Registered nodes.
     #[prost(uint64, tag = "1")]
     pub nodes: u64,
-    /// Those with a session.
+    /// Those that are online.
     #[prost(uint64, tag = "2")]
     pub online: u64,
     /// Devices, revoked ones included.
     #[prost(uint64, tag = "3")]
     pub devices: u64,
+    /// Those that are suspect.
+    #[prost(uint64, tag = "20")]
+    pub suspect: u64,
+    /// Those that are gone.
+    #[prost(uint64, tag = "21")]
+    pub gone: u64,
 }
 
 /// Counters of the registry.

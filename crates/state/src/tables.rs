@@ -60,6 +60,12 @@ pub const NODES: Table<nodes::Node> = Table::new(0x30, "nodes");
 pub const SESSIONS_OF: Table<Present> = Table::new(0x31, "sessions_of");
 /// Counters of the registry.
 pub const NODE_TOTALS: Table<nodes::Totals> = Table::new(0x32, "node_totals");
+/// Device ids by (time, device id) of nodes whose status time alone changes then.
+pub const NODES_DUE: Table<Present> = Table::new(0x33, "nodes_due");
+/// Device ids by (status, device id).
+pub const NODES_BY_STATUS: Table<Present> = Table::new(0x34, "nodes_by_status");
+/// How many sessions each replica holds, by replica.
+pub const SESSION_COUNTS: Table<nodes::SessionCount> = Table::new(0x35, "session_counts");
 
 /// Dispatches by id.
 pub const DISPATCHES: Table<dispatch::Dispatch> = Table::new(0x38, "dispatches");
@@ -105,6 +111,9 @@ pub const ALL: &[(u8, &str)] = &[
     NODES.entry(),
     SESSIONS_OF.entry(),
     NODE_TOTALS.entry(),
+    NODES_DUE.entry(),
+    NODES_BY_STATUS.entry(),
+    SESSION_COUNTS.entry(),
     DISPATCHES.entry(),
     PAYLOADS.entry(),
     RESULTS.entry(),

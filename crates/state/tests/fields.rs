@@ -405,6 +405,8 @@ const NODES: &[Field] = &[
             limit: 0,
             up_to_epoch: 0,
             reason: text(size),
+            suspect_for: 0,
+            silent_for: 0,
         })
     }),
 ];

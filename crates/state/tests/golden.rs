@@ -107,6 +107,28 @@ fn command_samples() -> BTreeMap<String, Vec<u8>> {
         "command.cluster.update_replica_addresses.with_level".to_owned(),
         with_level,
     );
+    let base = &samples["command.nodes.register"];
+    let mut world = World::new();
+    let with_lost_after = nodes::Register {
+        lost_after: 5,
+        ..commands::register(&mut world, "n1")
+    };
+    let with_lost_after = Envelope::new(base.request_id, base.actor.clone(), with_lost_after);
+    samples.insert(
+        "command.nodes.register.with_lost_after".to_owned(),
+        with_lost_after,
+    );
+    let base = &samples["command.nodes.detach_replica"];
+    let with_times = nodes::DetachReplica {
+        replica_id: 1,
+        limit: 2,
+        up_to_epoch: 3,
+        reason: text("lost"),
+        suspect_for: 4,
+        silent_for: 5,
+    };
+    let with_times = Envelope::new(base.request_id, base.actor.clone(), with_times);
+    samples.insert("command.nodes.detach_replica.with_times".to_owned(), with_times);
     samples
         .into_iter()
         .map(|(name, envelope)| (name, envelope.encode()))
@@ -137,6 +159,8 @@ fn shape_samples() -> BTreeMap<String, Vec<u8>> {
             tables::CERTIFICATES_OF.key((1u32, tables::Text("alice"), fingerprint("alice"))),
         ),
         ("session_of", tables::SESSIONS_OF.key((258u64, one))),
+        ("node_due", tables::NODES_DUE.key((258u64, one))),
+        ("node_by_status", tables::NODES_BY_STATUS.key((3u32, one))),
         ("by_state", tables::DISPATCHES_BY_STATE.key((8u32, one))),
     ];
     samples.extend(keys.map(|(name, key)| (format!("key.{name}"), key)));
@@ -184,6 +208,9 @@ fn enums() -> Vec<(&'static str, Vec<(String, i32)>)> {
         ("attempt_outcome", numbers::<reply::AttemptOutcome>()),
         ("effect", numbers::<nodes::Effect>()),
         ("node_status", numbers::<nodes::NodeStatus>()),
+        ("condition_kind", numbers::<nodes::ConditionKind>()),
+        ("truth", numbers::<nodes::Truth>()),
+        ("how", numbers::<nodes::How>()),
         ("dispatch_state", numbers::<dispatch::State>()),
         ("outcome", numbers::<dispatch::Outcome>()),
     ]
@@ -213,6 +240,8 @@ fn envelopes() -> BTreeMap<String, Envelope> {
     commands.extend(pairing_commands(&mut world));
     commands.extend(node_commands(&mut world));
     commands.extend(dispatch_commands(&mut world));
+    // What came later follows: the place in the list is in the request id, and so in the bytes.
+    commands.extend(liveness_commands(&mut world));
     let named = commands.into_iter().enumerate().map(|(at, command)| {
         let name = format!("command.{}", command.name());
         (
@@ -225,7 +254,7 @@ fn envelopes() -> BTreeMap<String, Envelope> {
         )
     });
     let named: BTreeMap<String, Envelope> = named.collect();
-    assert_eq!(named.len(), 34, "a command without a sample");
+    assert_eq!(named.len(), 36, "a command without a sample");
     named
 }
 
@@ -343,6 +372,30 @@ fn node_commands(world: &mut World) -> Vec<Command> {
             limit: 2,
             up_to_epoch: 3,
             reason: text("lost"),
+            suspect_for: 0,
+            silent_for: 0,
+        }
+        .into(),
+    ]
+}
+
+fn liveness_commands(world: &mut World) -> Vec<Command> {
+    vec![
+        nodes::DetachMany {
+            ends: vec![nodes::Ended {
+                device_id: world.id("n1"),
+                epoch: 7,
+                reason: text("silent"),
+                how: nodes::How::Moving as i32,
+                silent_for: 9,
+            }],
+            suspect_for: 4,
+            lost_after: 5,
+        }
+        .into(),
+        nodes::Lapse {
+            ids: vec![world.id("n1")],
+            lost_after: 6,
         }
         .into(),
     ]

@@ -247,6 +247,8 @@ fn a_lost_replica_is_detached_in_batches_that_spare_those_who_came_back() {
         limit: 4,
         up_to_epoch: newest,
         reason: "lost".to_owned(),
+        suspect_for: 0,
+        silent_for: 0,
     };
     world.accept(Actor::System, batch.clone());
     assert_eq!(nodes::totals(&world.state).online, 3);

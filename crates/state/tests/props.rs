@@ -18,8 +18,10 @@ use proptest::test_runner::RngSeed;
 use prost::Message as _;
 
 /// Commands that are done again rather than remembered: doing them again does nothing.
-const SWEEPS: [&str; 4] = [
+const SWEEPS: [&str; 6] = [
     "nodes.detach",
+    "nodes.detach_many",
+    "nodes.lapse",
     "nodes.detach_replica",
     "dispatch.expire",
     "pairing.expire",
@@ -149,7 +151,7 @@ proptest! {
 }
 
 /// Every command there is, save genesis.
-const COMMANDS: [&str; 33] = [
+const COMMANDS: [&str; 35] = [
     "access.add_operator",
     "access.remove_operator",
     "access.set_role",
@@ -172,7 +174,9 @@ const COMMANDS: [&str; 33] = [
     "identity.revoke_operator_certificate",
     "nodes.attach",
     "nodes.detach",
+    "nodes.detach_many",
     "nodes.detach_replica",
+    "nodes.lapse",
     "nodes.register",
     "pairing.approve",
     "pairing.begin_attempt",
@@ -186,13 +190,15 @@ const COMMANDS: [&str; 33] = [
 ];
 
 /// Journal rows that need more than their command to come about.
-const ROWS: [&str; 16] = [
+const ROWS: [&str; 18] = [
     "pairing.code_burned",
     "pairing.code_expired",
     "pairing.proof_failed",
     "pairing.request_expired",
     "node.session_superseded",
     "node.detached",
+    "node.offline",
+    "node.gone",
     "dispatch.assigned",
     "dispatch.rebound",
     "dispatch.finished succeeded",

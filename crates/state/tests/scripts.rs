@@ -440,6 +440,7 @@ fn nodes_command(args: &mut Args<'_>, name: &str) -> Command {
             if let Some(platform) = args.has("platform") {
                 made.platform = platform;
             }
+            made.lost_after = lost_after(&args.text("lost_after"));
             if let Some(twice) = args.has("twice") {
                 let again = commands::capability(&twice, nodes::Effect::Once);
                 made.capabilities.extend([again.clone(), again]);
@@ -459,9 +460,47 @@ fn nodes_command(args: &mut Args<'_>, name: &str) -> Command {
             limit: args.number("limit") as u32,
             up_to_epoch: args.number("up_to"),
             reason: "replica lost".to_owned(),
+            suspect_for: args.number("wait"),
+            silent_for: args.number("silent"),
+        }
+        .into(),
+        "nodes.detach_many" => detach_many(args).into(),
+        "nodes.lapse" => nodes::Lapse {
+            ids: args.ids("devices"),
+            lost_after: args.number("lost_after"),
         }
         .into(),
         _ => panic!("no such command: {name}"),
+    }
+}
+
+fn lost_after(text: &str) -> u64 {
+    match text {
+        "" => 0,
+        "never" => palyra_state::limits::NEVER,
+        text => text.parse().unwrap(),
+    }
+}
+
+/// `devices=n1,n2`, the same `epoch=`, `how=` (lost, left, moving), `reason=` and `silent=` for all.
+fn detach_many(args: &mut Args<'_>) -> nodes::DetachMany {
+    let how = match args.text("how").as_str() {
+        "left" => nodes::How::Left,
+        "moving" => nodes::How::Moving,
+        _ => nodes::How::Lost,
+    };
+    let ids = args.ids("devices");
+    let ended = |device_id| nodes::Ended {
+        device_id,
+        epoch: args.number("epoch"),
+        reason: args.text("reason"),
+        how: how as i32,
+        silent_for: args.number("silent"),
+    };
+    nodes::DetachMany {
+        ends: ids.into_iter().map(ended).collect(),
+        suspect_for: args.number("wait"),
+        lost_after: lost_after(&args.text("lost_after")),
     }
 }
 

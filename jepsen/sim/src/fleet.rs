@@ -224,6 +224,7 @@ pub(crate) fn write(actor: Actor, device_id: Id, value: u64) -> Envelope {
             capability(ONCE, Effect::Once),
         ],
         labels: BTreeMap::from([("value".to_owned(), value.to_string())]),
+        lost_after: 0,
     };
     envelope(actor, register)
 }

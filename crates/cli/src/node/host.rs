@@ -148,6 +148,14 @@ pub(crate) struct Offer {
     /// A label, for operators to select by; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
+    /// Away for longer, this node is gone and nothing waits for it: 24h, 30d, never
+    #[arg(long, value_name = "TIME", value_parser = parse_away)]
+    lost_after: Option<String>,
+}
+
+/// Checks the text, which the agent gets as it is.
+fn parse_away(text: &str) -> std::result::Result<String, String> {
+    palyra_node::parse_lost_after(text).map(|_| text.to_owned())
 }
 
 impl Offer {
@@ -162,7 +170,9 @@ impl Offer {
             .labels
             .iter()
             .flat_map(|(key, value)| ["--label".into(), format!("{key}={value}").into()]);
-        files.chain(labels).collect()
+        let away = self.lost_after.iter();
+        let away = away.flat_map(|text| ["--lost-after".into(), OsString::from(text)]);
+        files.chain(labels).chain(away).collect()
     }
 }
 
@@ -292,6 +302,7 @@ pub(crate) async fn run(global: &Global, run: Run) -> Result {
         data_dir,
         capabilities: run.offer.capabilities,
         labels,
+        lost_after: run.offer.lost_after,
         detached: run.detached,
     };
     palyra_node::run(config).await?;
@@ -508,11 +519,12 @@ mod tests {
         let offer = Offer {
             capabilities: vec![PathBuf::from("c.toml")],
             labels: vec![("a".into(), "b".into())],
+            lost_after: Some("never".to_owned()),
         };
         let arguments = offer.arguments();
         assert_eq!(arguments[0], "--capabilities");
         assert!(Path::new(&arguments[1]).is_absolute());
-        assert_eq!(arguments[2..], ["--label", "a=b"]);
+        assert_eq!(arguments[2..], ["--label", "a=b", "--lost-after", "never"]);
     }
 
     #[test]

@@ -73,6 +73,7 @@ impl NodePlane {
             agent_version: request.agent_version,
             capabilities: capabilities?,
             labels: request.labels.into_iter().collect(),
+            lost_after_ms: request.lost_after_ms,
         };
         let registered = self.control.register(&caller, registration).await?;
         Ok(wire::RegisterResponse {

@@ -96,6 +96,9 @@ fn check_target(txn: &Txn<'_>, command: &Submit) -> Result<nodes::Node, Reject> 
         Some(_) => {}
     }
     let node = nodes::node(txn, id).ok_or_else(|| Reject::new(Code::NodeUnknown, [&id]))?;
+    if node.status() == nodes::NodeStatus::Gone {
+        return Err(Reject::new(Code::NodeGone, [&id, &node.status_since]));
+    }
     if node.capability(&command.capability).is_none() {
         let name = command
             .capability
@@ -298,6 +301,21 @@ pub(crate) fn cancel_all(txn: &mut Txn<'_>, device_id: Id, reason: &str) -> u32 
     let count = open.len() as u32;
     for found in open {
         finish(txn, found, State::Cancelled, reason);
+    }
+    count
+}
+
+/// Ends the open dispatches of a node that is gone; says how many. What it may have begun and must not run twice is
+/// lost with its session; the rest is taken back, for nobody is going to do it.
+pub(crate) fn on_gone(txn: &mut Txn<'_>, device_id: Id) -> u32 {
+    let open = open_of_device(txn, device_id, None, usize::MAX);
+    let count = open.len() as u32;
+    for found in open {
+        let state = match (found.state(), found.effect()) {
+            (State::Queued, _) | (_, Effect::Idempotent) => State::Cancelled,
+            (_, Effect::Once) => State::SessionLost,
+        };
+        finish(txn, found, state, "the node is gone");
     }
     count
 }

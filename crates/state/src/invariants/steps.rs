@@ -7,6 +7,7 @@ use crate::cluster::ReplicaStatus;
 use crate::command::{Command, Envelope};
 use crate::identity::{self, DeviceStatus};
 use crate::ids::Id;
+use crate::nodes::NodeStatus;
 use crate::read::Read;
 use crate::{access, cluster, dispatch, meta, nodes, tables};
 
@@ -27,6 +28,7 @@ pub fn check_step(
     bookkeeping_goes_forward(before, after, applied, &mut findings);
     ends_are_final(before, after, &mut findings);
     results_come_from_their_epoch(before, envelope, applied, &mut findings);
+    nodes_are_waited_for(before, after, &mut findings);
     findings.found
 }
 
@@ -148,6 +150,34 @@ fn ends_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) 
         findings.expect("operators are never forgotten", kept, || old.name.clone());
     }
     pairings_are_final(before, after, findings);
+}
+
+/// Nobody is given up before it is late: by time from suspect to offline and from offline to gone, or because it
+/// left or was revoked.
+fn nodes_are_waited_for(before: &dyn Read, after: &dyn Read, findings: &mut Findings) {
+    let clock = meta::clock(after);
+    for old in all(before, &tables::NODES) {
+        let Some(new) = nodes::node(after, old.device_id) else {
+            continue;
+        };
+        let (from, to) = (old.status(), new.status());
+        if from == to {
+            continue;
+        }
+        let was_due = old.due_at != 0 && old.due_at <= clock;
+        let revoked = identity::device(after, old.device_id)
+            .is_some_and(|device| device.status() == DeviceStatus::Revoked);
+        let holds = match (from, to) {
+            (_, NodeStatus::Online) => new.session.is_some(),
+            (_, NodeStatus::Suspect) => old.session.is_some(),
+            (NodeStatus::Offline, NodeStatus::Gone) => was_due,
+            (_, NodeStatus::Gone) | (NodeStatus::Gone, NodeStatus::Offline) => false,
+            (_, NodeStatus::Offline) => was_due || revoked || old.session.is_some(),
+        };
+        findings.expect("a node is given up when it is due", holds, || {
+            format!("{} from {} to {}", old.device_id, from.as_str(), to.as_str())
+        });
+    }
 }
 
 fn pairings_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) {

@@ -8,10 +8,10 @@ use crate::identity::{
     CertificateKind, CertificateStatus, Device, DeviceStatus, certificate_by_fingerprint, device_of_key,
 };
 use crate::ids::{Fingerprint, Id};
-use crate::nodes::{self, NodeStatus};
+use crate::nodes;
 use crate::pairing::{self, CodeStatus, RequestStatus};
 use crate::read::Read;
-use crate::{dispatch, limits, meta, tables};
+use crate::{dispatch, limits, tables};
 
 pub(super) fn check(r: &dyn Read, findings: &mut Findings) {
     let devices = all(r, &tables::DEVICES);
@@ -27,7 +27,6 @@ pub(super) fn check(r: &dyn Read, findings: &mut Findings) {
     certificates(r, findings);
     codes(r, findings);
     requests(r, findings);
-    sessions(r, findings);
 }
 
 fn check_device(r: &dyn Read, device: &Device, findings: &mut Findings) {
@@ -195,39 +194,5 @@ fn requests(r: &dyn Read, findings: &mut Findings) {
         "pending requests are bounded",
         pending <= limits::REQUESTS_PENDING,
         || pending.to_string(),
-    );
-}
-
-fn sessions(r: &dyn Read, findings: &mut Findings) {
-    const RULE: &str = "at most one live session per node";
-    let index = meta::meta(r).index;
-    let registered = all(r, &tables::NODES);
-    let mut listed = BTreeSet::new();
-    for node in &registered {
-        let name = || node.device_id.to_string();
-        let online = node.status() == NodeStatus::Online;
-        findings.expect(RULE, online == node.session.is_some(), name);
-        findings.expect("epochs come from the log", node.last_epoch <= index, name);
-        findings.expect(
-            "a node is a device",
-            crate::identity::device(r, node.device_id).is_some(),
-            name,
-        );
-        if let Some(session) = &node.session {
-            findings.equal(RULE, "epoch", session.epoch, node.last_epoch);
-            listed.insert(tables::SESSIONS_OF.key((session.replica_id, node.device_id))[1..].to_vec());
-        }
-    }
-    let index: BTreeSet<Vec<u8>> = keys(r, &tables::SESSIONS_OF).into_iter().collect();
-    findings.expect(RULE, index == listed, || {
-        format!("{} listed, {} live", index.len(), listed.len())
-    });
-    let totals = nodes::totals(r);
-    findings.equal("nodes are counted", "online", totals.online, listed.len() as u64);
-    findings.equal(
-        "nodes are counted",
-        "nodes",
-        totals.nodes,
-        registered.len() as u64,
     );
 }

@@ -1,9 +1,11 @@
 //! How nodes register, and how sessions begin and end.
 
+use super::status::{count_session, insert, turn};
 use super::{
-    Action, Attach, Capability, Detach, DetachReplica, Node, NodeStatus, Register, Session, Totals, node,
-    sessions_of, totals,
+    Action, Attach, Capability, Detach, DetachMany, DetachReplica, Ended, How, Lapse, Node, NodeStatus,
+    Register, Session, Totals, node, sessions_of, totals,
 };
+use crate::actor::Actor;
 use crate::ids::Id;
 use crate::reject::{Code, Reject};
 use crate::reply::{Attached, Counted, Registered, Reply};
@@ -16,6 +18,8 @@ pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject>
         Action::Attach(command) => attach(txn, command),
         Action::Detach(command) => detach(txn, command),
         Action::DetachReplica(command) => detach_replica(txn, command),
+        Action::DetachMany(command) => detach_many(txn, command),
+        Action::Lapse(command) => lapse(txn, command),
     }
 }
 
@@ -31,6 +35,7 @@ fn register(txn: &mut Txn<'_>, command: &Register) -> Result<Reply, Reject> {
             && known.agent_version == command.agent_version
             && known.labels == command.labels
             && known.capabilities == capabilities
+            && known.lost_after == command.lost_after
     };
     if let Some(known) = before.as_ref().filter(|known| same(known)) {
         return Ok(Reply::Registered(Registered {
@@ -38,21 +43,20 @@ fn register(txn: &mut Txn<'_>, command: &Register) -> Result<Reply, Reject> {
             changed: false,
         }));
     }
-    let mut changed = before.unwrap_or_else(|| Node {
-        device_id: id,
-        registered_at: txn.now,
-        status: NodeStatus::Offline as i32,
-        status_since: txn.now,
-        status_reason: "registered".to_owned(),
-        ..Node::default()
+    let mut changed = before.unwrap_or_else(|| {
+        let mut new = Node {
+            device_id: id,
+            registered_at: txn.now,
+            ..Node::default()
+        };
+        insert(txn, &mut new);
+        new
     });
-    if changed.generation == 0 {
-        add_to_totals(txn, |sums| sums.nodes += 1);
-    }
     changed.platform = command.platform.clone();
     changed.agent_version = command.agent_version.clone();
     changed.labels = command.labels.clone();
     changed.capabilities = capabilities;
+    changed.lost_after = command.lost_after;
     changed.generation += 1;
     txn.put(&tables::NODES, id, &changed);
     let names: Vec<&str> = changed
@@ -85,6 +89,12 @@ fn check_registration(command: &Register) -> Result<(), Reject> {
         limits::CAPABILITIES,
     )?;
     check::count("the map of labels", command.labels.len(), limits::LABELS)?;
+    let lost_after = command.lost_after;
+    let bounds = limits::LOST_AFTER_MIN..=limits::LOST_AFTER_MAX;
+    if lost_after != 0 && lost_after != limits::NEVER && !bounds.contains(&lost_after) {
+        let cause = format_args!("{lost_after} ms is not between a second and a year");
+        return Err(check::invalid("lost_after", &cause));
+    }
     for (name, value) in &command.labels {
         check::filled("the name of a label", name, limits::NAME_MAX)?;
         check::text("the value of a label", value, limits::NAME_MAX)?;
@@ -136,6 +146,7 @@ fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
     let epoch = txn.index;
     if let Some(old) = node.session.take() {
         txn.delete(&tables::SESSIONS_OF, (old.replica_id, id));
+        count_session(txn, old.replica_id, -1);
         txn.emit(
             "node.session_superseded",
             id,
@@ -145,21 +156,17 @@ fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
                 ("by_epoch", epoch.to_string()),
             ],
         );
-    } else {
-        add_to_totals(txn, |sums| sums.online += 1);
     }
-    if node.status() != NodeStatus::Online {
-        node.status_since = txn.now;
-    }
-    node.set_status(NodeStatus::Online);
-    node.status_reason = "attached".to_owned();
     node.last_epoch = epoch;
+    node.last_seen_at = 0;
     node.session = Some(Session {
         epoch,
         replica_id: command.replica_id,
         attached_at: txn.now,
         transport: command.transport.clone(),
     });
+    turn(txn, &mut node, NodeStatus::Online, "attached", 0);
+    count_session(txn, command.replica_id, 1);
     txn.put(&tables::NODES, id, &node);
     txn.mark(&tables::SESSIONS_OF, (command.replica_id, id));
     txn.emit(
@@ -182,15 +189,35 @@ fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
 
 fn detach(txn: &mut Txn<'_>, command: &Detach) -> Result<Reply, Reject> {
     check::text("the reason", &command.reason, limits::REASON_MAX)?;
-    let is_it = node(txn, command.device_id)
-        .and_then(|node| node.session)
-        .is_some_and(|session| session.epoch == command.epoch);
-    if is_it {
-        close_session(txn, command.device_id, &command.reason);
+    let how = match txn.actor {
+        Actor::Node { .. } => How::Left,
+        _ => How::Lost,
+    };
+    let end = Ended {
+        device_id: command.device_id,
+        epoch: command.epoch,
+        reason: command.reason.clone(),
+        how: how as i32,
+        silent_for: 0,
+    };
+    let count = u32::from(end_session(txn, &end, Patience::default()));
+    Ok(Reply::Counted(Counted { count }))
+}
+
+fn detach_many(txn: &mut Txn<'_>, command: &DetachMany) -> Result<Reply, Reject> {
+    check::count("the list of sessions", command.ends.len(), limits::DETACH_BATCH)?;
+    for end in &command.ends {
+        check::text("the reason", &end.reason, limits::REASON_MAX)?;
     }
-    Ok(Reply::Counted(Counted {
-        count: u32::from(is_it),
-    }))
+    let patience = Patience {
+        suspect_for: command.suspect_for,
+        lost_after: command.lost_after,
+    };
+    let mut count = 0;
+    for end in &command.ends {
+        count += u32::from(end_session(txn, end, patience));
+    }
+    Ok(Reply::Counted(Counted { count }))
 }
 
 fn detach_replica(txn: &mut Txn<'_>, command: &DetachReplica) -> Result<Reply, Reject> {
@@ -198,6 +225,10 @@ fn detach_replica(txn: &mut Txn<'_>, command: &DetachReplica) -> Result<Reply, R
     let limit = match command.limit as usize {
         0 => limits::DETACH_BATCH,
         asked => asked.min(limits::DETACH_BATCH),
+    };
+    let patience = Patience {
+        suspect_for: command.suspect_for,
+        lost_after: 0,
     };
     let mut count = 0;
     let mut after = None;
@@ -211,38 +242,155 @@ fn detach_replica(txn: &mut Txn<'_>, command: &DetachReplica) -> Result<Reply, R
                 .and_then(|node| node.session)
                 .map_or(0, |session| session.epoch);
             if count < limit && (command.up_to_epoch == 0 || epoch <= command.up_to_epoch) {
-                close_session(txn, id, &command.reason);
-                count += 1;
+                let end = Ended {
+                    device_id: id,
+                    epoch,
+                    reason: command.reason.clone(),
+                    how: How::Lost as i32,
+                    silent_for: command.silent_for,
+                };
+                count += usize::from(end_session(txn, &end, patience));
             }
         }
     }
     Ok(Reply::Counted(Counted { count: count as u32 }))
 }
 
-/// Ends the session of a node, if it has one. Its dispatches stay bound to it until the next attach or their
-/// deadline.
+/// How long one waits for a node whose session ended, in milliseconds; 0 stands for the limits' value.
+#[derive(Clone, Copy, Debug, Default)]
+struct Patience {
+    suspect_for: u64,
+    lost_after: u64,
+}
+
+impl Patience {
+    /// When a node that may come back is late.
+    fn late_at(self, now: u64) -> u64 {
+        let wait = match self.suspect_for {
+            0 => limits::SUSPECT_FOR,
+            asked => asked,
+        };
+        now.saturating_add(wait)
+    }
+
+    /// When a node that is offline is gone; 0: never.
+    fn gone_at(self, now: u64, node: &Node) -> u64 {
+        let wait = match (node.lost_after, self.lost_after) {
+            (0, 0) => limits::LOST_AFTER,
+            (0, asked) | (asked, _) => asked,
+        };
+        if wait == limits::NEVER {
+            return 0;
+        }
+        now.saturating_add(wait)
+    }
+}
+
+/// Ends a session, unless the node has another one; whether it did. The dispatches stay bound to it until the next
+/// attach or their deadline.
+fn end_session(txn: &mut Txn<'_>, end: &Ended, patience: Patience) -> bool {
+    let is_it = |node: &Node| {
+        node.session
+            .as_ref()
+            .is_some_and(|session| session.epoch == end.epoch)
+    };
+    let Some(mut node) = node(txn, end.device_id).filter(is_it) else {
+        return false;
+    };
+    let now = txn.now;
+    let (to, due_at) = match end.how() {
+        How::Lost => (NodeStatus::Suspect, patience.late_at(now)),
+        How::Left => (NodeStatus::Offline, patience.gone_at(now, &node)),
+        How::Moving => (NodeStatus::Online, patience.late_at(now)),
+    };
+    close(txn, &mut node, to, &end.reason, due_at, end.silent_for);
+    true
+}
+
+/// Ends the session of a node that is not to come back, if it has one, and expects nothing of it any more.
 pub(crate) fn close_session(txn: &mut Txn<'_>, device_id: Id, reason: &str) {
     let Some(mut node) = node(txn, device_id) else {
         return;
     };
+    if node.session.is_some() {
+        close(txn, &mut node, NodeStatus::Offline, reason, 0, 0);
+    } else if node.status() != NodeStatus::Offline || node.due_at != 0 {
+        let to = match node.status() {
+            NodeStatus::Gone => NodeStatus::Gone,
+            _ => NodeStatus::Offline,
+        };
+        turn(txn, &mut node, to, reason, 0);
+        txn.put(&tables::NODES, device_id, &node);
+    }
+}
+
+fn close(txn: &mut Txn<'_>, node: &mut Node, to: NodeStatus, reason: &str, due_at: u64, silent_for: u64) {
     let Some(session) = node.session.take() else {
         return;
     };
-    node.set_status(NodeStatus::Offline);
-    node.status_since = txn.now;
-    node.status_reason = reason.to_owned();
-    txn.put(&tables::NODES, device_id, &node);
-    txn.delete(&tables::SESSIONS_OF, (session.replica_id, device_id));
-    add_to_totals(txn, |sums| sums.online = sums.online.saturating_sub(1));
+    let id = node.device_id;
+    // Nobody heard it before it attached, whatever a replica says of its silence.
+    node.last_seen_at = txn.now.saturating_sub(silent_for).max(session.attached_at);
+    turn(txn, node, to, reason, due_at);
+    txn.put(&tables::NODES, id, node);
+    txn.delete(&tables::SESSIONS_OF, (session.replica_id, id));
+    count_session(txn, session.replica_id, -1);
     txn.emit(
         "node.detached",
-        device_id,
+        id,
         [
             ("epoch", session.epoch.to_string()),
             ("replica", session.replica_id.to_string()),
             ("reason", reason.to_owned()),
+            ("status", to.as_str().to_owned()),
         ],
     );
+}
+
+fn lapse(txn: &mut Txn<'_>, command: &Lapse) -> Result<Reply, Reject> {
+    check::count("the list of nodes", command.ids.len(), limits::LAPSE_BATCH)?;
+    let patience = Patience {
+        suspect_for: 0,
+        lost_after: command.lost_after,
+    };
+    let (mut count, mut ended) = (0, 0);
+    for id in &command.ids {
+        // What is gone may end a whole queue, and one entry does not end many of them.
+        if ended >= limits::EXPIRE_BATCH as u32 {
+            break;
+        }
+        let now = txn.now;
+        let Some(mut node) = node(txn, *id).filter(|node| node.due_at != 0 && node.due_at <= now) else {
+            continue;
+        };
+        count += 1;
+        let (to, reason, due_at) = match node.status() {
+            NodeStatus::Online | NodeStatus::Suspect => {
+                let gone_at = patience.gone_at(now, &node);
+                (NodeStatus::Offline, node.status_reason.clone(), gone_at)
+            }
+            NodeStatus::Offline | NodeStatus::Gone => (NodeStatus::Gone, "lost_after".to_owned(), 0),
+        };
+        turn(txn, &mut node, to, &reason, due_at);
+        txn.put(&tables::NODES, *id, &node);
+        let action = match to {
+            NodeStatus::Gone => "node.gone",
+            _ => "node.offline",
+        };
+        txn.emit(
+            action,
+            *id,
+            [
+                ("reason", reason),
+                ("epoch", node.last_epoch.to_string()),
+                ("last_seen_at", node.last_seen_at.to_string()),
+            ],
+        );
+        if to == NodeStatus::Gone {
+            ended += dispatch::on_gone(txn, *id);
+        }
+    }
+    Ok(Reply::Counted(Counted { count }))
 }
 
 /// Counts one more device that was ever paired.

@@ -114,6 +114,8 @@ pub enum Code {
     BadRegistration = 502,
     /// The session of node … is refused: ….
     BadAttach = 503,
+    /// Node … is gone since ….
+    NodeGone = 504,
     /// There is no node ….
     NodeUnknown = 601,
     /// Node … has no capability ….
@@ -214,6 +216,7 @@ impl Code {
         Code::NodeNotRegistered,
         Code::BadRegistration,
         Code::BadAttach,
+        Code::NodeGone,
         Code::NodeUnknown,
         Code::NoSuchCapability,
         Code::PayloadTooLarge,
@@ -429,6 +432,10 @@ const TEXTS: &[(Code, Class, &str, &str)] = &[
     (Code::BadAttach, Class::Invalid,
      "the session of node {0} is refused: {1}",
      "restart the agent with a current version"),
+    (Code::NodeGone, Class::Precondition,
+     "node {0} is gone since {1}: it was offline for longer than it may be",
+     "start its agent, it comes back by itself: `palyra node start` there; `palyra node describe {0}` \
+      shows when it was last seen"),
     (Code::NodeUnknown, Class::NotFound,
      "there is no node {0}",
      "run `palyra node ls`"),

@@ -214,8 +214,26 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
         status_since: 5,
         status_reason: text("attached"),
         last_epoch: 3,
+        ..nodes::Node::default()
     };
     add(all, "record.node", &node);
+    let lost = nodes::Node {
+        session: None,
+        status: nodes::NodeStatus::Suspect as i32,
+        lost_after: 6,
+        conditions: vec![nodes::Condition {
+            kind: nodes::ConditionKind::Connected as i32,
+            truth: nodes::Truth::False as i32,
+            reason: text("silent"),
+            message: text("for 7 s"),
+            since: 7,
+        }],
+        last_seen_at: 8,
+        due_at: 9,
+        ..node
+    };
+    add(all, "record.node.suspect", &lost);
+    add(all, "record.session_count", &nodes::SessionCount { sessions: 1 });
     add(
         all,
         "record.node_totals",
@@ -223,8 +241,15 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
             nodes: 1,
             online: 2,
             devices: 3,
+            ..nodes::Totals::default()
         },
     );
+    let totals = nodes::Totals {
+        suspect: 4,
+        gone: 5,
+        ..nodes::Totals::default()
+    };
+    add(all, "record.node_totals.suspect", &totals);
 }
 
 fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {

@@ -160,6 +160,7 @@ pub fn register(world: &mut World, device: &str) -> nodes::Register {
             capability("pay", Effect::Once),
         ],
         labels: BTreeMap::from([("site".to_owned(), "lab".to_owned())]),
+        lost_after: 0,
     }
 }
 

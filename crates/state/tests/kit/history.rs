@@ -241,10 +241,14 @@ fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
     let name = format!("n{}", step.two);
     let node = shown(world, &name);
     let device = world.id(&name);
+    if step.actor % 5 == 0 {
+        return lapse_command(world, step);
+    }
     match step.kind % 6 {
         0 | 1 => {
             let mut register = commands::register(world, &name);
             register.agent_version = format!("0.{}", step.one);
+            register.lost_after = [0, 60_000, 600_000][usize::from(step.one) % 3];
             (node, register.into())
         }
         2..5 => {
@@ -270,15 +274,51 @@ fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
                 limit: 2,
                 up_to_epoch: 0,
                 reason: "lost".to_owned(),
+                suspect_for: u64::from(step.two) * 5_000,
+                silent_for: u64::from(step.two) * 1_000,
             }
             .into(),
         ),
+        _ if step.one % 2 == 0 => detach_many_command(world, step),
         _ => {
             let session = nodes::node(&world.state, device).map_or(0, |node| node.last_epoch);
             let epoch = session.saturating_sub(u64::from(step.one == 1));
             (replica(1), commands::detach(world, &name, epoch).into())
         }
     }
+}
+
+/// Gives up whoever is late, and names some that are not.
+fn lapse_command(world: &World, step: &Step) -> (Actor, Command) {
+    let mut ids = nodes::due(&world.state, world.at, 50);
+    ids.extend(
+        nodes::nodes(&world.state, None, 2)
+            .iter()
+            .map(|node| node.device_id),
+    );
+    let lost_after = [0, 30_000, 300_000][usize::from(step.two) % 3];
+    (Actor::System, nodes::Lapse { ids, lost_after }.into())
+}
+
+/// Ends the sessions that two nodes have or had, each in its way.
+fn detach_many_command(world: &mut World, step: &Step) -> (Actor, Command) {
+    let ends = [step.two, step.two + 1].map(|number| {
+        let device_id = world.id(&format!("n{number}"));
+        let epoch = nodes::node(&world.state, device_id).map_or(0, |node| node.last_epoch);
+        nodes::Ended {
+            device_id,
+            epoch,
+            reason: "gone quiet".to_owned(),
+            how: i32::from((step.one + number) % 3),
+            silent_for: u64::from(step.actor) * 100,
+        }
+    });
+    let detach = nodes::DetachMany {
+        ends: ends.to_vec(),
+        suspect_for: u64::from(step.one) * 2_000,
+        lost_after: u64::from(step.two) * 60_000,
+    };
+    (replica(1), detach.into())
 }
 
 fn waits(found: &dispatch::Dispatch) -> bool {
