@@ -8,6 +8,7 @@
 
 mod cluster;
 mod failover;
+mod feed;
 mod fleet;
 mod load;
 mod netns;
@@ -35,6 +36,7 @@ Examples:
   palyra-bench -o json fleet --nodes 200 --steady 20
   palyra-bench failover --kills 50 --transfers 50
   palyra-bench revoke --count 100 --partitioned 20
+  palyra-bench feed --hops 200
 
 Exit codes:
   0 every promise was kept   1 the run failed   2 usage   14 a promise was not kept";
@@ -61,6 +63,8 @@ enum Command {
     Failover(failover::Args),
     /// Revocations: from the command to the last socket, and what a certificate is worth after the answer
     Revoke(revoke::Args),
+    /// A reader of the feed that hops between replicas under load, compared with the journal
+    Feed(feed::Args),
 }
 
 fn main() -> ExitCode {
@@ -108,6 +112,7 @@ async fn run(cli: Cli) -> Result<Report> {
         Command::Fleet(args) => Box::pin(fleet::run(args, keep)).await,
         Command::Failover(args) => Box::pin(failover::run(args, keep)).await,
         Command::Revoke(args) => Box::pin(revoke::run(args, keep)).await,
+        Command::Feed(args) => Box::pin(feed::run(args, keep)).await,
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Seen {
     pub(crate) replica: u64,
     /// Why, where the row says it.
     pub(crate) reason: String,
+    /// What the node counts as from then on, where the row says it.
+    pub(crate) status: String,
     /// When the leader took the entry, by its wall clock.
     pub(crate) at_ms: u64,
 }
@@ -34,17 +36,24 @@ impl Seen {
             action: row.action.clone(),
             replica: detail("replica").parse().unwrap_or(0),
             reason: detail("reason"),
+            status: detail("status"),
             at_ms: row.at_ms,
         }
     }
 
-    /// Whether the row shows its node as anything but online. What a node does itself, and a session that a newer one
-    /// took over, are no such thing.
+    /// Whether the row shows its node as anything but online. A session that a newer one took over, and one that its
+    /// replica sent away to another, are no such thing.
     pub(crate) fn is_absence(&self) -> bool {
-        let words = ["detached", "suspect", "offline", "gone", "lost"];
-        words
-            .iter()
-            .any(|word| self.action.starts_with("node.") && self.action.contains(word))
+        match self.action.as_str() {
+            "node.detached" => self.status != "online",
+            "node.suspect" | "node.offline" | "node.gone" => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the node counts as offline from then on, not only as suspect.
+    fn is_offline(&self) -> bool {
+        self.is_absence() && self.action != "node.suspect" && self.status != "suspect"
     }
 }
 
@@ -100,26 +109,26 @@ pub(crate) fn about_nodes(rows: &[Row]) -> Vec<Seen> {
 /// How the rows of a time of trouble are judged.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
-    /// Nodes that were shown as absent and whose session was cut off by the fault.
+    /// Nodes that were shown as suspect or worse and whose session was cut off by the fault.
     pub(crate) rightly: BTreeSet<String>,
-    /// Nodes that were shown as absent and whose session went on: false alarms.
+    /// Those of them that were shown as offline.
+    pub(crate) offline: BTreeSet<String>,
+    /// Nodes that were shown as suspect or worse and whose session went on: false alarms, and what the row says.
     pub(crate) falsely: BTreeMap<String, String>,
-    /// Rows of any kind.
-    pub(crate) rows: usize,
 }
 
 /// Judges rows: only the nodes in `struck` may have been shown as absent.
 pub(crate) fn judge(rows: &[Seen], ours: &BTreeSet<String>, struck: &BTreeSet<String>) -> Verdict {
-    let mut verdict = Verdict {
-        rows: rows.len(),
-        ..Verdict::default()
-    };
+    let mut verdict = Verdict::default();
     for row in rows
         .iter()
         .filter(|row| row.is_absence() && ours.contains(&row.device_id))
     {
         if struck.contains(&row.device_id) {
             verdict.rightly.insert(row.device_id.clone());
+            if row.is_offline() {
+                verdict.offline.insert(row.device_id.clone());
+            }
         } else {
             let why = format!("{} at replica {}: {}", row.action, row.replica, row.reason);
             verdict.falsely.entry(row.device_id.clone()).or_insert(why);
@@ -132,12 +141,13 @@ pub(crate) fn judge(rows: &[Seen], ours: &BTreeSet<String>, struck: &BTreeSet<St
 mod tests {
     use super::*;
 
-    fn row(action: &str, device: &str) -> Row {
+    fn row(action: &str, device: &str, status: &str) -> Row {
+        let detail = [("replica", "2"), ("reason", "silent"), ("status", status)];
         Row {
             action: action.to_owned(),
             subject: device.to_owned(),
-            detail: [("replica", "2"), ("reason", "silent")]
-                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            detail: detail
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
                 .into(),
             ..Row::default()
         }
@@ -147,21 +157,26 @@ mod tests {
     fn only_the_struck_may_be_shown_absent() {
         let set = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<BTreeSet<_>>();
         let rows = about_nodes(&[
-            row("node.detached", "a"),
-            row("node.attached", "a"),
-            row("node.session_superseded", "b"),
-            row("node.suspect", "c"),
-            row("node.offline", "c"),
-            row("node.detached", "stranger"),
-            row("dispatch.finished", "d"),
+            row("node.detached", "a", "suspect"),
+            row("node.attached", "a", ""),
+            row("node.detached", "b", "online"),
+            row("node.session_superseded", "b", ""),
+            row("node.detached", "c", "suspect"),
+            row("node.offline", "c", ""),
+            row("node.detached", "d", "offline"),
+            row("node.detached", "stranger", "offline"),
+            row("dispatch.finished", "e", ""),
         ]);
         assert_eq!(
             (rows.len(), rows[0].replica, rows[0].reason.as_str()),
-            (6, 2, "silent")
+            (8, 2, "silent")
         );
-        let verdict = judge(&rows, &set(&["a", "b", "c"]), &set(&["a"]));
-        assert_eq!(verdict.rightly, set(&["a"]));
+        let verdict = judge(&rows, &set(&["a", "b", "c", "d"]), &set(&["a", "d"]));
+        assert_eq!(
+            (verdict.rightly, verdict.offline),
+            (set(&["a", "d"]), set(&["d"]))
+        );
         assert_eq!(verdict.falsely.keys().collect::<Vec<_>>(), ["c"]);
-        assert!(verdict.falsely["c"].contains("node.suspect at replica 2: silent"));
+        assert!(verdict.falsely["c"].contains("node.detached at replica 2: silent"));
     }
 }

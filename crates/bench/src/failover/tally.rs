@@ -216,6 +216,7 @@ mod tests {
             action: "node.attached".to_owned(),
             replica,
             reason: String::new(),
+            status: String::new(),
             at_ms,
         };
         let kill = |replica, at_ms| Kill { replica, at_ms };

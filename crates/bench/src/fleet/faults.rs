@@ -115,12 +115,19 @@ impl Run {
         let columns = [
             &["fault", "replica", "struck"][..],
             &spread::COLUMNS[..],
-            &["entries", "shown_absent", "falsely_absent", "moved_without_need"][..],
+            &[
+                "entries",
+                "shown_suspect",
+                "shown_offline",
+                "falsely_absent",
+                "moved_without_need",
+            ][..],
         ];
         let mut row = vec![json!(fault.name()), json!(victim), json!(struck.len())];
         row.extend(took.cells());
         row.push(json!(applied(&after).saturating_sub(applied(&before))));
         row.push(json!(verdict.rightly.len()));
+        row.push(json!(verdict.offline.len()));
         row.push(json!(verdict.falsely.len()));
         row.push(json!(more.saturating_sub(struck.len() as u64)));
         self.report.row("faults", &columns.concat(), row);
