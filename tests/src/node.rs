@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use palyra_client::{ConnectOptions, connect};
 use palyra_node::{Error, Home, PairConfig, PairEvent, PairMethod, PairUi, Paired, pair};
 use palyra_pki::Credential;
@@ -170,7 +171,7 @@ impl Cluster {
                 .await
                 .ok()?
                 .node
-                .filter(|node| node.status == "online")
+                .filter(|node| node.status == "online" && node.session_replica != 0)
         })
         .await
     }
@@ -190,6 +191,26 @@ impl Agent {
             .await
             .code()
             .unwrap_or(-1)
+    }
+
+    /// Tells it to stop.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Stops it where it stands, as a machine that sleeps does.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Has it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
     }
 
     /// Kills it with SIGKILL.

@@ -78,7 +78,7 @@ pub(crate) enum Verb {
 /// What is listed.
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Only nodes of this status: online, offline
+    /// Only nodes of this status: online, suspect, offline, gone
     #[arg(long, value_name = "STATUS", default_value = "", hide_default_value = true)]
     status: String,
     /// Only nodes with this label; several must all match

@@ -46,6 +46,8 @@ impl Format {
 pub(crate) trait Record: Serialize {
     /// The columns of its table.
     const COLUMNS: &'static [Column];
+    /// Fields that are another each time: a watch does not compare them.
+    const RESTLESS: &'static [&'static str] = &[];
     /// What names it among others.
     fn key(&self) -> String;
     /// One cell for each column.

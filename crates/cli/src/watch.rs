@@ -132,7 +132,11 @@ fn difference<'a, T: Record>(
 }
 
 fn content<T: Record>(item: &T) -> Option<serde_json::Value> {
-    serde_json::to_value(item).ok()
+    let mut value = serde_json::to_value(item).ok()?;
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|name, _| !T::RESTLESS.contains(&name.as_str()));
+    }
+    Some(value)
 }
 
 #[cfg(test)]

@@ -166,6 +166,10 @@ pub struct Error {
 pub struct Trail {
     /// Where the leader is believed to be; 0 when unknown.
     pub leader_id: u64,
+    /// The replica asks not to be tried again before so many milliseconds.
+    pub retry_after_ms: u64,
+    /// And up to so many later, at random.
+    pub spread_ms: u64,
     /// The replica that answered; 0 when none did.
     pub served_by: u64,
     /// The request id of the mutation; empty when it was none.
@@ -272,6 +276,8 @@ fn from_detail(detail: ErrorDetail) -> Error {
         unknown: detail.unknown,
         trail: Box::new(Trail {
             leader_id: detail.leader_id,
+            retry_after_ms: detail.retry_after_ms,
+            spread_ms: detail.spread_ms,
             served_by: detail.served_by,
             ..Trail::default()
         }),

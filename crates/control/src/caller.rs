@@ -134,7 +134,7 @@ impl Control {
     /// [`Error::Stale`].
     pub fn check_fresh(&self) -> Result<(), Error> {
         let age = self.quorum_age();
-        if age > self.timings().max_staleness {
+        if age > self.staleness() {
             return Err(Error::Stale { age_ms: millis(age) });
         }
         Ok(())

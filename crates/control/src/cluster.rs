@@ -36,6 +36,8 @@ pub struct ClusterStatus {
     pub replicas: Vec<ReplicaView>,
     /// Counters of the fleet.
     pub fleet: FleetCounts,
+    /// What an operator should see to, with the code of the page that explains it.
+    pub warnings: Vec<String>,
     /// How fresh it is.
     pub read: ReadInfo,
 }
@@ -45,8 +47,12 @@ pub struct ClusterStatus {
 pub struct FleetCounts {
     /// Registered nodes.
     pub nodes: u64,
-    /// Those with a session.
+    /// Those that are online.
     pub online: u64,
+    /// Those whose session ended, and that may come back any moment.
+    pub suspect: u64,
+    /// Those that were offline for longer than they may be.
+    pub gone: u64,
     /// Pairing requests that wait for an operator.
     pub pending_approvals: u64,
     /// Dispatches that have not ended.
@@ -78,6 +84,12 @@ pub struct ReplicaView {
     pub clock_skew_ms: u64,
     /// Sessions of nodes that it holds.
     pub sessions: u64,
+    /// The `max_staleness` by which it serves.
+    pub max_staleness_ms: u64,
+    /// It is about to stop and takes no sessions.
+    pub draining: bool,
+    /// Nodes that wait there to be attached.
+    pub attaches_waiting: u64,
     /// End of its certificate.
     pub certificate_not_after_ms: u64,
 }
@@ -110,6 +122,11 @@ impl Control {
             voters: count(voters.len()),
             failures_tolerated: count(reachable.saturating_sub(majority)),
             fleet: fleet(&view),
+            warnings: self
+                .staleness_warning(&view)
+                .map(|warning| format!("{}: {warning}; {}", warning.code(), warning.next()))
+                .into_iter()
+                .collect(),
             read: self.read_info(view.index()),
             replicas,
         })
@@ -143,6 +160,9 @@ impl Control {
             state_hash: status.state_hash,
             clock_skew_ms: status.wall_ms.abs_diff(platform::wall_ms()),
             sessions: status.sessions,
+            max_staleness_ms: status.max_staleness_ms,
+            draining: status.draining,
+            attaches_waiting: status.attaches_waiting,
             certificate_not_after_ms: certificate.map_or(0, |certificate| certificate.not_after),
             record,
         }
@@ -161,6 +181,9 @@ impl Control {
             state_hash: status.state_hash.to_string(),
             wall_ms: platform::wall_ms(),
             sessions: self.registry().count() as u64,
+            max_staleness_ms: millis(self.staleness()),
+            draining: self.is_draining(),
+            attaches_waiting: self.admission().waiting() as u64,
         }
     }
 
@@ -269,6 +292,8 @@ fn fleet(view: &dyn Read) -> FleetCounts {
     FleetCounts {
         nodes: totals.nodes,
         online: totals.online,
+        suspect: totals.suspect,
+        gone: totals.gone,
         pending_approvals: pairing::pending(view, platform::wall_ms()).len() as u64,
         open_dispatches: dispatch::totals(view).open,
     }

@@ -15,10 +15,14 @@ use palyra_replica::{ProposeError, Replica, View};
 use palyra_state::{Actor, Command, Envelope, Id, Read, Reply, cluster};
 use tokio::sync::{Semaphore, watch};
 
+use crate::admission::Admission;
 use crate::caller::millis;
 use crate::connections::Connections;
+use crate::drain::COMMITS;
+use crate::ends::Ends;
 use crate::error::Error;
 use crate::limits::{Limits, Timings};
+use crate::liveness::Liveness;
 use crate::pairing::exchange::Exchanges;
 use crate::readers::Readers;
 use crate::registry::Registry;
@@ -77,6 +81,10 @@ struct Inner {
     exchanges: Exchanges,
     polled: crate::poll::Polled,
     minting: Semaphore,
+    admission: Admission,
+    ends: Ends,
+    liveness: Liveness,
+    committing: Arc<Semaphore>,
     enforced: watch::Sender<u64>,
     draining: AtomicBool,
     stopping: watch::Sender<bool>,
@@ -132,55 +140,55 @@ impl Control {
     /// work while this replica leads. Must be called inside the runtime.
     #[must_use]
     pub fn start(config: ControlConfig, replica: Replica, keys: Keys) -> Control {
-        let limits = config.limits;
+        let (limits, timings) = (config.limits, config.timings);
         let control = Control {
             inner: Arc::new(Inner {
                 config,
                 replica,
                 keys,
-                registry: Registry::new(&limits),
+                registry: Registry::new(&limits, timings.heartbeat_timeout.min(timings.stall_timeout)),
                 connections: Connections::new(limits.connections),
                 waiters: Waiters::new(limits.waiters),
                 readers: Readers::new(limits.readers, limits.readers_per_identity),
                 exchanges: Exchanges::new(limits.exchanges, limits.exchanges_per_source),
                 polled: crate::poll::Polled::default(),
                 minting: Semaphore::new(limits.minting),
+                admission: Admission::new(&limits, timings.attach_wait),
+                ends: Ends::default(),
+                liveness: Liveness::default(),
+                committing: Arc::new(Semaphore::new(COMMITS as usize)),
                 enforced: watch::Sender::new(0),
                 draining: AtomicBool::new(false),
                 stopping: watch::Sender::new(false),
             }),
         };
+        let view = control.replica().view();
+        control.look_up_staleness(&view);
+        let start = view.index();
+        drop(view);
         control.serve_peers();
-        let start = control.replica().view().index();
         control.enforced().send_replace(start);
         control.readers().begin(start);
         run_vital("the follower of the feed", control.clone().follow(start));
         run_vital("the watch over sessions", control.clone().watch_sessions());
+        run_vital(
+            "the word to the state of ended sessions",
+            control.clone().tell_ends(),
+        );
+        run_vital("the digests to the leader", control.clone().tell_digests());
         run_vital("the search for orphans", control.clone().sweep_orphans());
         run_vital("the sweeper of deadlines", control.clone().sweep());
         run_vital("the reconciler of members", control.clone().reconcile());
         control
     }
 
-    /// Ends every session with `draining`, begins no other, gives the ends a moment to be committed, and stops
-    /// the background work.
-    pub async fn shutdown(&self) {
-        // Before the sessions are listed: an attach that is not among them sees this.
+    /// From now on no session begins.
+    pub(crate) fn begin_drain(&self) {
         self.inner.draining.store(true, Ordering::SeqCst);
-        for entry in self.registry().all() {
-            self.end_session(&entry, crate::outbox::End::Draining);
-        }
-        let mut changed = self.registry().watch();
-        let told = async { while self.registry().unsettled() > 0 && changed.changed().await.is_ok() {} };
-        if platform::timeout(self.timings().call_timeout, told)
-            .await
-            .is_err()
-        {
-            tracing::warn!(
-                sessions = self.registry().unsettled(),
-                "stopping before all sessions were detached"
-            );
-        }
+    }
+
+    /// Stops the background work.
+    pub(crate) fn stop(&self) {
         self.inner.stopping.send_replace(true);
     }
 
@@ -264,6 +272,23 @@ impl Control {
         &self.inner.polled
     }
 
+    pub(crate) fn admission(&self) -> &Admission {
+        &self.inner.admission
+    }
+
+    pub(crate) fn ends(&self) -> &Ends {
+        &self.inner.ends
+    }
+
+    pub(crate) fn liveness(&self) -> &Liveness {
+        &self.inner.liveness
+    }
+
+    /// What results hold while they are being committed.
+    pub(crate) fn committing(&self) -> &Arc<Semaphore> {
+        &self.inner.committing
+    }
+
     pub(crate) fn minting(&self) -> &Semaphore {
         &self.inner.minting
     }
@@ -284,7 +309,8 @@ impl Control {
     }
 
     /// Whether this replica takes no new sessions, because it is about to stop.
-    pub(crate) fn is_draining(&self) -> bool {
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
         self.inner.draining.load(Ordering::SeqCst)
     }
 

@@ -195,7 +195,7 @@ impl Control {
             return;
         }
         let step = self.timings().call_timeout;
-        let lapsed = committed + self.timings().max_staleness + LAPSE_MARGIN;
+        let lapsed = committed + self.largest_staleness() + LAPSE_MARGIN;
         loop {
             // A call that hangs must not outlast the lapse by much; but the last one needs its chance as well.
             let until_lapsed = lapsed.saturating_duration_since(platform::now());

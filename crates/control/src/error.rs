@@ -10,6 +10,7 @@ use std::fmt;
 use palyra_state::Reject;
 
 use crate::events::FeedRefusal;
+use crate::pace::Pace;
 
 /// Why a request was not done, or is not known to be done.
 #[derive(Debug, Clone, PartialEq)]
@@ -205,6 +206,23 @@ pub enum Refusal {
     },
     /// The feed is not read on here.
     Feed(FeedRefusal),
+    /// This replica is about to stop and takes no sessions.
+    Draining {
+        /// When to come back.
+        pace: Pace,
+    },
+    /// More nodes wait to be attached than this replica can serve in time.
+    TooManyAttaches {
+        /// How many.
+        waiting: usize,
+        /// When to come back.
+        pace: Pace,
+    },
+    /// Replicas differ in a duration that must be the same everywhere. A warning, not an answer.
+    StalenessDiffers {
+        /// Which has which.
+        values: String,
+    },
 }
 
 impl Refusal {
@@ -230,6 +248,9 @@ impl Refusal {
             Refusal::SessionEnded { .. } => "E1040",
             Refusal::Protocol { .. } => "E1041",
             Refusal::Feed(refusal) => refusal.code(),
+            Refusal::Draining { .. } => "E1050",
+            Refusal::TooManyAttaches { .. } => "E1051",
+            Refusal::StalenessDiffers { .. } => "E1052",
         }
     }
 
@@ -247,9 +268,12 @@ impl Refusal {
             Refusal::Ambiguous { .. } | Refusal::ShownOnce { .. } => Class::Conflict,
             Refusal::UnknownExchange | Refusal::UnknownNonce => Class::Expired,
             Refusal::OtherCsr | Refusal::Protocol { .. } => Class::Invalid,
-            Refusal::WouldLoseMajority { .. } | Refusal::SessionEnded { .. } | Refusal::Signing { .. } => {
-                Class::Precondition
-            }
+            Refusal::WouldLoseMajority { .. }
+            | Refusal::SessionEnded { .. }
+            | Refusal::Signing { .. }
+            | Refusal::StalenessDiffers { .. } => Class::Precondition,
+            Refusal::Draining { .. } => Class::Unavailable,
+            Refusal::TooManyAttaches { .. } => Class::Exhausted,
             Refusal::Feed(refusal) => refusal.class(),
         }
     }
@@ -257,7 +281,11 @@ impl Refusal {
     /// Whether the same request may be sent again as it is.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Refusal::Feed(refusal) if refusal.is_retryable())
+        match self {
+            Refusal::Feed(refusal) => refusal.is_retryable(),
+            Refusal::Draining { .. } | Refusal::TooManyAttaches { .. } => true,
+            _ => false,
+        }
     }
 
     /// What to do now.
@@ -291,6 +319,16 @@ impl Refusal {
             }
             Refusal::Signing { .. } => "ask another replica, and see palyra cluster status".to_owned(),
             Refusal::Feed(refusal) => refusal.next(),
+            Refusal::Draining { .. } => "connect to another replica".to_owned(),
+            Refusal::TooManyAttaches { pace, .. } => {
+                format!(
+                    "come back in {} ms, here or at another replica",
+                    pace.after.as_millis()
+                )
+            }
+            Refusal::StalenessDiffers { .. } => {
+                "set timers.max_staleness to one value in every palyrad.toml, and restart".to_owned()
+            }
         }
     }
 }
@@ -371,6 +409,16 @@ impl fmt::Display for Refusal {
             Refusal::Protocol { cause } => f.write_str(cause),
             Refusal::Signing { cause } => write!(f, "this replica cannot sign the certificate: {cause}"),
             Refusal::Feed(refusal) => refusal.fmt(f),
+            Refusal::Draining { .. } => f.write_str("this replica is about to stop and takes no sessions"),
+            Refusal::TooManyAttaches { waiting, .. } => {
+                write!(
+                    f,
+                    "{waiting} nodes wait to be attached here, more than can be served in time"
+                )
+            }
+            Refusal::StalenessDiffers { values } => {
+                write!(f, "max_staleness is not the same on all replicas: {values}")
+            }
         }
     }
 }
@@ -420,6 +468,15 @@ impl Error {
             }
             Error::Refused(refusal) => refusal.is_retryable(),
             Error::Rejected(_) | Error::Invalid { .. } | Error::Internal(_) => false,
+        }
+    }
+
+    /// When to try again, if this replica knows better than the caller.
+    #[must_use]
+    pub fn pace(&self) -> Option<Pace> {
+        match self {
+            Error::Refused(Refusal::Draining { pace } | Refusal::TooManyAttaches { pace, .. }) => Some(*pace),
+            _ => None,
         }
     }
 

@@ -51,6 +51,7 @@ impl Control {
                 ("pairing", Some(id)) => self.waiters().wake(id),
                 ("node", Some(id)) => self.on_node(&view, id),
                 ("identity" | "access", id) => self.on_identity(id, &row.subject),
+                ("cluster", _) => self.look_up_staleness(&view),
                 _ => {}
             }
         }
@@ -60,6 +61,7 @@ impl Control {
 
     fn look_at_everything(&self) {
         let view = self.replica().view();
+        self.look_up_staleness(&view);
         for entry in self.registry().all() {
             self.on_node(&view, entry.device_id);
             if entry.epoch() != 0 && entry.outbox.end().is_none() {

@@ -16,12 +16,15 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod access;
+mod admission;
 mod caller;
 mod cluster;
 mod connections;
 mod control;
 mod devices;
 mod dispatch;
+mod drain;
+mod ends;
 mod error;
 mod events;
 mod feed;
@@ -30,8 +33,10 @@ mod join;
 mod journal;
 mod json;
 pub mod limits;
+mod liveness;
 mod nodes;
 mod outbox;
+mod pace;
 mod pairing;
 mod peers;
 mod poll;
@@ -41,6 +46,7 @@ mod registry;
 mod selector;
 mod sessions;
 mod waiters;
+mod watch;
 
 pub use access::{Added, WhoAmI};
 pub use caller::{Caller, EnrolSource};
@@ -55,8 +61,10 @@ pub use genesis::found;
 pub use join::{Join, Joined, MintedToken};
 pub use journal::{Tail, TailOptions, TailPart, Verified};
 pub use limits::{Limits, Timings};
+pub use liveness::LastSeen;
 pub use nodes::{NodeView, Registered, Registration};
 pub use outbox::{Assignment, End, Outbound, ResultAnswer};
+pub use pace::Pace;
 pub use pairing::codes::{CodeView, Mint, Minted};
 pub use pairing::enrol::{BeginPin, FinishPin, Hello, PinBegun, ProofAccepted, ProveTicket};
 pub use pairing::requests::{Fetched, PairingView};

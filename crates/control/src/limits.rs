@@ -23,6 +23,14 @@ pub struct Timings {
     pub call_timeout: Duration,
     /// How long a session's outbound message may wait for a reader that stalls.
     pub stall_timeout: Duration,
+    /// How long a node whose session ended is suspect before it is offline.
+    pub suspect_for: Duration,
+    /// How long a node that asks for nothing else may be offline before it is gone; `None`: as long as it takes.
+    pub lost_after: Option<Duration>,
+    /// Over how long a replica that stops spreads the goodbyes of its sessions.
+    pub drain: Duration,
+    /// How long a node may wait for its turn to be attached. Less than the 10 s after which it gives up.
+    pub attach_wait: Duration,
 }
 
 impl Default for Timings {
@@ -34,6 +42,10 @@ impl Default for Timings {
             replica_lost_after: Duration::from_secs(5),
             call_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(30),
+            suspect_for: Duration::from_millis(palyra_state::limits::SUSPECT_FOR),
+            lost_after: Some(Duration::from_millis(palyra_state::limits::LOST_AFTER)),
+            drain: Duration::from_secs(4),
+            attach_wait: Duration::from_secs(8),
         }
     }
 }
@@ -57,7 +69,16 @@ impl Timings {
         if self.max_staleness < Duration::from_secs(1) {
             return Err("max_staleness must be at least a second: elections take as long".to_owned());
         }
+        if self.suspect_for.is_zero() {
+            return Err("suspect_for must be longer than nothing, or a moving node is offline".to_owned());
+        }
         Ok(())
+    }
+
+    /// [`Timings::lost_after`] as the state has it.
+    pub(crate) fn lost_after_ms(&self) -> u64 {
+        self.lost_after
+            .map_or(palyra_state::limits::NEVER, crate::caller::millis)
     }
 }
 
@@ -87,6 +108,10 @@ pub struct Limits {
     pub exchanges_per_source: usize,
     /// PINs that are being minted at one time; each takes 19 MiB and tens of milliseconds.
     pub minting: usize,
+    /// Attaches that are under way at one time: as many as one write of the log takes in well.
+    pub attaches: usize,
+    /// Nodes that wait for their turn to be attached.
+    pub attach_queue: usize,
 }
 
 impl Default for Limits {
@@ -103,6 +128,8 @@ impl Default for Limits {
             exchanges: 512,
             exchanges_per_source: 32,
             minting: 2,
+            attaches: 128,
+            attach_queue: 16_384,
         }
     }
 }
@@ -124,6 +151,16 @@ pub const LAPSE_MARGIN: Duration = Duration::from_secs(2);
 pub const REMOVED_LINGERS: Duration = Duration::from_secs(120);
 /// Longest pause between two looks at the freshness of this replica and at its sessions.
 pub const WATCH_PAUSE: Duration = Duration::from_secs(1);
+/// How often a replica tells the leader what it holds.
+pub const DIGEST_EVERY: Duration = Duration::from_secs(1);
+/// Devices that wait to be attached and are named in one digest; more, and the leader gives nobody up meanwhile.
+pub const DIGEST_KNOCKING: usize = 1_024;
+/// How long a question for the age of what was last heard may take.
+pub const SEEN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause between two goodbyes of a replica that stops, as long as all fit into [`Timings::drain`].
+pub const GOODBYE_PAUSE: Duration = Duration::from_millis(2);
+/// Over how long the nodes that were sent away at one moment come to another replica.
+pub const MOVE_SPREAD: Duration = Duration::from_millis(250);
 /// Longest pause between two looks for sessions that nobody holds.
 pub const ORPHANS_PAUSE: Duration = Duration::from_secs(2);
 /// Life of a half-done pairing exchange, and of a server nonce.

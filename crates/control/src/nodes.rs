@@ -1,7 +1,6 @@
 //! Nodes: registration and renewal by the nodes themselves, and how operators look at them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use palyra_state::identity::{self, RenewCertificate};
 use palyra_state::nodes::{self as records, Capability, Node, NodeStatus, Register};
@@ -13,6 +12,7 @@ use crate::control::{Control, Endpoint, ReadInfo, ReadOptions, WriteInfo};
 use crate::dispatch::{Page, next_page, page_size, page_start};
 use crate::error::Error;
 use crate::limits::PAGE_BYTES;
+use crate::liveness::LastSeen;
 use crate::pairing::requests::chain_of;
 use crate::selector;
 
@@ -54,8 +54,8 @@ pub struct NodeView {
     pub name: String,
     /// Dispatches that have not ended.
     pub open_dispatches: u32,
-    /// Since the node was last heard, if this replica holds its session.
-    pub last_seen: Option<Duration>,
+    /// When it was last heard.
+    pub last_seen: LastSeen,
 }
 
 impl Control {
@@ -78,6 +78,7 @@ impl Control {
         let Reply::Registered(registered) = written.reply else {
             return Err(self.odd_reply("nodes.register"));
         };
+        self.check_fresh()?;
         Ok(Registered {
             generation: registered.generation,
             endpoints: self.endpoints(),
@@ -117,7 +118,9 @@ impl Control {
             let next = "renew again under a new request id";
             Error::invalid("request_id", "it renewed another key's certificate before", next)
         })?;
-        Ok((chain_of(&view, recorded.fingerprint)?, written.info))
+        let chain = chain_of(&view, recorded.fingerprint)?;
+        self.check_fresh()?;
+        Ok((chain, written.info))
     }
 
     /// Nodes by device id; `status` may be empty, and all `labels` must match.
@@ -145,22 +148,26 @@ impl Control {
         let mut items: Vec<Node> = Vec::new();
         let mut fits = Fits::default();
         while items.len() <= limit && !fits.is_full() {
-            let page = records::nodes(&view, after, limit);
+            let page = match wanted {
+                Some(status) => records::by_status(&view, status, after, limit),
+                None => records::nodes(&view, after, limit),
+            };
             let Some(last) = page.last() else { break };
             after = Some(last.device_id);
             items.extend(page.into_iter().filter(|node| {
-                wanted.is_none_or(|wanted| node.status() == wanted)
-                    && labels
-                        .iter()
-                        .all(|(name, value)| node.labels.get(name) == Some(value))
+                labels
+                    .iter()
+                    .all(|(name, value)| node.labels.get(name) == Some(value))
             }));
             fits.count(&items);
         }
         let limit = fits.cut(limit);
         let next = next_page(&mut items, limit, |node| node.device_id.to_string());
+        let seen = self.last_seen(&items).await;
         let items = items
             .into_iter()
-            .map(|node| self.node_view(&view, node))
+            .zip(seen)
+            .map(|(node, seen)| node_view(&view, node, seen))
             .collect();
         Ok(Page {
             items,
@@ -177,19 +184,21 @@ impl Control {
         let (view, info) = self.read(read).await?;
         let id = selector::device(&view, selector)?;
         let node = records::node(&view, id).ok_or_else(|| Reject::new(Code::NodeUnknown, [&id]))?;
-        Ok((self.node_view(&view, node), info))
+        let seen = self.last_seen(std::slice::from_ref(&node)).await;
+        let seen = seen.first().copied().unwrap_or(LastSeen::Never);
+        Ok((node_view(&view, node, seen), info))
     }
+}
 
-    fn node_view(&self, view: &dyn Read, record: Node) -> NodeView {
-        let id = record.device_id;
-        NodeView {
-            name: identity::device(view, id)
-                .map(|device| device.name)
-                .unwrap_or_default(),
-            open_dispatches: dispatch::open_count(view, id),
-            last_seen: self.registry().last_seen(id),
-            record,
-        }
+fn node_view(view: &dyn Read, record: Node, last_seen: LastSeen) -> NodeView {
+    let id = record.device_id;
+    NodeView {
+        name: identity::device(view, id)
+            .map(|device| device.name)
+            .unwrap_or_default(),
+        open_dispatches: dispatch::open_count(view, id),
+        last_seen,
+        record,
     }
 }
 

@@ -15,6 +15,8 @@ use palyra_platform::{self as platform, Instant};
 use palyra_state::Id;
 use tokio::sync::Notify;
 
+use crate::pace::Pace;
+
 /// Why a session or connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -36,6 +38,8 @@ pub enum End {
     Draining,
     /// The node broke the protocol.
     Protocol,
+    /// The node said that it goes.
+    Left,
     /// The cluster had given the session up: the leader did not hear from this replica for too long.
     Lost,
 }
@@ -54,6 +58,7 @@ impl End {
             End::Stale => "stale",
             End::Draining => "draining",
             End::Protocol => "protocol",
+            End::Left => "left",
             End::Lost => "lost",
         }
     }
@@ -71,7 +76,17 @@ impl End {
             End::Stale => "this replica is cut off from the others; connect to another",
             End::Draining => "this replica stops; connect to another",
             End::Protocol => "a message had no place in the stream",
+            End::Left => "the node said that it goes",
             End::Lost => "the cluster had given this session up; attach again",
+        }
+    }
+
+    /// When a node that hears this goodbye may come, here or elsewhere: at once, but not in step with the others.
+    #[must_use]
+    pub fn pace(self) -> Pace {
+        match self {
+            End::Draining | End::Stale | End::Lost => Pace::spread_over(crate::limits::MOVE_SPREAD),
+            _ => Pace::default(),
         }
     }
 
@@ -146,6 +161,8 @@ pub enum Outbound {
     Goodbye {
         /// Why.
         end: End,
+        /// When to come back, or to go elsewhere.
+        pace: Pace,
     },
 }
 

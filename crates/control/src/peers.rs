@@ -11,6 +11,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use palyra_platform as platform;
 use palyra_replica::{PeerError, PeerHandler, Refusal as PeerRefusal};
+use palyra_state::Id;
 use palyra_state::cluster::{self, ReplicaStatus};
 use prost::Message;
 
@@ -28,6 +29,10 @@ pub(crate) enum Call {
     Status(AskStatus),
     #[prost(message, tag = "3")]
     HandOver(HandOver),
+    #[prost(message, tag = "4")]
+    Digest(Digest),
+    #[prost(message, tag = "5")]
+    Seen(Seen),
 }
 
 /// Has everything up to `index` been carried out, and is no connection of `subject` left? Waits for it.
@@ -51,6 +56,28 @@ pub(crate) struct HandOver {
     pub(crate) to: u64,
 }
 
+/// To the leader, once a second: what a replica holds.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Digest {
+    #[prost(uint64, tag = "1")]
+    pub(crate) sessions: u64,
+    /// Devices that wait to be attached: whoever knocks is not given up.
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) knocking: Vec<Id>,
+    /// There are more of them.
+    #[prost(bool, tag = "3")]
+    pub(crate) more_knock: bool,
+}
+
+/// When was each of these devices last heard, in the session of that epoch?
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Seen {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) devices: Vec<Id>,
+    #[prost(uint64, repeated, tag = "2")]
+    pub(crate) epochs: Vec<u64>,
+}
+
 /// An answer.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(crate) enum Answer {
@@ -60,6 +87,10 @@ pub(crate) enum Answer {
     Status(OwnStatus),
     #[prost(message, tag = "3")]
     HandedOver(HandedOver),
+    #[prost(message, tag = "4")]
+    Digest(DigestTaken),
+    #[prost(message, tag = "5")]
+    Seen(SeenAges),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -69,6 +100,29 @@ pub(crate) struct Enforced {
     /// The replica is cut off and serves nobody at the moment.
     #[prost(bool, tag = "2")]
     pub(crate) stale: bool,
+}
+
+/// A digest arrived at a leader.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct DigestTaken {
+    /// Replicas that the leader has not heard for a while.
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) silent: Vec<Silent>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct Silent {
+    #[prost(uint64, tag = "1")]
+    pub(crate) replica_id: u64,
+    #[prost(uint64, tag = "2")]
+    pub(crate) silent_for_ms: u64,
+}
+
+/// In the order of the question: one more than the age in milliseconds, or 0 when that session is not held here.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SeenAges {
+    #[prost(uint64, repeated, tag = "1")]
+    pub(crate) ages: Vec<u64>,
 }
 
 /// Empty when it is done.
@@ -99,17 +153,23 @@ pub(crate) struct OwnStatus {
     pub(crate) wall_ms: u64,
     #[prost(uint64, tag = "9")]
     pub(crate) sessions: u64,
+    #[prost(uint64, tag = "20")]
+    pub(crate) max_staleness_ms: u64,
+    #[prost(bool, tag = "21")]
+    pub(crate) draining: bool,
+    #[prost(uint64, tag = "22")]
+    pub(crate) attaches_waiting: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CallFrame {
-    #[prost(oneof = "Call", tags = "1, 2, 3")]
+    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5")]
     call: Option<Call>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct AnswerFrame {
-    #[prost(oneof = "Answer", tags = "1, 2, 3")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5")]
     answer: Option<Answer>,
 }
 
@@ -128,6 +188,7 @@ impl Control {
     ) -> Result<Answer, PeerError> {
         let body = Bytes::from(CallFrame { call: Some(call) }.encode_to_vec());
         let answer = self.replica().call_peer(to, TOPIC, body, timeout).await?;
+        self.liveness().heard(to);
         let malformed = || PeerError::Lost("the answer cannot be decoded".to_owned());
         AnswerFrame::decode(answer)
             .map_err(|_| malformed())?
@@ -135,7 +196,7 @@ impl Control {
             .ok_or_else(malformed)
     }
 
-    async fn answer_peer(&self, body: Bytes) -> Result<Bytes, PeerError> {
+    async fn answer_peer(&self, from: u64, body: Bytes) -> Result<Bytes, PeerError> {
         let unsupported = || PeerError::Refused {
             refusal: PeerRefusal::Unsupported,
             message: "this version does not know the question".to_owned(),
@@ -151,6 +212,8 @@ impl Control {
                 Answer::Enforced(Enforced { done, stale })
             }
             Call::Status(AskStatus {}) => Answer::Status(self.own_status()),
+            Call::Digest(digest) => Answer::Digest(self.take_digest(from, digest)),
+            Call::Seen(ask) => Answer::Seen(self.seen_ages(&ask)),
             Call::HandOver(ask) => {
                 let problem = self
                     .hand_over_here(ask.to)
@@ -193,7 +256,9 @@ impl PeerHandler for Door {
                 refusal: PeerRefusal::Stopped,
                 message: "the control plane has stopped".to_owned(),
             };
-            control.ok_or_else(stopped)?.answer_peer(body).await
+            let control = control.ok_or_else(stopped)?;
+            control.liveness().heard(from);
+            control.answer_peer(from, body).await
         }
         .boxed()
     }

@@ -133,7 +133,22 @@ impl Control {
             let full = messages.len() >= MESSAGES || assignments >= ASSIGNMENTS;
             taken = if full { None } else { entry.outbox.try_take() };
         }
+        // What was taken out stays bound to the session, and is delivered again in the next.
+        self.check_fresh()?;
         Ok(PollAnswer { epoch, messages })
+    }
+
+    /// Ends a polled session because its node goes. A poll that waits gets the goodbye.
+    ///
+    /// # Errors
+    /// What admission refuses.
+    pub fn leave(&self, peer: &PeerIdentity, device_id: &str, epoch: u64) -> Result<(), Error> {
+        if let Caller::Node { device_id, .. } = self.admit_node_as(peer, device_id)?
+            && let Some(entry) = self.registry().live(device_id, epoch)
+        {
+            self.end_session(&entry, End::Left);
+        }
+        Ok(())
     }
 
     /// A result outside of a stream.
@@ -154,6 +169,7 @@ impl Control {
         };
         let _working = session.as_ref().map(|entry| entry.work());
         let outcome = self.complete(&caller, completion).await;
+        self.check_fresh()?;
         Ok(result_answer(dispatch_id, outcome.err().as_ref()))
     }
 }

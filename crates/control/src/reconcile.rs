@@ -6,17 +6,19 @@
 //! nothing, so an idle cluster's log does not grow; every batch is bounded; a reconciler that fails is tried
 //! again with the next pass and stops no other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use palyra_platform::{self as platform, Instant};
 use palyra_replica::{Peer, Status};
 use palyra_state::cluster::{self, Replica as Record, ReplicaStatus, SetReplicaStatus};
-use palyra_state::nodes::{self, DetachReplica};
-use palyra_state::{Actor, Command, dispatch, limits, pairing};
+use palyra_state::nodes::{self, DetachReplica, Lapse};
+use palyra_state::{Actor, Command, Id, Reply, dispatch, limits, pairing};
 
+use crate::caller::millis;
 use crate::control::Control;
 use crate::error::Error;
+use crate::limits::DIGEST_KNOCKING;
 
 /// The longest pause between two passes of a leader, and the pause between two looks whether this is one.
 const PASS: Duration = Duration::from_millis(500);
@@ -24,12 +26,16 @@ const PASS: Duration = Duration::from_millis(500);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// How far a learner may lag behind to count as caught up, in entries.
 const LAG: u64 = 64;
+/// Batches of ended sessions or late nodes that one pass commits.
+const DETACH_PASSES: u32 = 16;
 /// How many passes in a row a learner must be caught up before it gets a vote.
 const CAUGHT_UP: u32 = 3;
 
 /// What a leader keeps from pass to pass. Lost with the leadership, which delays and never breaks.
 struct Leading {
     since: Instant,
+    /// Since when its word counts without a break. Nobody could come back before.
+    steady_since: Instant,
     caught_up: BTreeMap<u64, u32>,
 }
 
@@ -71,11 +77,15 @@ impl Control {
             }
             let leading = leading.get_or_insert_with(|| Leading {
                 since: platform::now(),
+                steady_since: platform::now(),
                 caught_up: BTreeMap::new(),
             });
-            if self.acts_as_leader() {
+            if !self.acts_as_leader() {
+                leading.steady_since = platform::now();
+            } else {
                 let status = self.replica().status();
                 tried("lost replicas", self.detach_lost(&status, leading).await);
+                tried("nodes that are late", self.give_up_late(&status, leading).await);
                 tried("membership", self.settle_membership(&status, leading).await);
                 tried("feature level", self.raise_level().await);
             }
@@ -87,10 +97,15 @@ impl Control {
         self.replica().leads() && self.check_fresh().is_ok()
     }
 
-    async fn as_system(&self, command: impl Into<Command>) -> Result<(), Error> {
+    /// Answers how much a batch changed.
+    async fn as_system(&self, command: impl Into<Command>) -> Result<usize, Error> {
         let written = self.propose(self.fresh_id(), Actor::System, command).await?;
         // The next pass must see what this one did.
-        self.applied(written.index).await
+        self.applied(written.index).await?;
+        Ok(match written.reply {
+            Reply::Counted(counted) => counted.count as usize,
+            _ => 0,
+        })
     }
 
     /// How long until an open dispatch is too late.
@@ -109,7 +124,7 @@ impl Control {
         if ids.is_empty() {
             return Ok(());
         }
-        self.as_system(dispatch::Expire { ids }).await
+        self.as_system(dispatch::Expire { ids }).await.map(drop)
     }
 
     /// Writes down which codes and pairing requests the clock has ended.
@@ -124,22 +139,27 @@ impl Control {
         if codes.is_empty() && requests.is_empty() {
             return Ok(());
         }
-        self.as_system(pairing::Expire { codes, requests }).await
+        self.as_system(pairing::Expire { codes, requests })
+            .await
+            .map(drop)
     }
 
     /// Raises the feature level once every member understands more than the cluster uses.
     async fn raise_level(&self) -> Result<(), Error> {
         match cluster::next_feature_level(&self.replica().view()) {
-            Some(level) => self.as_system(cluster::RaiseFeatureLevel { level }).await,
+            Some(level) => self
+                .as_system(cluster::RaiseFeatureLevel { level })
+                .await
+                .map(drop),
             None => Ok(()),
         }
     }
 
-    /// Ends the sessions of replicas that the leader has not heard from for too long, a batch per pass.
+    /// Ends the sessions of replicas that the leader has not heard from for too long, in batches.
     async fn detach_lost(&self, status: &Status, leading: &Leading) -> Result<(), Error> {
         let (lost, index) = {
             let view = self.replica().view();
-            let holds = |record: &&Record| !nodes::sessions_of(&view, record.id, None, 1).is_empty();
+            let holds = |record: &&Record| nodes::session_count(&view, record.id) > 0;
             let records = cluster::replicas(&view);
             let lost: Vec<u64> = records
                 .iter()
@@ -151,15 +171,22 @@ impl Control {
         };
         for replica_id in lost {
             tracing::warn!(replica = replica_id, "replica is lost: its sessions end");
+            let heard = peer(status, replica_id).and_then(|peer| peer.silent_for);
+            let silent_for = heard.unwrap_or_else(|| leading.since.elapsed());
             let command = DetachReplica {
                 replica_id,
                 limit: 0,
                 up_to_epoch: index,
                 reason: "replica_lost".to_owned(),
-                suspect_for: 0,
-                silent_for: 0,
+                suspect_for: millis(self.timings().suspect_for),
+                silent_for: millis(silent_for),
             };
-            self.as_system(command).await?;
+            // One pass ends a few thousand; the next goes on.
+            for _ in 0..DETACH_PASSES {
+                if self.as_system(command.clone()).await? < limits::DETACH_BATCH {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -170,8 +197,61 @@ impl Control {
         }
         // A new leader has heard from nobody yet.
         let patience = self.timings().replica_lost_after;
-        let heard = peer(status, record.id).and_then(|peer| peer.silent_for);
+        let raft = peer(status, record.id).and_then(|peer| peer.silent_for);
+        let digest = self.liveness().digest_age(record.id, leading.since);
+        let heard = raft.into_iter().chain(digest).min();
         leading.since.elapsed() > patience && heard.is_none_or(|age| age > patience)
+    }
+
+    /// Moves nodes that are late to their next status, in batches. Not before this replica has led for as long as a
+    /// suspect node may take to come back, for nobody could while there was no leader, and whatever clock the one
+    /// before had; and not before each owner of sessions has told what it holds, or is lost.
+    async fn give_up_late(&self, status: &Status, leading: &Leading) -> Result<(), Error> {
+        if leading.steady_since.elapsed() < self.timings().suspect_for
+            || !self.owners_have_told(status, leading)
+        {
+            return Ok(());
+        }
+        for _ in 0..DETACH_PASSES {
+            let Some(ids) = self.late_nodes(leading) else {
+                return Ok(());
+            };
+            let lapse = Lapse {
+                lost_after: self.timings().lost_after_ms(),
+                ids,
+            };
+            self.as_system(lapse).await?;
+        }
+        Ok(())
+    }
+
+    /// Nodes that are due, save those that are at somebody's door; nothing when there are none.
+    fn late_nodes(&self, leading: &Leading) -> Option<Vec<Id>> {
+        let view = self.replica().view();
+        let now = self.now_ms(&view);
+        if nodes::next_due(&view)? > now {
+            return None;
+        }
+        let mut knocking: BTreeSet<Id> = self.liveness().knocking(leading.since)?.into_iter().collect();
+        let (own, more) = self.admission().knocking(DIGEST_KNOCKING);
+        if more {
+            return None;
+        }
+        knocking.extend(own);
+        let mut ids = nodes::due(&view, now, limits::LAPSE_BATCH + knocking.len());
+        ids.retain(|id| !knocking.contains(id));
+        ids.truncate(limits::LAPSE_BATCH);
+        (!ids.is_empty()).then_some(ids)
+    }
+
+    fn owners_have_told(&self, status: &Status, leading: &Leading) -> bool {
+        let records = cluster::replicas(&self.replica().view());
+        let others = records.iter().filter(|record| record.id != self.replica_id());
+        let mut members = others.filter(|record| record.is_member());
+        members.all(|record| {
+            let told = self.liveness().digest_age(record.id, leading.since);
+            told.is_some() || self.is_lost(record, status, leading)
+        })
     }
 
     /// Brings the Raft group to what the records say, and the records to what the group has become. One replica
@@ -245,6 +325,7 @@ impl Control {
             status: status as i32,
         })
         .await
+        .map(drop)
     }
 
     async fn promote_if_caught_up(

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::error::Error;
 use crate::limits::Limits;
-use crate::outbox::{End, Outbox, Waiting};
+use crate::outbox::{Outbox, Waiting};
 
 /// How a node receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,10 +78,6 @@ impl Entry {
         self.epoch.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_epoch(&self, epoch: u64) {
-        self.epoch.store(epoch, Ordering::Release);
-    }
-
     pub(crate) fn touch(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = platform::now();
     }
@@ -91,6 +87,11 @@ impl Entry {
         if self.busy.load(Ordering::Acquire) > 0 {
             return Duration::ZERO;
         }
+        self.unheard_for()
+    }
+
+    /// How long ago a message came, whatever is being worked on.
+    pub(crate) fn unheard_for(&self) -> Duration {
         self.heard
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -142,8 +143,9 @@ impl Entry {
         self.over.fetch_or(RELEASED, Ordering::AcqRel);
     }
 
-    pub(crate) fn settle(&self) {
-        self.over.fetch_or(SETTLED, Ordering::AcqRel);
+    /// Whether that is news.
+    fn settle(&self) -> bool {
+        self.over.fetch_or(SETTLED, Ordering::AcqRel) & SETTLED == 0
     }
 
     /// Whether the asker is the first, and so the one that tells the state.
@@ -173,9 +175,21 @@ impl Drop for WorkGuard {
 
 #[derive(Debug, Default)]
 struct Inside {
-    by_key: BTreeMap<u64, Arc<Entry>>,
+    by_key: BTreeMap<u64, Slot>,
     by_device: BTreeMap<Id, BTreeSet<u64>>,
+    /// When each is to be looked at, with its key: a look at all that are due costs as much as there are of them.
+    due: BTreeSet<(Instant, u64)>,
     next: u64,
+    /// Live, or ended without the state's knowing.
+    unsettled: usize,
+    /// Those of them that have an epoch.
+    attached: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    entry: Arc<Entry>,
+    due: Instant,
 }
 
 /// All sessions.
@@ -186,16 +200,19 @@ pub(crate) struct Registry {
     limit: usize,
     per_device: usize,
     outbound: usize,
+    look_after: Duration,
 }
 
 impl Registry {
-    pub(crate) fn new(limits: &Limits) -> Registry {
+    /// An empty one; an entry is looked at for the first time when it is `look_after` old.
+    pub(crate) fn new(limits: &Limits, look_after: Duration) -> Registry {
         Registry {
             inside: Mutex::new(Inside::default()),
             changed: watch::Sender::new(0),
             limit: limits.sessions,
             per_device: limits.sessions_per_device,
             outbound: limits.outbound,
+            look_after,
         }
     }
 
@@ -235,9 +252,55 @@ impl Registry {
             over: AtomicU8::new(0),
             detaching: AtomicBool::new(false),
         });
-        inside.by_key.insert(entry.key, Arc::clone(&entry));
+        let due = platform::now() + self.look_after;
+        let slot = Slot {
+            entry: Arc::clone(&entry),
+            due,
+        };
+        inside.by_key.insert(entry.key, slot);
         inside.by_device.entry(device_id).or_default().insert(entry.key);
+        inside.due.insert((due, entry.key));
+        inside.unsettled += 1;
         Ok(entry)
+    }
+
+    /// The attach is committed.
+    pub(crate) fn set_epoch(&self, entry: &Entry, epoch: u64) {
+        let mut inside = self.lock();
+        entry.epoch.store(epoch, Ordering::Release);
+        inside.attached += 1;
+    }
+
+    /// Those that are due to be looked at. Each is looked at once: who wants to see it again says when.
+    pub(crate) fn due(&self, now: Instant) -> Vec<Arc<Entry>> {
+        let mut inside = self.lock();
+        let later = inside.due.split_off(&(now, u64::MAX));
+        let due = std::mem::replace(&mut inside.due, later);
+        due.into_iter()
+            .filter_map(|(_, key)| inside.by_key.get(&key).map(|slot| Arc::clone(&slot.entry)))
+            .collect()
+    }
+
+    /// Has an entry looked at again, not before `at`.
+    pub(crate) fn look_again(&self, entry: &Entry, at: Instant) {
+        let mut inside = self.lock();
+        let Some(slot) = inside.by_key.get_mut(&entry.key) else {
+            return;
+        };
+        let before = std::mem::replace(&mut slot.due, at);
+        inside.due.remove(&(before, entry.key));
+        inside.due.insert((at, entry.key));
+    }
+
+    /// The state knows of the session's end, or never knew of the session.
+    pub(crate) fn settle(&self, entry: &Entry) {
+        let mut inside = self.lock();
+        if entry.settle() {
+            inside.unsettled -= 1;
+            inside.attached -= usize::from(entry.epoch() != 0);
+        }
+        drop(inside);
+        self.remove_when_over(entry);
     }
 
     /// Lets an entry go whose end is settled and whose owner has let go. Whoever brings either about asks for
@@ -252,7 +315,9 @@ impl Registry {
 
     fn remove(&self, entry: &Entry) {
         let mut inside = self.lock();
-        inside.by_key.remove(&entry.key);
+        if let Some(slot) = inside.by_key.remove(&entry.key) {
+            inside.due.remove(&(slot.due, entry.key));
+        }
         if let Some(keys) = inside.by_device.get_mut(&entry.device_id) {
             keys.remove(&entry.key);
             if keys.is_empty() {
@@ -268,12 +333,17 @@ impl Registry {
         let keys = inside.by_device.get(&device_id);
         keys.into_iter()
             .flatten()
-            .filter_map(|key| inside.by_key.get(key).cloned())
+            .filter_map(|key| inside.by_key.get(key).map(|slot| Arc::clone(&slot.entry)))
             .collect()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
-        self.lock().by_key.values().cloned().collect()
+        let inside = self.lock();
+        inside
+            .by_key
+            .values()
+            .map(|slot| Arc::clone(&slot.entry))
+            .collect()
     }
 
     /// The session with this epoch, if it is live here.
@@ -286,10 +356,15 @@ impl Registry {
         self.lock().by_key.len()
     }
 
+    /// How many sessions have an epoch and no end that the state knows of: so many the state has at this replica,
+    /// unless it has some that nobody holds.
+    pub(crate) fn attached(&self) -> usize {
+        self.lock().attached
+    }
+
     /// How many sessions are live, or have ended without the state's knowing.
     pub(crate) fn unsettled(&self) -> usize {
-        let inside = self.lock();
-        inside.by_key.values().filter(|entry| !entry.is_settled()).count()
+        self.lock().unsettled
     }
 
     /// Changes whenever a session is settled or gone.
@@ -297,46 +372,8 @@ impl Registry {
         self.changed.subscribe()
     }
 
-    /// How long ago something was heard from a device, if it has a live session here.
-    pub(crate) fn last_seen(&self, device_id: Id) -> Option<Duration> {
-        let live = self
-            .of_device(device_id)
-            .into_iter()
-            .filter(|entry| entry.outbox.end().is_none());
-        live.map(|entry| entry.silence()).min()
-    }
-
-    /// Those that have been silent, or whose reader has stalled, for too long.
-    pub(crate) fn overdue(&self, silent: Duration, stalled: Duration) -> Vec<(Arc<Entry>, End)> {
-        let live = self
-            .all()
-            .into_iter()
-            .filter(|entry| entry.outbox.end().is_none());
-        // An attach that waits for its commit is bounded by itself.
-        live.filter(|entry| entry.epoch() != 0)
-            .filter_map(|entry| {
-                // A poll may be away for as long as the node takes to come back with the next one.
-                let patience = if entry.transport == Transport::Poll {
-                    silent * 2
-                } else {
-                    silent
-                };
-                if entry.silence() > patience {
-                    Some((entry, End::Silent))
-                } else if entry.outbox.stalled() > stalled {
-                    Some((entry, End::SlowReader))
-                } else {
-                    None
-                }
-            })
-            .collect()
-    }
-    /// Those that ended longer ago than `patience` and that their owner still holds: their stream is not read
-    /// to its end.
-    pub(crate) fn lingering(&self, patience: Duration) -> Vec<Arc<Entry>> {
-        let lingers = |entry: &Arc<Entry>| {
-            !entry.is_released() && entry.outbox.ended_for().is_some_and(|since| since > patience)
-        };
-        self.all().into_iter().filter(lingers).collect()
+    /// How long ago something was heard from a device in a session that is live here.
+    pub(crate) fn last_seen(&self, device_id: Id, epoch: u64) -> Option<Duration> {
+        self.live(device_id, epoch).map(|entry| entry.silence())
     }
 }

@@ -10,15 +10,14 @@ use std::time::Duration;
 
 use palyra_pki::PeerIdentity;
 use palyra_platform as platform;
-use palyra_state::nodes::{self, Attach, Detach};
-use palyra_state::{Actor, Id, Reply, dispatch};
+use palyra_state::nodes::{self, Attach};
+use palyra_state::{Id, Reply, dispatch};
 use tokio::sync::Semaphore;
 
 use crate::caller::Caller;
 use crate::control::Control;
 use crate::dispatch::Completion;
 use crate::error::{Error, Refusal};
-use crate::limits::{ORPHANS_PAUSE, WATCH_PAUSE};
 use crate::outbox::{Assignment, End, Outbound, ResultAnswer, Taken, Waiting};
 use crate::registry::{Entry, Transport};
 
@@ -53,6 +52,8 @@ pub enum Inbound {
     },
     /// A dispatch ended.
     Result(Completion),
+    /// It goes, and says so: nobody needs to wait for it.
+    Leave,
     /// A person must act, or has acted.
     Mediation {
         /// The dispatch.
@@ -106,6 +107,7 @@ impl Control {
             ));
         };
         let held = parse_held(&request.held)?;
+        self.check_not_draining()?;
         let entry = self
             .registry()
             .enter(device_id, peer, request.transport, request.connection)?;
@@ -116,14 +118,10 @@ impl Control {
             results,
         };
         let _working = session.entry.work();
+        let _turn = self.admission().turn(device_id).await?;
         // From here on a revocation and a stop find the entry; what came before is seen by these checks.
         self.admit_node(peer)?;
-        if self.is_draining() {
-            return Err(Refusal::SessionEnded {
-                code: End::Draining.as_str(),
-            }
-            .into());
-        }
+        self.check_not_draining()?;
         let attach = Attach {
             device_id,
             replica_id: self.replica_id(),
@@ -135,9 +133,10 @@ impl Control {
             return Err(self.odd_reply("nodes.attach"));
         };
         session.entry.holds(&held);
-        session.entry.set_epoch(attached.epoch);
+        self.registry().set_epoch(&session.entry, attached.epoch);
         self.applied(written.index).await?;
         self.settle_attach(&session.entry, &held)?;
+        self.still_fresh(&session.entry)?;
         Ok(session)
     }
 
@@ -157,6 +156,13 @@ impl Control {
         self.deliver_bound(entry, &view);
         self.call_off_ended(entry, held, &view);
         Ok(())
+    }
+
+    /// After the work as before it: this process may have been stopped in between, and a session that begins now would
+    /// be served by what it knew then.
+    fn still_fresh(&self, entry: &Arc<Entry>) -> Result<(), Error> {
+        self.check_fresh()
+            .inspect_err(|_| self.end_session(entry, End::Stale))
     }
 
     /// Delivers every open dispatch that is bound to a session and not with its node yet.
@@ -186,6 +192,9 @@ impl Control {
         if hopeless && entry.connection != 0 {
             self.connections().close(entry.connection, end);
         }
+        // Whether its stream is read to the goodbye.
+        self.registry()
+            .look_again(entry, platform::now() + self.timings().stall_timeout);
         self.settle_end(entry, end);
     }
 
@@ -196,14 +205,12 @@ impl Control {
             // While the attach is under way nobody knows whether the state will have the session: who waits
             // for it asks again.
             if entry.is_released() {
-                entry.settle();
-                self.registry().remove_when_over(entry);
+                self.registry().settle(entry);
             }
             return;
         }
         if end.is_settled() {
-            entry.settle();
-            self.registry().remove_when_over(entry);
+            self.registry().settle(entry);
             return;
         }
         if !entry.begin_detach() {
@@ -211,155 +218,7 @@ impl Control {
             self.registry().remove_when_over(entry);
             return;
         }
-        let (control, entry) = (self.clone(), Arc::clone(entry));
-        platform::spawn(async move {
-            control.detach(entry.device_id, entry.epoch(), end).await;
-            entry.settle();
-            control.registry().remove_when_over(&entry);
-        })
-        .detach();
-    }
-
-    /// Tells the state that a session ended, until it is committed or no longer true.
-    async fn detach(&self, device_id: Id, epoch: u64, end: End) {
-        let request_id = self.fresh_id();
-        let mut pause = Duration::from_millis(100);
-        loop {
-            let current = nodes::node(&self.replica().view(), device_id).and_then(|node| node.session);
-            if current.is_none_or(|session| session.epoch != epoch) {
-                return;
-            }
-            let detach = Detach {
-                device_id,
-                epoch,
-                reason: end.as_str().to_owned(),
-            };
-            match self
-                .propose(
-                    request_id,
-                    Actor::Replica {
-                        id: self.replica_id(),
-                    },
-                    detach,
-                )
-                .await
-            {
-                Ok(written) => {
-                    // Whoever looks next must see the session gone.
-                    let _ = self.applied(written.index).await;
-                    return;
-                }
-                Err(error) if error.is_retryable() && !self.is_stopping() => {
-                    tracing::debug!(device = %device_id, epoch, cause = %error, "detach is tried again");
-                }
-                Err(error) => {
-                    tracing::warn!(device = %device_id, epoch, cause = %error, "detach was refused");
-                    return;
-                }
-            }
-            platform::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
-        }
-    }
-
-    /// Ends sessions that the state believes to be here and that are not: those of an earlier run of this
-    /// process, and attaches that were committed after their caller had given up.
-    pub(crate) async fn detach_orphans(&self) {
-        let mut orphans = Vec::new();
-        {
-            let view = self.replica().view();
-            let mut after = None;
-            loop {
-                let page = nodes::sessions_of(&view, self.replica_id(), after, palyra_state::limits::PAGE);
-                let Some(last) = page.last() else { break };
-                after = Some(*last);
-                for device_id in page.iter().filter(|id| !self.is_looked_after(**id)) {
-                    let node = nodes::node(&view, *device_id);
-                    orphans.extend(
-                        node.and_then(|node| node.session)
-                            .map(|session| (*device_id, session.epoch)),
-                    );
-                }
-            }
-        }
-        for (device_id, epoch) in orphans {
-            if !self.is_looked_after(device_id) {
-                self.detach(device_id, epoch, End::Disconnected).await;
-            }
-        }
-    }
-
-    /// Whether a session of this device is live here, is being attached, or is being detached.
-    fn is_looked_after(&self, device_id: Id) -> bool {
-        let here = self.registry().of_device(device_id);
-        here.iter().any(|entry| !entry.is_settled())
-    }
-
-    /// Watches over silence, stalled readers and the freshness of this replica, until it stops.
-    pub(crate) async fn watch_sessions(self) {
-        let timings = *self.timings();
-        let pause = (timings.heartbeat_interval / 2).min(WATCH_PAUSE);
-        let mut stopping = self.stopping();
-        loop {
-            tokio::select! {
-                biased;
-                _ = stopping.wait_for(|stop| *stop) => return,
-                () = platform::sleep(pause) => {}
-            }
-            self.polled().sweep();
-            // Sessions that ended a while ago, and still their stream is not read to the goodbye.
-            for entry in self.registry().lingering(timings.stall_timeout) {
-                self.connections().close(entry.connection, End::SlowReader);
-            }
-            for connection in self.readers().reap(timings.stall_timeout) {
-                self.connections().close(connection, End::SlowReader);
-            }
-            if self.check_fresh().is_err() {
-                // Readers had better read where something happens.
-                self.readers().wake_all();
-                for entry in self.registry().all() {
-                    self.end_session(&entry, End::Stale);
-                }
-                // Who waits here hears nothing of the cluster, and had better ask another replica.
-                self.waiters().wake_all();
-                continue;
-            }
-            for (entry, end) in self
-                .registry()
-                .overdue(timings.heartbeat_timeout, timings.stall_timeout)
-            {
-                self.end_session(&entry, end);
-            }
-            self.end_lapsed_sessions();
-        }
-    }
-
-    /// Looks for orphans now and then, apart from the watch over sessions, which must not wait for a commit.
-    pub(crate) async fn sweep_orphans(self) {
-        let mut stopping = self.stopping();
-        loop {
-            if self.check_fresh().is_ok() {
-                self.detach_orphans().await;
-            }
-            tokio::select! {
-                biased;
-                _ = stopping.wait_for(|stop| *stop) => return,
-                () = platform::sleep(self.timings().heartbeat_interval.min(ORPHANS_PAUSE)) => {}
-            }
-        }
-    }
-
-    /// Ends sessions whose certificate ran out while they were quiet.
-    fn end_lapsed_sessions(&self) {
-        let now_ms = platform::wall_ms();
-        for entry in self
-            .registry()
-            .all()
-            .iter()
-            .filter(|entry| entry.peer.not_after_ms < now_ms)
-        {
-            self.end_session(entry, End::Expired);
-        }
+        self.ends().tell(Arc::clone(entry), end);
     }
 }
 
@@ -414,6 +273,7 @@ impl Session {
             Inbound::Heartbeat { sequence } => self.answer(Waiting::Heartbeat(sequence)),
             // The delivery is known by the record; an acknowledgement is a sign of life and nothing more.
             Inbound::Ack { .. } => {}
+            Inbound::Leave => self.control.end_session(&self.entry, End::Left),
             Inbound::Result(completion) => self.complete(caller, completion).await?,
             Inbound::Mediation {
                 dispatch_id,
@@ -444,13 +304,15 @@ impl Session {
             .map_err(|_| closed())?;
         let dispatch_id = crate::selector::parse_id("dispatch_id", &completion.dispatch_id)?;
         let (control, entry) = (self.control.clone(), Arc::clone(&self.entry));
+        // A replica that stops waits for it.
+        let counted = Arc::clone(self.control.committing()).try_acquire_owned().ok();
         platform::spawn(async move {
             let outcome = control.complete(&caller, completion).await;
             let answer = result_answer(dispatch_id, outcome.err().as_ref());
             if !entry.outbox.put(Waiting::Result(answer)) {
                 control.end_session(&entry, End::SlowReader);
             }
-            drop(permit);
+            drop((permit, counted));
         })
         .detach();
         Ok(())
@@ -489,7 +351,12 @@ impl Outgoing {
         loop {
             let taken = self.entry.outbox.take().await;
             match self.control.unpack(&self.entry, taken) {
-                Unpacked::Message(message) => return Some(message),
+                Unpacked::Message(message @ Outbound::Goodbye { .. }) => return Some(message),
+                Unpacked::Message(message) => match self.control.still_fresh(&self.entry) {
+                    Ok(()) => return Some(message),
+                    // What it was stays bound to the session; the goodbye comes next.
+                    Err(_) => {}
+                },
                 Unpacked::Nothing => {}
                 Unpacked::Over => return None,
             }
@@ -509,7 +376,10 @@ impl Control {
     pub(crate) fn unpack(&self, entry: &Entry, taken: Taken) -> Unpacked {
         match taken {
             Taken::Over => Unpacked::Over,
-            Taken::Goodbye(end) => Unpacked::Message(Outbound::Goodbye { end }),
+            Taken::Goodbye(end) => Unpacked::Message(Outbound::Goodbye {
+                end,
+                pace: end.pace(),
+            }),
             Taken::Message(Waiting::Heartbeat(sequence)) => {
                 Unpacked::Message(Outbound::Heartbeat { sequence })
             }

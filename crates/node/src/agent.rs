@@ -155,7 +155,10 @@ impl Agent {
                     if end == End::Unregistered {
                         self.registered = false;
                     }
-                    self.route.failed(Instant::now());
+                    match end {
+                        End::Move { pace, .. } => self.route.sent_away(Instant::now(), pace),
+                        _ => self.route.failed(Instant::now()),
+                    }
                 }
             }
         }
@@ -234,7 +237,7 @@ impl Agent {
         let words = match end {
             End::Stopped | End::Again => String::new(),
             End::Unregistered => "not registered yet".to_owned(),
-            End::Lost { why, .. } | End::Move(why) => why.clone(),
+            End::Lost { why, .. } | End::Move { why, .. } => why.clone(),
             End::Superseded(why) | End::Revoked(why) | End::CredentialRefused(why) => why.clone(),
         };
         if !words.is_empty() {

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::agent::Agent;
-use crate::session::{CALL, End, Renewal, take, unless_stopped};
+use crate::session::{CALL, End, LAST_WORD, Renewal, take, unless_stopped};
 
 /// How long a poll may wait at the server, in milliseconds.
 const WAIT_MS: u32 = 5_000;
@@ -46,6 +46,7 @@ pub(crate) async fn run(agent: &mut Agent, connection: Connection, until: Instan
             epoch,
             attach: None,
             wait_ms: WAIT_MS,
+            leave: false,
         };
         let polled = poll(connection.clone(), request);
         tokio::pin!(polled);
@@ -53,6 +54,7 @@ pub(crate) async fn run(agent: &mut Agent, connection: Connection, until: Instan
         heard = loop {
             agent.publish();
             if agent.may_stop() {
+                leave(agent, connection.clone(), epoch).await;
                 return End::Stopped;
             }
             renewal.begin(agent, &connection);
@@ -83,6 +85,18 @@ pub(crate) async fn run(agent: &mut Agent, connection: Connection, until: Instan
     }
 }
 
+/// Says that this node goes. Without an answer the replica finds out by itself, a little later.
+async fn leave(agent: &Agent, connection: Connection, epoch: u64) {
+    let request = wire::PollRequest {
+        device_id: agent.device_id.clone(),
+        epoch,
+        attach: None,
+        wait_ms: 0,
+        leave: true,
+    };
+    drop(timeout(LAST_WORD, connection.poll(request)).await);
+}
+
 async fn attach(agent: &mut Agent, connection: &Connection) -> Polled {
     let attach = wire::Attach {
         request_id: new_ulid(),
@@ -93,6 +107,7 @@ async fn attach(agent: &mut Agent, connection: &Connection) -> Polled {
         epoch: 0,
         attach: Some(attach),
         wait_ms: 0,
+        leave: false,
     };
     let answer = unless_stopped(&mut agent.shutdown, poll(connection.clone(), request)).await??;
     let told = answer.messages.iter().find_map(|message| match &message.body {

@@ -16,6 +16,8 @@ const FIRST_MS: u64 = 100;
 const LAST_MS: u64 = 5_000;
 /// A session that lived this long was a good one: what follows its end is not a row of failures.
 const STEADY: Duration = Duration::from_secs(5);
+/// No replica's word keeps a node away for longer.
+const LONGEST_TOLD: Duration = Duration::from_secs(60);
 
 /// The known replicas, in the order in which they will be tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,26 @@ pub(crate) struct Route {
     served_at: Option<Instant>,
     /// Sessions in a row that were lost as soon as they were there.
     flaps: u32,
+    /// When to try next, as a replica told.
+    told: Option<Pace>,
+}
+
+/// When to come back, as a replica tells those that it sends away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pace {
+    after: Duration,
+    spread: Duration,
+}
+
+impl Pace {
+    /// What a replica says, within reason.
+    pub(crate) fn told(after_ms: u64, spread_ms: u64) -> Pace {
+        let bounded = |ms| Duration::from_millis(ms).min(LONGEST_TOLD);
+        Pace {
+            after: bounded(after_ms),
+            spread: bounded(spread_ms),
+        }
+    }
 }
 
 impl Route {
@@ -37,6 +59,7 @@ impl Route {
             failures: 0,
             served_at: None,
             flaps: 0,
+            told: None,
         }
     }
 
@@ -50,19 +73,31 @@ impl Route {
         if self.failures == 0 || self.served_at.is_some() {
             return Duration::ZERO;
         }
+        if let Some(pace) = self.told {
+            let spread = u64::try_from(pace.spread.as_millis()).unwrap_or(u64::MAX);
+            return pace.after + Duration::from_millis(random_below(spread.saturating_add(1)));
+        }
         let ceiling = FIRST_MS
             .saturating_mul(1 << (self.failures - 1).min(10))
             .min(LAST_MS);
         Duration::from_millis(random_below(ceiling + 1))
     }
 
+    /// The first replica sends the node away, and says when to come, here or elsewhere.
+    pub(crate) fn sent_away(&mut self, now: Instant, pace: Pace) {
+        self.failed(now);
+        self.told = Some(pace);
+    }
+
     /// The first replica serves.
     pub(crate) fn served(&mut self, now: Instant) {
+        self.told = None;
         self.served_at = Some(now);
     }
 
     /// The first replica failed, or asks to be left.
     pub(crate) fn failed(&mut self, now: Instant) {
+        self.told = None;
         match self.served_at.take() {
             Some(at) if now >= at + STEADY => (self.flaps, self.failures) = (0, 1),
             Some(_) => {
@@ -180,6 +215,27 @@ mod tests {
         }
         let pauses: std::collections::BTreeSet<Duration> = (0..50).map(|_| route.pause()).collect();
         assert!(pauses.len() > 10);
+    }
+
+    #[test]
+    fn who_is_sent_away_comes_when_it_was_told_and_elsewhere() {
+        let mut route = Route::new((1..=3).map(replica).collect());
+        let now = Instant::now();
+        let first = route.address().unwrap();
+        route.served(now);
+        route.sent_away(now + STEADY, Pace::told(3_000, 500));
+        assert_ne!(route.address().unwrap(), first);
+        let pauses: Vec<u64> = (0..50)
+            .map(|_| u64::try_from(route.pause().as_millis()).unwrap())
+            .collect();
+        assert!(
+            pauses.iter().all(|pause| (3_000..=3_500).contains(pause)),
+            "{pauses:?}"
+        );
+        route.failed(now + STEADY);
+        assert!(route.pause() <= Duration::from_millis(200), "its own pace again");
+        route.sent_away(now, Pace::told(u64::MAX, u64::MAX));
+        assert!(route.pause() <= 2 * LONGEST_TOLD);
     }
 
     #[test]

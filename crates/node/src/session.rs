@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::agent::{Agent, Shutdown};
 use crate::home::KnownReplica;
+use crate::route::Pace;
 use crate::{Error, Result};
 
 /// For register, and for the answer to Attach: an election may pass in between.
@@ -26,6 +27,8 @@ pub(crate) const CALL: Duration = Duration::from_secs(10);
 /// Messages that wait for the transport. It is waited for room, at most three intervals.
 const OUTGOING: usize = 64;
 const SILENT_INTERVALS: u32 = 3;
+/// How long the goodbye of the replica is waited for when the agent stops.
+pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Why a session ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +42,13 @@ pub(crate) enum End {
     },
     /// The node must register first.
     Unregistered,
-    /// The server asks to be left.
-    Move(String),
+    /// The server asks to be left, and says when to come to another, or to it again.
+    Move {
+        /// For people.
+        why: String,
+        /// When.
+        pace: Pace,
+    },
     /// It was as good as any: begin another one at once, with the certificate and the transport of now.
     Again,
     /// Another agent with this identity took over.
@@ -86,6 +94,10 @@ impl End {
                 why: error.to_string(),
                 no_stream: true,
             },
+            _ if error.trail.retry_after_ms + error.trail.spread_ms > 0 => Self::Move {
+                why: error.to_string(),
+                pace: Pace::told(error.trail.retry_after_ms, error.trail.spread_ms),
+            },
             _ => Self::lost(error.to_string()),
         }
     }
@@ -95,7 +107,10 @@ impl End {
         match goodbye.code.as_str() {
             "superseded" => Self::Superseded(words),
             "revoked" => Self::Revoked(words),
-            "draining" => Self::Move(words),
+            "draining" | "stale" | "lost" => Self::Move {
+                why: words,
+                pace: Pace::told(goodbye.retry_after_ms, goodbye.spread_ms),
+            },
             _ => Self::lost(words),
         }
     }
@@ -149,6 +164,24 @@ impl Wire {
             }
         }
         Ok(())
+    }
+}
+
+impl Wire {
+    /// Says that this node goes, so that nobody waits for it, and sees to it that the word is out.
+    async fn leave(self, mut stream: Stream) {
+        if self.send([Body::Leave(wire::Leave {})]).await.is_err() {
+            return;
+        }
+        let goodbye = async {
+            while let Ok(Some(message)) = stream.message().await {
+                if matches!(message.body, Some(Heard::Goodbye(_))) {
+                    return;
+                }
+            }
+        };
+        // Without an answer the replica finds out by itself, a little later.
+        drop(timeout(LAST_WORD, goodbye).await);
     }
 }
 
@@ -242,6 +275,7 @@ async fn converse(
     loop {
         agent.publish();
         if agent.may_stop() {
+            wire.leave(stream).await;
             return End::Stopped;
         }
         let due = agent.jobs.next_overdue().unwrap_or(beat_at + interval);

@@ -73,3 +73,8 @@ pub(crate) fn cursor(cursor: Cursor) -> journal::Cursor {
         ordinal: cursor.ordinal,
     }
 }
+
+/// Whole milliseconds.
+pub(crate) fn millis(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}

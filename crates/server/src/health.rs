@@ -46,6 +46,7 @@ fn sample(control: &Control, replica: &Replica, meter: &Meter) -> Sample {
     let not_ready = match (status.leader, control.check_fresh()) {
         (None, _) => Some("no leader is known".to_owned()),
         (Some(_), Err(error)) => Some(error.to_string()),
+        (Some(_), Ok(())) if control.is_draining() => Some("it is about to stop".to_owned()),
         (Some(_), Ok(())) => None,
     };
     let mut figures = raft_figures(&status);

@@ -24,6 +24,7 @@ mod logging;
 mod metered;
 mod nodeplane;
 mod offline;
+mod open_files;
 mod own;
 mod ports;
 mod serve;

@@ -35,6 +35,7 @@ pub(crate) fn look_after(
     stop: CancellationToken,
 ) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
     let told = config.advertised_addresses();
+    let staleness = u64::try_from(config.timers.max_staleness.get().as_millis()).unwrap_or(u64::MAX);
     let wanted = Addresses {
         peer: told.peers,
         node: told.node,
@@ -46,7 +47,7 @@ pub(crate) fn look_after(
         let mut applied = replica.applied();
         while !stop.is_cancelled() {
             applied.borrow_and_update();
-            let settled = look(&replica, &book, &wanted).await?;
+            let settled = look(&replica, &book, &wanted, staleness).await?;
             let changed = async {
                 if !settled {
                     tokio::time::sleep(RETRY).await;
@@ -66,7 +67,12 @@ pub(crate) fn look_after(
 }
 
 /// One look; whether nothing is left to announce.
-async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Result<bool, Failure> {
+async fn look(
+    replica: &Replica,
+    book: &AddressBook,
+    wanted: &Addresses,
+    staleness: u64,
+) -> Result<bool, Failure> {
     let members: Vec<cluster::Replica> = cluster::replicas(&replica.view());
     // An empty state says nothing: a fresh replica has the addresses that it was given when it joined.
     let Some(me) = members.iter().find(|member| member.id == replica.id()) else {
@@ -99,7 +105,10 @@ async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Resu
             .map(|member| (member.id, member.addresses.peer.clone()))
             .collect(),
     );
-    if !me.is_member() || (me.addresses == *wanted && me.understands() == limits::FEATURE_LEVEL) {
+    let is_known = me.addresses == *wanted
+        && me.understands() == limits::FEATURE_LEVEL
+        && me.max_staleness_ms == staleness;
+    if !me.is_member() || is_known {
         return Ok(true);
     }
     let id = Id::from_bytes(palyra_platform::new_ulid_bytes());
@@ -107,6 +116,7 @@ async fn look(replica: &Replica, book: &AddressBook, wanted: &Addresses) -> Resu
         replica_id: me.id,
         addresses: wanted.clone(),
         feature_level: limits::FEATURE_LEVEL,
+        max_staleness_ms: staleness,
     };
     let envelope = Envelope::new(id, Actor::Replica { id: me.id }, command);
     match replica.propose(envelope).await.map(|committed| committed.reply) {

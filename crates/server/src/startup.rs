@@ -26,6 +26,7 @@ use crate::files::{self, FolderLock, ReplicaFiles};
 use crate::health;
 use crate::listener::Stop;
 use crate::metered::{Meter, Metered};
+use crate::open_files;
 use crate::own;
 use crate::ports::{self, Sockets};
 use crate::tls::Tls;
@@ -88,6 +89,7 @@ impl Database {
 
 /// `palyrad run`: serves until it is told to stop.
 pub(crate) async fn run(config: Config, database: &Database) -> Result<(), Failure> {
+    open_files::provide(&config.limits);
     let mut signals = Signals::new()?;
     let mut running = tokio::select! {
         started = start(&config, database) => started?,
@@ -416,6 +418,9 @@ fn control_config(config: &Config) -> Result<ControlConfig, Failure> {
         heartbeat_timeout: config.timers.heartbeat_timeout.get(),
         max_staleness: config.timers.max_staleness.get(),
         replica_lost_after: config.timers.replica_lost_after.get(),
+        suspect_for: config.timers.suspect_for.get(),
+        lost_after: Some(config.timers.lost_after.get()).filter(|span| !span.is_zero()),
+        drain: config.timers.drain.get(),
         ..Timings::default()
     };
     timings
@@ -428,8 +433,21 @@ fn control_config(config: &Config) -> Result<ControlConfig, Failure> {
         trust_domain: domain,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         timings,
-        limits: ControlLimits::default(),
+        limits: control_limits(config),
     })
+}
+
+fn control_limits(config: &Config) -> ControlLimits {
+    let defaults = ControlLimits::default();
+    let sessions = config.limits.sessions.len();
+    ControlLimits {
+        sessions,
+        // A node that comes back may do so before its old connection is known to be dead; operators need some, too.
+        connections: defaults.connections.max(2 * sessions + 1_024),
+        attaches: config.limits.attaches.len(),
+        attach_queue: config.limits.attach_queue.len(),
+        ..defaults
+    }
 }
 
 /// Founds the cluster when the folder still holds its first entry.

@@ -61,6 +61,7 @@ pub(crate) fn detail(error: &Error, served_by: u64) -> ErrorDetail {
         Error::Unavailable { leader_hint } => leader_hint.unwrap_or(0),
         _ => 0,
     };
+    let pace = error.pace();
     ErrorDetail {
         code: error.code(),
         message: cut(&error.to_string()),
@@ -70,6 +71,8 @@ pub(crate) fn detail(error: &Error, served_by: u64) -> ErrorDetail {
         leader_id,
         served_by,
         class: wire_class(error.class()).to_owned(),
+        retry_after_ms: pace.map_or(0, |pace| crate::convert::millis(pace.after)),
+        spread_ms: pace.map_or(0, |pace| crate::convert::millis(pace.spread)),
     }
 }
 

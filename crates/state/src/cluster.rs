@@ -123,6 +123,9 @@ pub struct Replica {
     /// [`Replica::understands`].
     #[prost(uint32, tag = "9")]
     pub feature_level: u32,
+    /// The `max_staleness` by which it serves nodes, as it said last, in milliseconds; 0 when it said none.
+    #[prost(uint64, tag = "20")]
+    pub max_staleness_ms: u64,
 }
 
 impl Replica {
@@ -311,6 +314,9 @@ pub struct UpdateReplicaAddresses {
     /// Feature level that its binary understands; 0: as it was.
     #[prost(uint32, tag = "3")]
     pub feature_level: u32,
+    /// Its `max_staleness`, in milliseconds; 0: as it was.
+    #[prost(uint64, tag = "10")]
+    pub max_staleness_ms: u64,
 }
 
 /// Removes a replica for good. Actor: admin. Reply: `Done`.

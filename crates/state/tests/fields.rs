@@ -111,6 +111,7 @@ const CLUSTER: &[Field] = &[
             replica_id: 1,
             addresses,
             feature_level: 0,
+            max_staleness_ms: 0,
         })
     }),
     ("an authority", limits::CERTIFICATE_MAX, "E0906", |stage, size| {

@@ -101,11 +101,24 @@ fn command_samples() -> BTreeMap<String, Vec<u8>> {
         replica_id: 2,
         addresses: commands::addresses("r2"),
         feature_level: 2,
+        max_staleness_ms: 0,
     };
     let with_level = Envelope::new(base.request_id, base.actor.clone(), with_level);
     samples.insert(
         "command.cluster.update_replica_addresses.with_level".to_owned(),
         with_level,
+    );
+    let base = &samples["command.cluster.update_replica_addresses"];
+    let with_staleness = cluster::UpdateReplicaAddresses {
+        replica_id: 2,
+        addresses: commands::addresses("r2"),
+        feature_level: 0,
+        max_staleness_ms: 5,
+    };
+    let with_staleness = Envelope::new(base.request_id, base.actor.clone(), with_staleness);
+    samples.insert(
+        "command.cluster.update_replica_addresses.with_staleness".to_owned(),
+        with_staleness,
     );
     let base = &samples["command.nodes.register"];
     let mut world = World::new();
@@ -277,6 +290,7 @@ fn cluster_commands(world: &mut World) -> Vec<Command> {
             replica_id: 2,
             addresses: commands::addresses("r2"),
             feature_level: 0,
+            max_staleness_ms: 0,
         }
         .into(),
         cluster::RemoveReplica { replica_id: 2 }.into(),

@@ -190,7 +190,7 @@ const COMMANDS: [&str; 35] = [
 ];
 
 /// Journal rows that need more than their command to come about.
-const ROWS: [&str; 18] = [
+const ROWS: [&str; 19] = [
     "pairing.code_burned",
     "pairing.code_expired",
     "pairing.proof_failed",
@@ -209,6 +209,7 @@ const ROWS: [&str; 18] = [
     "dispatch.finished session_lost",
     "cluster.replica_level",
     "cluster.replica_moved",
+    "cluster.replica_staleness",
 ];
 
 /// The histories would prove little if most of their commands were refused, or had no effect.

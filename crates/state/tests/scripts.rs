@@ -301,6 +301,7 @@ fn cluster_command(args: &mut Args<'_>, name: &str) -> Command {
             replica_id: args.number("id"),
             addresses: commands::addresses(&args.text("host")),
             feature_level: args.number("level") as u32,
+            max_staleness_ms: args.number("staleness"),
         }
         .into(),
         "cluster.remove_replica" => cluster::RemoveReplica {

@@ -13,7 +13,7 @@ use palyra_state::dispatch::{self, Dispatch, Effect, State};
 use palyra_state::{Actor, Code, Id, Reply, clock, nodes};
 
 use crate::chance;
-use crate::cluster::{Cluster, Phase};
+use crate::cluster::{Answer, Cluster, Phase};
 use crate::fleet;
 use crate::history::{Asked, Deed, Outcome};
 
@@ -144,7 +144,14 @@ impl Agent {
             }
         }
         if self.epoch != 0 && chance::percent(6) {
-            if chance::percent(50) {
+            if chance::percent(30) {
+                let lost = fleet::lose(self.at, self.device, self.epoch);
+                if counted(&self.cluster.ask(self.at, lost).await) > 0 {
+                    self.cluster.world.reach("node-suspect");
+                    // Long enough away for whoever sweeps, now and then.
+                    platform::sleep(Duration::from_millis(chance::between(0, 2_500))).await;
+                }
+            } else if chance::percent(50) {
                 let detach = fleet::detach(self.actor(), self.device, self.epoch);
                 // Whatever becomes of it: the next attach ends the session as well.
                 drop(self.cluster.ask(self.at, detach).await);
@@ -265,7 +272,16 @@ pub(crate) async fn operator(cluster: Rc<Cluster>, devices: Vec<Id>) {
     }
 }
 
-/// What the leader's reconciler does in production: ends dispatches whose deadline has passed.
+/// How much a batch changed.
+fn counted(answer: &Answer) -> u32 {
+    match &answer.reply {
+        Some(Ok(Reply::Counted(counted))) => counted.count,
+        _ => 0,
+    }
+}
+
+/// What the leader's reconciler does in production: ends dispatches whose deadline has passed, and gives up nodes that
+/// are late.
 pub(crate) async fn sweeper(cluster: Rc<Cluster>) {
     while cluster.phase.get() != Phase::Over {
         platform::sleep(Duration::from_millis(500)).await;
@@ -274,14 +290,14 @@ pub(crate) async fn sweeper(cluster: Rc<Cluster>) {
         let look =
             |view: &palyra_replica::View| dispatch::due(view, clock(view).max(platform::wall_ms()), SWEEP);
         let due = cluster.look(at, look).await.unwrap_or_default();
-        if due.is_empty() {
-            continue;
-        }
-        let answer = cluster.ask(at, fleet::expire(due)).await;
-        if let Some(Ok(Reply::Counted(counted))) = answer.reply
-            && counted.count > 0
-        {
+        if !due.is_empty() && counted(&cluster.ask(at, fleet::expire(due)).await) > 0 {
             cluster.world.reach("dispatch-timed-out");
+        }
+        let late =
+            |view: &palyra_replica::View| nodes::due(view, clock(view).max(platform::wall_ms()), SWEEP);
+        let late = cluster.look(at, late).await.unwrap_or_default();
+        if !late.is_empty() && counted(&cluster.ask(at, fleet::lapse(late)).await) > 0 {
+            cluster.world.reach("node-given-up");
         }
     }
 }

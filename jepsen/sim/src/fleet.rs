@@ -277,6 +277,28 @@ pub(crate) fn cancel(dispatch_id: Id) -> Envelope {
     envelope(operator(), cancel)
 }
 
+/// Says that a replica lost a node: it is suspect, offline soon, and gone not much later.
+pub(crate) fn lose(replica_id: u64, device_id: Id, epoch: u64) -> Envelope {
+    let ended = nodes::Ended {
+        device_id,
+        epoch,
+        reason: "silent".into(),
+        how: nodes::How::Lost as i32,
+        silent_for: 100,
+    };
+    let detach = nodes::DetachMany {
+        ends: vec![ended],
+        suspect_for: 150,
+        lost_after: 400,
+    };
+    envelope(Actor::Replica { id: replica_id }, detach)
+}
+
+/// Moves nodes that are late to their next status.
+pub(crate) fn lapse(ids: Vec<Id>) -> Envelope {
+    envelope(Actor::System, nodes::Lapse { ids, lost_after: 400 })
+}
+
 /// Ends dispatches whose time is over.
 pub(crate) fn expire(ids: Vec<Id>) -> Envelope {
     envelope(Actor::System, dispatch::Expire { ids })

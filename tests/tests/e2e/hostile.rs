@@ -358,6 +358,7 @@ pub(crate) async fn a_node_without_streams_polls(cluster: &mut Cluster) {
         // Attaching waits for work as well; there is none yet.
         wait_ms: if attach.is_some() { 0 } else { 5_000 },
         attach,
+        leave: false,
     };
     let epoch = client
         .poll(poll(0, Some(attach)))

@@ -6,6 +6,7 @@ mod damage;
 mod dispatch;
 mod faults;
 mod hostile;
+mod liveness;
 mod operations;
 mod pairing;
 
@@ -103,6 +104,15 @@ const TESTS: &[Test] = &[
     }),
     ("a_frozen_replica_is_left", |c| {
         Box::pin(faults::a_frozen_replica_is_left(c))
+    }),
+    ("a_replica_that_stops_moves_its_nodes", |c| {
+        Box::pin(liveness::a_replica_that_stops_moves_its_nodes(c))
+    }),
+    ("a_lost_node_is_suspect_and_comes_back_elsewhere", |c| {
+        Box::pin(liveness::a_lost_node_is_suspect_and_comes_back_elsewhere(c))
+    }),
+    ("an_agent_that_stops_is_offline_at_once", |c| {
+        Box::pin(liveness::an_agent_that_stops_is_offline_at_once(c))
     }),
     ("a_revoked_device_is_out_everywhere", |c| {
         Box::pin(faults::a_revoked_device_is_out_everywhere(c))

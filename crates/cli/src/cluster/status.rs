@@ -34,14 +34,28 @@ struct StatusView {
     failures_tolerated: u32,
     fleet: FleetView,
     replicas: Vec<ReplicaView>,
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 struct FleetView {
     nodes: u64,
     online: u64,
+    suspect: u64,
+    gone: u64,
     pending_approvals: u64,
     open_dispatches: u64,
+}
+
+impl FleetView {
+    /// Those that people look for when something is wrong; nothing when there are none.
+    fn others(&self) -> String {
+        let told = |count: u64, what| (count > 0).then(|| format!(", {count} {what}"));
+        [told(self.suspect, "suspect"), told(self.gone, "gone")]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -66,6 +80,9 @@ struct ReplicaView {
     version: String,
     state_hash: String,
     certificate_not_after: Moment,
+    max_staleness_ms: u64,
+    draining: bool,
+    attaches_waiting: u64,
 }
 
 impl From<ReplicaStatus> for ReplicaView {
@@ -90,6 +107,9 @@ impl From<ReplicaStatus> for ReplicaView {
             version: replica.version,
             state_hash: replica.state_hash,
             certificate_not_after: Moment(replica.certificate_not_after_ms),
+            max_staleness_ms: replica.max_staleness_ms,
+            draining: replica.draining,
+            attaches_waiting: replica.attaches_waiting,
         }
     }
 }
@@ -117,10 +137,13 @@ impl From<StatusResponse> for StatusView {
             fleet: FleetView {
                 nodes: fleet.nodes,
                 online: fleet.online,
+                suspect: fleet.suspect,
+                gone: fleet.gone,
                 pending_approvals: fleet.pending_approvals,
                 open_dispatches: fleet.open_dispatches,
             },
             replicas,
+            warnings: answer.warnings,
         }
     }
 }
@@ -145,6 +168,8 @@ impl Record for ReplicaView {
         wide("VERSION"),
         wide("STATE"),
         wide("CERTIFICATE"),
+        wide("STALE AFTER"),
+        wide("WAITING"),
     ];
 
     fn key(&self) -> String {
@@ -157,10 +182,10 @@ impl Record for ReplicaView {
             self.id.to_string(),
             self.name.clone(),
             self.status.clone(),
-            if self.reachable {
-                self.role.clone()
-            } else {
-                "unreachable".to_owned()
+            match (self.reachable, self.draining) {
+                (true, false) => self.role.clone(),
+                (true, true) => format!("{}, draining", self.role),
+                (false, _) => "unreachable".to_owned(),
             },
             self.node_addr.clone(),
             known(self.applied_index.to_string()),
@@ -180,6 +205,8 @@ impl Record for ReplicaView {
             self.version.clone(),
             self.state_hash.chars().take(12).collect(),
             self.certificate_not_after.told(now_ms),
+            known(span(self.max_staleness_ms)),
+            known(self.attaches_waiting.to_string()),
         ]
     }
 }
@@ -228,8 +255,12 @@ impl StatusView {
             (
                 "fleet",
                 format!(
-                    "{} of {} nodes online, {} waiting for approval, {} open jobs",
-                    fleet.online, fleet.nodes, fleet.pending_approvals, fleet.open_dispatches
+                    "{} of {} nodes online{}, {} waiting for approval, {} open jobs",
+                    fleet.online,
+                    fleet.nodes,
+                    fleet.others(),
+                    fleet.pending_approvals,
+                    fleet.open_dispatches
                 ),
             ),
         ]);
@@ -270,7 +301,7 @@ impl StatusView {
 
     /// What somebody should look at.
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
+        let mut warnings = self.warnings.clone();
         for replica in self.shown() {
             if !replica.reachable {
                 warnings.push(format!(

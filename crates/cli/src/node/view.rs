@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use palyra_client::wall_ms;
-use palyra_proto::node::v1::{Capability, NodeInfo};
+use palyra_proto::node::v1::{Capability, Condition, NodeInfo};
 use serde::Serialize;
 
 use crate::output::Record;
@@ -28,6 +28,60 @@ pub(crate) struct NodeView {
     transport: String,
     registered_at: Moment,
     generation: u64,
+    last_seen: SeenView,
+    conditions: Vec<ConditionView>,
+    /// `null` for as long as it takes, 0 as the cluster has it.
+    lost_after_ms: Option<u64>,
+    due_at: Moment,
+}
+
+/// When a node was last heard, and who says so.
+#[derive(Debug, Clone, Serialize)]
+struct SeenView {
+    /// live, record, unknown, never
+    source: String,
+    age_ms: Option<u64>,
+    replica: u64,
+    unreachable_ms: u64,
+}
+
+impl SeenView {
+    fn told(&self) -> String {
+        let silent = |replica| match self.unreachable_ms {
+            0 => format!("unknown: r{replica} does not say"),
+            ms => format!("unknown: r{replica} unreachable for {}", span(ms)),
+        };
+        match (self.age_ms, self.source.as_str()) {
+            (Some(ms), _) if ms < 1_000 => "now".to_owned(),
+            (Some(ms), _) => format!("{} ago", span(ms / 1_000 * 1_000)),
+            (None, "unknown") => silent(self.replica),
+            (None, _) => "never".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct ConditionView {
+    r#type: String,
+    status: String,
+    reason: String,
+    message: String,
+    since: Moment,
+}
+
+impl ConditionView {
+    fn told(&self, now: u64) -> String {
+        let message = if self.message.is_empty() {
+            String::new()
+        } else {
+            format!(", {}", self.message)
+        };
+        let since = span(now.saturating_sub(self.since.0));
+        format!(
+            "{}={} ({}{message}) for {since}",
+            self.r#type, self.status, self.reason
+        )
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -90,6 +144,27 @@ impl From<NodeInfo> for NodeView {
             transport: info.transport,
             registered_at: Moment(info.registered_at_ms),
             generation: info.generation,
+            last_seen: SeenView {
+                source: info.last_seen_source,
+                age_ms: info.last_seen_known.then_some(info.last_seen_age_ms),
+                replica: info.last_seen_replica,
+                unreachable_ms: info.last_seen_unreachable_ms,
+            },
+            conditions: info.conditions.into_iter().map(ConditionView::from).collect(),
+            lost_after_ms: Some(info.lost_after_ms).filter(|ms| *ms != u64::MAX),
+            due_at: Moment(info.due_at_ms),
+        }
+    }
+}
+
+impl From<Condition> for ConditionView {
+    fn from(condition: Condition) -> ConditionView {
+        ConditionView {
+            r#type: condition.r#type,
+            status: condition.status,
+            reason: condition.reason,
+            message: condition.message,
+            since: Moment(condition.since_ms),
         }
     }
 }
@@ -108,6 +183,25 @@ impl NodeView {
             String::new()
         } else {
             format!("r{}", self.session_replica)
+        }
+    }
+
+    fn told_lost_after(&self, now: u64) -> String {
+        let wait = match self.lost_after_ms {
+            None => "never".to_owned(),
+            Some(0) => "as the cluster has it".to_owned(),
+            Some(ms) => span(ms),
+        };
+        let next = match self.status.as_str() {
+            "suspect" | "online" => "offline",
+            _ => "gone",
+        };
+        match self.due_at.0 {
+            0 => wait,
+            at => format!(
+                "{wait}; {next} in {}",
+                span(at.saturating_sub(now) / 1_000 * 1_000)
+            ),
         }
     }
 
@@ -134,11 +228,15 @@ impl NodeView {
                 self.transport
             )
         };
+        let conditions: Vec<String> = self.conditions.iter().map(|known| known.told(now)).collect();
         let capabilities: Vec<String> = self.capabilities.iter().map(CapabilityView::told).collect();
         vec![
             ("node", self.device_id.clone()),
             ("name", self.name.clone()),
             ("status", since + &reason),
+            ("last seen", self.last_seen.told()),
+            ("conditions", conditions.join("\n")),
+            ("lost after", self.told_lost_after(now)),
             ("platform", self.platform.clone()),
             ("agent", self.agent_version.clone()),
             ("labels", self.told_labels()),
@@ -154,19 +252,22 @@ impl NodeView {
 }
 
 impl Record for NodeView {
+    const RESTLESS: &'static [&'static str] = &["last_seen"];
     const COLUMNS: &'static [Column] = &[
         column("NODE"),
         text("NAME"),
         column("STATUS"),
         column("SINCE"),
+        text("SEEN"),
         column("REPLICA"),
+        column("TRANSPORT"),
         column("OPEN"),
+        text("REASON"),
         wide("PLATFORM"),
         wide("AGENT"),
         wide("CAPABILITIES"),
         wide("LABELS"),
         wide("EPOCH"),
-        wide("REASON"),
     ];
 
     fn key(&self) -> String {
@@ -179,8 +280,11 @@ impl Record for NodeView {
             self.name.clone(),
             self.status.clone(),
             self.status_since.told(now_ms),
+            self.last_seen.told(),
             self.told_replica(),
+            self.transport.clone(),
             self.open_dispatches.to_string(),
+            self.status_reason.clone(),
             self.platform.clone(),
             self.agent_version.clone(),
             self.capabilities
@@ -190,7 +294,6 @@ impl Record for NodeView {
                 .join(","),
             self.told_labels(),
             self.session_epoch.to_string(),
-            self.status_reason.clone(),
         ]
     }
 }

@@ -43,6 +43,14 @@ fn all() -> Vec<Error> {
             cause: "a second attach",
         },
         Refusal::Signing { cause: text() },
+        Refusal::Draining {
+            pace: Pace::default(),
+        },
+        Refusal::TooManyAttaches {
+            waiting: 1,
+            pace: Pace::default(),
+        },
+        Refusal::StalenessDiffers { values: text() },
         Refusal::Feed(FeedRefusal::NotYet {
             cursor: text(),
             applied: 1,

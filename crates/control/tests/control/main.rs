@@ -7,6 +7,7 @@
 mod dispatching;
 mod events;
 mod hostile;
+mod liveness;
 mod members;
 mod operators;
 mod pairing;

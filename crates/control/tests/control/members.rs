@@ -9,7 +9,7 @@ use palyra_state::dispatch::State;
 use palyra_state::nodes::{self, NodeStatus};
 use palyra_state::{Code, cluster};
 
-use crate::support::{Cluster, Joining, next, quick, soon, source, succeeded, until};
+use crate::support::{Cluster, Joining, goodbye, next, quick, soon, source, succeeded, until};
 
 fn code(error: &Error) -> Option<Code> {
     if let Error::Rejected(reject) = error {
@@ -94,10 +94,7 @@ async fn any_replica_serves_any_node_and_any_operator() {
         .await
         .unwrap();
     assert_eq!((revoked.enforced, revoked.pending), (vec![1, 2, 3], vec![]));
-    assert_eq!(
-        soon(reader).await.unwrap(),
-        Some(Outbound::Goodbye { end: End::Revoked })
-    );
+    assert_eq!(soon(reader).await.unwrap(), Some(goodbye(End::Revoked)));
     for control in [&one.control, &two.control, &three.control] {
         assert_eq!(
             code(&control.admit_node(node.peer()).unwrap_err()),
@@ -125,10 +122,7 @@ async fn a_replica_that_is_cut_off_serves_nobody_and_loses_its_sessions() {
     let control = three.control.clone();
     let waiting = platform::spawn(async move { control.wait_dispatch(&id, 300_000).await });
     one.bus.isolate(3);
-    assert_eq!(
-        next(&session.outgoing()).await,
-        Some(Outbound::Goodbye { end: End::Stale })
-    );
+    assert_eq!(next(&session.outgoing()).await, Some(goodbye(End::Stale)));
     assert!(matches!(
         three.control.admit_node(node.peer()),
         Err(Error::Stale { .. })
@@ -139,7 +133,7 @@ async fn a_replica_that_is_cut_off_serves_nobody_and_loses_its_sessions() {
         "who waits there is sent to another replica: {waited:?}"
     );
     until(&one.replica, |view| {
-        nodes::node(view, node.device_id).unwrap().status() == NodeStatus::Offline
+        nodes::node(view, node.device_id).unwrap().status() == NodeStatus::Suspect
     })
     .await;
     let reason = nodes::node(&one.replica.view(), node.device_id)

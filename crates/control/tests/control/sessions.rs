@@ -8,7 +8,7 @@ use palyra_pki::{KeyPair, PeerIdentity, Role, SpiffeId};
 use palyra_state::Code;
 use palyra_state::nodes::{self, NodeStatus};
 
-use crate::support::{Cluster, Machine, fresh_id, next, quick, soon, succeeded};
+use crate::support::{Cluster, Machine, fresh_id, goodbye, next, quick, soon, succeeded};
 
 fn code(error: &Error) -> Option<Code> {
     if let Error::Rejected(reject) = error {
@@ -18,14 +18,14 @@ fn code(error: &Error) -> Option<Code> {
     }
 }
 
-/// Waits until the state says that a node is offline.
-async fn offline(cluster: &Cluster, node: &Machine) {
+/// Waits until the state says that a node has no session.
+async fn detached(cluster: &Cluster, node: &Machine) {
     let mut applied = cluster.replica.applied();
     soon(async {
         while nodes::node(&cluster.replica.view(), node.device_id)
             .unwrap()
-            .status()
-            != NodeStatus::Offline
+            .session
+            .is_some()
         {
             applied.changed().await.unwrap();
         }
@@ -67,10 +67,7 @@ async fn the_newest_session_wins() {
     let first = node.attach(&cluster, &[]).await.unwrap();
     let second = node.attach(&cluster, &[]).await.unwrap();
     assert!(second.attached().epoch > first.attached().epoch);
-    assert_eq!(
-        next(&first.outgoing()).await,
-        Some(Outbound::Goodbye { end: End::Superseded })
-    );
+    assert_eq!(next(&first.outgoing()).await, Some(goodbye(End::Superseded)));
     assert_eq!(next(&first.outgoing()).await, None);
     let device = node.device_id.to_string();
     let error = first
@@ -97,7 +94,7 @@ async fn a_session_that_ends_is_detached() {
     let node = cluster.node("m").await;
     let session = node.attach(&cluster, &[]).await.unwrap();
     drop(session);
-    offline(&cluster, &node).await;
+    detached(&cluster, &node).await;
     let state = nodes::node(&cluster.replica.view(), node.device_id).unwrap();
     assert_eq!(state.status_reason, "disconnected");
 }
@@ -112,11 +109,8 @@ async fn silence_ends_a_session() {
     let cluster = Cluster::found_with(timings, Limits::default()).await;
     let node = cluster.node("m").await;
     let session = node.attach(&cluster, &[]).await.unwrap();
-    assert_eq!(
-        next(&session.outgoing()).await,
-        Some(Outbound::Goodbye { end: End::Silent })
-    );
-    offline(&cluster, &node).await;
+    assert_eq!(next(&session.outgoing()).await, Some(goodbye(End::Silent)));
+    detached(&cluster, &node).await;
 }
 
 #[tokio::test]
@@ -136,11 +130,8 @@ async fn a_reader_that_stalls_is_closed_and_blocks_nobody() {
             .await
             .unwrap();
     }
-    offline(&cluster, &node).await;
-    assert_eq!(
-        next(&session.outgoing()).await,
-        Some(Outbound::Goodbye { end: End::SlowReader })
-    );
+    detached(&cluster, &node).await;
+    assert_eq!(next(&session.outgoing()).await, Some(goodbye(End::SlowReader)));
 }
 
 #[tokio::test]
@@ -172,10 +163,7 @@ async fn a_revoked_device_is_put_out_and_stays_out() {
     .unwrap();
     assert_eq!((revoked.enforced, revoked.pending), (vec![1], vec![]));
     assert_eq!(soon(closer).await.unwrap(), End::Revoked);
-    assert_eq!(
-        soon(reader).await.unwrap(),
-        Some(Outbound::Goodbye { end: End::Revoked })
-    );
+    assert_eq!(soon(reader).await.unwrap(), Some(goodbye(End::Revoked)));
     assert_eq!(
         (
             cluster.control.session_count(),
@@ -381,8 +369,8 @@ async fn one_device_cannot_fill_the_registry() {
         Err(Error::Busy { .. })
     ));
     let _other = other.attach(&cluster, &[]).await.unwrap();
-    let goodbye = next(&first.outgoing()).await;
-    assert_eq!(goodbye, Some(Outbound::Goodbye { end: End::Superseded }));
+    let last = next(&first.outgoing()).await;
+    assert_eq!(last, Some(goodbye(End::Superseded)));
     drop(first);
     node.attach(&cluster, &[]).await.unwrap();
 }
@@ -416,7 +404,7 @@ async fn a_session_that_nobody_holds_is_detached() {
     };
     let envelope = palyra_state::Envelope::new(fresh_id(), caller.actor(), attach);
     cluster.replica.propose(envelope).await.unwrap().reply.unwrap();
-    offline(&cluster, &node).await;
+    detached(&cluster, &node).await;
 }
 
 #[tokio::test]
@@ -444,16 +432,19 @@ async fn a_replica_that_stops_says_goodbye_and_tells_the_state() {
     let session = node.attach(&cluster, &[]).await.unwrap();
     let control = cluster.control.clone();
     let stopping = palyra_platform::spawn(async move { control.shutdown().await });
-    assert_eq!(
-        next(&session.outgoing()).await,
-        Some(Outbound::Goodbye { end: End::Draining })
-    );
+    assert_eq!(next(&session.outgoing()).await, Some(goodbye(End::Draining)));
     soon(stopping).await.unwrap();
     let state = nodes::node(&cluster.replica.view(), node.device_id).unwrap();
     assert_eq!(
         (state.status(), state.status_reason.as_str()),
-        (NodeStatus::Offline, "draining")
+        (NodeStatus::Online, "draining"),
+        "it was sent to another replica, and is not late yet"
     );
     let late = node.attach(&cluster, &[]).await.unwrap_err();
-    assert_eq!(late.code(), "E1040", "{late:?}");
+    assert_eq!(
+        (late.code().as_str(), late.is_retryable()),
+        ("E1050", true),
+        "{late:?}"
+    );
+    assert!(late.pace().is_some_and(|pace| !pace.spread.is_zero()));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use palyra_control::{
-    AttachRequest, BeginPin, Caller, Completion, Control, ControlConfig, EnrolSource, Error, FinishPin,
+    AttachRequest, BeginPin, Caller, Completion, Control, ControlConfig, End, EnrolSource, Error, FinishPin,
     Invoke, Join, Keys, Limits, Mint, Outbound, Outgoing, PinBegun, ProofAccepted, ProveTicket, Registration,
     Session, Timings, Transport, found,
 };
@@ -335,7 +335,7 @@ impl Cluster {
     }
 }
 
-fn addresses() -> Addresses {
+pub(crate) fn addresses() -> Addresses {
     Addresses {
         peer: "127.0.0.1:7444".to_owned(),
         node: "127.0.0.1:7441".to_owned(),
@@ -581,6 +581,12 @@ pub(crate) fn succeeded(id: Id, epoch: u64) -> Completion {
         error_code: String::new(),
         error_message: String::new(),
     }
+}
+
+/// The last message of a session that ends so.
+pub(crate) fn goodbye(end: End) -> Outbound {
+    let pace = end.pace();
+    Outbound::Goodbye { end, pace }
 }
 
 /// The next message that is no heartbeat.

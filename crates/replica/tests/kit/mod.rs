@@ -374,6 +374,7 @@ pub fn set(value: u64) -> cluster::UpdateReplicaAddresses {
         replica_id: 1,
         addresses: addresses(value),
         feature_level: 0,
+        max_staleness_ms: 0,
     }
 }
 

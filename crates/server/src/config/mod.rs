@@ -128,6 +128,12 @@ pub(crate) struct LimitsSection {
     pub(crate) streams_per_connection: Count<8, 10_000>,
     /// Largest message on the node and enrolment listeners.
     pub(crate) message: Size<{ 640 << 10 }, { 64 << 20 }>,
+    /// Sessions of nodes.
+    pub(crate) sessions: Count<16, 100_000>,
+    /// Attaches that are under way at one time.
+    pub(crate) attaches: Count<1, 4_096>,
+    /// Nodes that wait for their turn to be attached.
+    pub(crate) attach_queue: Count<1, 100_000>,
 }
 
 impl Default for LimitsSection {
@@ -138,6 +144,9 @@ impl Default for LimitsSection {
             handshakes: Count::of(256),
             streams_per_connection: Count::of(256),
             message: Size::bytes(1 << 20),
+            sessions: Count::of(20_000),
+            attaches: Count::of(128),
+            attach_queue: Count::of(16_384),
         };
         DEFAULT
     }
@@ -155,7 +164,7 @@ pub(crate) struct TimersSection {
     pub(crate) keepalive_timeout: Span<500, 120_000>,
     /// How often a node sends a heartbeat.
     pub(crate) heartbeat: Span<200, 600_000>,
-    /// A node that sends nothing for this long is offline.
+    /// The session of a node that sends nothing for this long ends: the node is suspect.
     pub(crate) heartbeat_timeout: Span<1_000, 3_600_000>,
     /// A replica that had no contact with a quorum for this long serves no node.
     pub(crate) max_staleness: Span<1_000, 60_000>,
@@ -163,6 +172,12 @@ pub(crate) struct TimersSection {
     pub(crate) replica_lost_after: Span<1_000, 600_000>,
     /// How long a stop may take.
     pub(crate) shutdown: Span<500, 120_000>,
+    /// Over how much of it the goodbyes to nodes are spread.
+    pub(crate) drain: Span<0, 110_000>,
+    /// A suspect node that does not come back within this is offline.
+    pub(crate) suspect_for: Span<1_000, 3_600_000>,
+    /// A node that is offline for this long is gone, unless it asked for another time; 0: never.
+    pub(crate) lost_after: Span<0, 31_622_400_000>,
 }
 
 impl Default for TimersSection {
@@ -176,6 +191,9 @@ impl Default for TimersSection {
             max_staleness: Span::ms(5_000),
             replica_lost_after: Span::ms(5_000),
             shutdown: Span::ms(8_000),
+            drain: Span::ms(4_000),
+            suspect_for: Span::ms(15_000),
+            lost_after: Span::ms(86_400_000),
         };
         DEFAULT
     }
@@ -324,6 +342,11 @@ impl Config {
             timers.heartbeat_timeout.get() >= 2 * timers.heartbeat.get(),
             "timers.heartbeat_timeout",
             "it must be at least twice timers.heartbeat",
+        )?;
+        need(
+            timers.shutdown.get() > timers.drain.get(),
+            "timers.drain",
+            "it must be less than timers.shutdown",
         )?;
         need(
             raft.election_min.get() >= 3 * raft.heartbeat.get(),

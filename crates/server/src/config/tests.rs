@@ -91,6 +91,7 @@ fn what_makes_no_sense_together_is_refused() {
             "[timers]\nheartbeat = \"10s\"\nheartbeat_timeout = \"11s\"",
             "timers.heartbeat_timeout",
         ),
+        ("[timers]\ndrain = \"9s\"", "timers.drain"),
     ] {
         let error = parse(&format!("{}\n{addition}\n", fresh())).unwrap_err();
         let line = fresh().lines().count() + 1 + addition.lines().count();

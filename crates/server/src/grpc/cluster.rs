@@ -103,7 +103,10 @@ impl Gateway {
                 online: status.fleet.online,
                 pending_approvals: status.fleet.pending_approvals,
                 open_dispatches: status.fleet.open_dispatches,
+                suspect: status.fleet.suspect,
+                gone: status.fleet.gone,
             }),
+            warnings: status.warnings,
         }
     }
 }
@@ -130,5 +133,8 @@ fn replica_status(replica: ReplicaView) -> wire::ReplicaStatus {
         sessions: replica.sessions,
         reachable: replica.reachable,
         certificate_not_after_ms: replica.certificate_not_after_ms,
+        max_staleness_ms: replica.max_staleness_ms,
+        draining: replica.draining,
+        attaches_waiting: replica.attaches_waiting,
     }
 }

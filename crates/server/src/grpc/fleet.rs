@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use palyra_control::DeviceView;
+use palyra_control::LastSeen;
 use palyra_control::NodeView;
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::fleet_service_server::FleetService;
 use palyra_state::access::Role;
 use palyra_state::identity::{Certificate, CertificateStatus};
-use palyra_state::nodes::Capability;
+use palyra_state::nodes::{Capability, Condition};
 use tonic::{Request, Response, Status};
 
 use super::{Gateway, convert};
@@ -133,6 +134,7 @@ fn node_info(node: NodeView) -> wire::NodeInfo {
         open_dispatches,
         last_seen,
     } = node;
+    let seen = seen_info(last_seen);
     let status = record.status().as_str().to_owned();
     let session = record.session.clone();
     wire::NodeInfo {
@@ -151,8 +153,47 @@ fn node_info(node: NodeView) -> wire::NodeInfo {
         generation: record.generation,
         open_dispatches: open_dispatches.into(),
         transport: session.map(|session| session.transport).unwrap_or_default(),
-        last_seen_age_ms: last_seen.map_or(0, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-        last_seen_known: last_seen.is_some(),
+        conditions: record.conditions.into_iter().map(condition_info).collect(),
+        lost_after_ms: record.lost_after,
+        due_at_ms: record.due_at,
+        ..seen
+    }
+}
+
+/// The part of a node that says when it was last heard.
+fn seen_info(seen: LastSeen) -> wire::NodeInfo {
+    let mut info = wire::NodeInfo::default();
+    info.last_seen_source = match seen {
+        LastSeen::Never => "never",
+        LastSeen::Live { age, replica } => {
+            info.last_seen_known = true;
+            info.last_seen_age_ms = convert::millis(age);
+            info.last_seen_replica = replica;
+            "live"
+        }
+        LastSeen::Recorded { at_ms } => {
+            info.last_seen_known = true;
+            info.last_seen_age_ms = palyra_platform::wall_ms().saturating_sub(at_ms);
+            info.last_seen_at_ms = at_ms;
+            "record"
+        }
+        LastSeen::Unknown { replica, silent_for } => {
+            info.last_seen_replica = replica;
+            info.last_seen_unreachable_ms = silent_for.map_or(0, convert::millis);
+            "unknown"
+        }
+    }
+    .to_owned();
+    info
+}
+
+fn condition_info(condition: Condition) -> wire::Condition {
+    wire::Condition {
+        r#type: condition.kind().as_str().to_owned(),
+        status: condition.truth().as_str().to_owned(),
+        since_ms: condition.since,
+        reason: condition.reason,
+        message: condition.message,
     }
 }
 

@@ -97,6 +97,11 @@ impl NodePlane {
             connection: 0,
         });
         let (epoch, wait_ms) = (request.epoch, request.wait_ms.into());
+        if request.leave {
+            self.control.leave(&from.peer, &request.device_id, epoch)?;
+            let messages = Vec::new();
+            return Ok(wire::PollResponse { epoch, messages });
+        }
         let answer = self
             .control
             .poll(&from.peer, &request.device_id, epoch, attach, wait_ms)
@@ -186,7 +191,9 @@ impl NodePlane {
                 dispatch_id: dispatch_id.to_string(),
                 reason,
             }),
-            Outbound::Goodbye { end } => Body::Goodbye(wire::Goodbye {
+            Outbound::Goodbye { end, pace } => Body::Goodbye(wire::Goodbye {
+                retry_after_ms: convert::millis(pace.after),
+                spread_ms: convert::millis(pace.spread),
                 code: end.as_str().to_owned(),
                 message: end.message().to_owned(),
                 endpoints: convert::node_endpoints(self.control.endpoints()),

@@ -167,6 +167,7 @@ impl Reader {
                 waiting: mediation.waiting,
                 request_id: mediation.request_id,
             },
+            Some(Body::Leave(_)) => Inbound::Leave,
             Some(Body::Attach(_)) => return Err(protocol("a session is attached once")),
             None => return Err(protocol("a message without a body")),
         };

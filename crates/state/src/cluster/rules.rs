@@ -53,6 +53,7 @@ fn genesis(txn: &mut Txn<'_>, command: &Genesis) -> Result<Reply, Reject> {
         joined_at: txn.now,
         removed_at: 0,
         feature_level: 0,
+        max_staleness_ms: 0,
     };
     txn.put(&tables::REPLICAS, 1u64, &first);
     txn.emit(
@@ -207,6 +208,7 @@ fn allocate(txn: &mut Txn<'_>, command: &AllocateReplica) -> Result<Reply, Rejec
         joined_at: txn.now,
         removed_at: 0,
         feature_level: 0,
+        max_staleness_ms: 0,
     };
     txn.put(&tables::REPLICAS, id, &new);
     txn.emit(
@@ -315,9 +317,19 @@ fn update_addresses(txn: &mut Txn<'_>, command: &UpdateReplicaAddresses) -> Resu
     }
     let said = command.feature_level;
     let levels = (said != 0 && said != replica.understands()).then_some((replica.understands(), said));
+    let said = command.max_staleness_ms;
+    let stales = (said != 0 && said != replica.max_staleness_ms).then_some((replica.max_staleness_ms, said));
     let has_moved = replica.addresses != command.addresses;
-    if !has_moved && levels.is_none() {
+    if !has_moved && levels.is_none() && stales.is_none() {
         return Ok(Reply::done());
+    }
+    if let Some((before, after)) = stales {
+        replica.max_staleness_ms = after;
+        txn.emit(
+            "cluster.replica_staleness",
+            replica.id,
+            [("from_ms", before.to_string()), ("to_ms", after.to_string())],
+        );
     }
     replica.addresses = command.addresses.clone();
     if let Some((before, after)) = levels {

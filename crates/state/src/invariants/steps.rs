@@ -153,7 +153,7 @@ fn ends_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) 
 }
 
 /// Nobody is given up before it is late: by time from suspect to offline and from offline to gone, or because it
-/// left or was revoked.
+/// left, was revoked, or was paired anew.
 fn nodes_are_waited_for(before: &dyn Read, after: &dyn Read, findings: &mut Findings) {
     let clock = meta::clock(after);
     for old in all(before, &tables::NODES) {
@@ -165,14 +165,14 @@ fn nodes_are_waited_for(before: &dyn Read, after: &dyn Read, findings: &mut Find
             continue;
         }
         let was_due = old.due_at != 0 && old.due_at <= clock;
-        let revoked = identity::device(after, old.device_id)
-            .is_some_and(|device| device.status() == DeviceStatus::Revoked);
+        // Revoked or paired anew: it does not come back with what it had.
+        let closed = new.due_at == 0;
         let holds = match (from, to) {
             (_, NodeStatus::Online) => new.session.is_some(),
             (_, NodeStatus::Suspect) => old.session.is_some(),
             (NodeStatus::Offline, NodeStatus::Gone) => was_due,
             (_, NodeStatus::Gone) | (NodeStatus::Gone, NodeStatus::Offline) => false,
-            (_, NodeStatus::Offline) => was_due || revoked || old.session.is_some(),
+            (_, NodeStatus::Offline) => was_due || closed || old.session.is_some(),
         };
         findings.expect("a node is given up when it is due", holds, || {
             format!("{} from {} to {}", old.device_id, from.as_str(), to.as_str())

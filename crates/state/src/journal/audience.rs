@@ -73,6 +73,7 @@ pub const AUDIENCES: &[Audience] = &[
         hidden: &["peer"],
     },
     of("cluster.replica_removed", Nodes::All, &["name"]),
+    operators("cluster.replica_staleness", &[]),
     of("cluster.replica_status", Nodes::All, &["name", "from", "to"]),
     of(
         "dispatch.assigned",

@@ -70,6 +70,7 @@ fn cluster_records(all: &mut BTreeMap<String, Vec<u8>>) {
         joined_at: 2,
         removed_at: 3,
         feature_level: 0,
+        max_staleness_ms: 0,
     };
     add(all, "record.replica", &replica);
     let replica = cluster::Replica {
@@ -77,6 +78,11 @@ fn cluster_records(all: &mut BTreeMap<String, Vec<u8>>) {
         ..replica
     };
     add(all, "record.replica.with_level", &replica);
+    let replica = cluster::Replica {
+        max_staleness_ms: 5,
+        ..replica
+    };
+    add(all, "record.replica.with_staleness", &replica);
     let token = cluster::JoinToken {
         id: id(2),
         secret_key_sealed: Bytes::from_static(b"sealed"),

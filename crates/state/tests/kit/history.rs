@@ -552,6 +552,7 @@ fn replica_command(world: &mut World, step: &Step) -> (Actor, Command) {
                     replica_id,
                     addresses,
                     feature_level: u32::from(step.actor % 4),
+                    max_staleness_ms: u64::from(step.one) * 1_000,
                 }
                 .into(),
             )
@@ -572,6 +573,7 @@ fn level_command(world: &World) -> (Actor, Command) {
     let update = cluster::UpdateReplicaAddresses {
         replica_id: lags.id,
         feature_level: lags.understands() + 1,
+        max_staleness_ms: 0,
         addresses: lags.addresses,
     };
     (replica(lags.id), update.into())
