@@ -252,7 +252,8 @@ impl Registry {
             over: AtomicU8::new(0),
             detaching: AtomicBool::new(false),
         });
-        let due = platform::now() + self.look_after;
+        let valid = Duration::from_millis(peer.not_after_ms.saturating_sub(platform::wall_ms()));
+        let due = platform::now() + self.look_after.min(valid);
         let slot = Slot {
             entry: Arc::clone(&entry),
             due,

@@ -241,3 +241,38 @@ async fn a_longer_staleness_counts_once_it_is_on_record_and_differences_are_said
     assert_eq!(status.warnings.len(), 1);
     assert!(status.warnings[0].starts_with("E1052: "), "{:?}", status.warnings);
 }
+
+#[tokio::test]
+async fn attaches_wait_for_their_turn_and_hold_up_nobody() {
+    let limits = Limits {
+        attaches: 1,
+        attach_queue: 3,
+        ..Limits::default()
+    };
+    let cluster = Cluster::found_with(quick(), limits).await;
+    let first = cluster.node("first").await;
+    let session = first.attach(&cluster, &[]).await.unwrap();
+    let mut nodes = Vec::new();
+    for number in 0..4 {
+        nodes.push(cluster.node(&format!("n{number}")).await);
+    }
+    let all = futures::future::join_all(nodes.iter().map(|node| node.attach(&cluster, &[])));
+    let outgoing = session.outgoing();
+    let device = first.device_id.to_string();
+    let beats = async {
+        for sequence in 1..=20 {
+            let beat = Inbound::Heartbeat { sequence };
+            session.receive(first.peer(), &device, beat).await.unwrap();
+            assert!(next(&outgoing).await.is_some());
+        }
+    };
+    let (attached, ()) = soon(async { tokio::join!(all, beats) }).await;
+    assert!(attached.iter().all(Result::is_ok), "{attached:?}");
+    let epochs: Vec<u64> = attached
+        .iter()
+        .map(|session| session.as_ref().unwrap().attached().epoch)
+        .collect();
+    assert!(epochs.is_sorted(), "in the order in which they came: {epochs:?}");
+    let status = cluster.control.cluster_status().await.unwrap();
+    assert_eq!(status.replicas[0].attaches_waiting, 0);
+}
