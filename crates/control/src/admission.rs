@@ -14,9 +14,9 @@ use palyra_platform::{self as platform, Instant};
 use palyra_state::Id;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::error::{Error, Refusal};
+use crate::error::Error;
 use crate::limits::Limits;
-use crate::pace::Pace;
+use crate::pace::{Pace, SessionRefusal};
 
 /// Shortest and longest time after which somebody who found no place is asked back.
 const BACK_MIN: Duration = Duration::from_millis(250);
@@ -106,7 +106,7 @@ impl Admission {
     /// Waits for a turn, behind all who came before.
     ///
     /// # Errors
-    /// [`Refusal::TooManyAttaches`] with the time after which to come back.
+    /// [`SessionRefusal::TooManyAttaches`] with the time after which to come back.
     pub(crate) async fn turn(&self, device_id: Id) -> Result<Turn<'_>, Error> {
         let knock = self.knock(device_id)?;
         let waited = platform::timeout(self.patience, self.turns.acquire()).await;
@@ -121,7 +121,7 @@ impl Admission {
     }
 
     fn full(&self, waiting: usize) -> Error {
-        Refusal::TooManyAttaches {
+        SessionRefusal::TooManyAttaches {
             waiting,
             pace: self.back_in(waiting),
         }

@@ -8,10 +8,10 @@
 use palyra_platform as platform;
 
 use crate::control::Control;
-use crate::error::{Error, Refusal};
+use crate::error::Error;
 use crate::limits::{GOODBYE_PAUSE, MOVE_SPREAD};
 use crate::outbox::End;
-use crate::pace::Pace;
+use crate::pace::{Pace, SessionRefusal};
 
 /// Most results that are committed at one time; a bound for counting them only.
 pub(crate) const COMMITS: u32 = 1 << 20;
@@ -59,6 +59,6 @@ impl Control {
             return Ok(());
         }
         let pace = Pace::spread_over(MOVE_SPREAD);
-        Err(Refusal::Draining { pace }.into())
+        Err(SessionRefusal::Draining { pace }.into())
     }
 }

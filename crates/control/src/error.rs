@@ -10,7 +10,7 @@ use std::fmt;
 use palyra_state::Reject;
 
 use crate::events::FeedRefusal;
-use crate::pace::Pace;
+use crate::pace::{Pace, SessionRefusal};
 
 /// Why a request was not done, or is not known to be done.
 #[derive(Debug, Clone, PartialEq)]
@@ -206,23 +206,8 @@ pub enum Refusal {
     },
     /// The feed is not read on here.
     Feed(FeedRefusal),
-    /// This replica is about to stop and takes no sessions.
-    Draining {
-        /// When to come back.
-        pace: Pace,
-    },
-    /// More nodes wait to be attached than this replica can serve in time.
-    TooManyAttaches {
-        /// How many.
-        waiting: usize,
-        /// When to come back.
-        pace: Pace,
-    },
-    /// Replicas differ in a duration that must be the same everywhere. A warning, not an answer.
-    StalenessDiffers {
-        /// Which has which.
-        values: String,
-    },
+    /// A session is not begun, or not as it was meant to be.
+    Session(SessionRefusal),
 }
 
 impl Refusal {
@@ -248,9 +233,7 @@ impl Refusal {
             Refusal::SessionEnded { .. } => "E1040",
             Refusal::Protocol { .. } => "E1041",
             Refusal::Feed(refusal) => refusal.code(),
-            Refusal::Draining { .. } => "E1050",
-            Refusal::TooManyAttaches { .. } => "E1051",
-            Refusal::StalenessDiffers { .. } => "E1052",
+            Refusal::Session(refusal) => refusal.code(),
         }
     }
 
@@ -268,12 +251,10 @@ impl Refusal {
             Refusal::Ambiguous { .. } | Refusal::ShownOnce { .. } => Class::Conflict,
             Refusal::UnknownExchange | Refusal::UnknownNonce => Class::Expired,
             Refusal::OtherCsr | Refusal::Protocol { .. } => Class::Invalid,
-            Refusal::WouldLoseMajority { .. }
-            | Refusal::SessionEnded { .. }
-            | Refusal::Signing { .. }
-            | Refusal::StalenessDiffers { .. } => Class::Precondition,
-            Refusal::Draining { .. } => Class::Unavailable,
-            Refusal::TooManyAttaches { .. } => Class::Exhausted,
+            Refusal::WouldLoseMajority { .. } | Refusal::SessionEnded { .. } | Refusal::Signing { .. } => {
+                Class::Precondition
+            }
+            Refusal::Session(refusal) => refusal.class(),
             Refusal::Feed(refusal) => refusal.class(),
         }
     }
@@ -283,7 +264,7 @@ impl Refusal {
     pub fn is_retryable(&self) -> bool {
         match self {
             Refusal::Feed(refusal) => refusal.is_retryable(),
-            Refusal::Draining { .. } | Refusal::TooManyAttaches { .. } => true,
+            Refusal::Session(refusal) => refusal.pace().is_some(),
             _ => false,
         }
     }
@@ -319,16 +300,7 @@ impl Refusal {
             }
             Refusal::Signing { .. } => "ask another replica, and see palyra cluster status".to_owned(),
             Refusal::Feed(refusal) => refusal.next(),
-            Refusal::Draining { .. } => "connect to another replica".to_owned(),
-            Refusal::TooManyAttaches { pace, .. } => {
-                format!(
-                    "come back in {} ms, here or at another replica",
-                    pace.after.as_millis()
-                )
-            }
-            Refusal::StalenessDiffers { .. } => {
-                "set timers.max_staleness to one value in every palyrad.toml, and restart".to_owned()
-            }
+            Refusal::Session(refusal) => refusal.next(),
         }
     }
 }
@@ -409,16 +381,7 @@ impl fmt::Display for Refusal {
             Refusal::Protocol { cause } => f.write_str(cause),
             Refusal::Signing { cause } => write!(f, "this replica cannot sign the certificate: {cause}"),
             Refusal::Feed(refusal) => refusal.fmt(f),
-            Refusal::Draining { .. } => f.write_str("this replica is about to stop and takes no sessions"),
-            Refusal::TooManyAttaches { waiting, .. } => {
-                write!(
-                    f,
-                    "{waiting} nodes wait to be attached here, more than can be served in time"
-                )
-            }
-            Refusal::StalenessDiffers { values } => {
-                write!(f, "max_staleness is not the same on all replicas: {values}")
-            }
+            Refusal::Session(refusal) => refusal.fmt(f),
         }
     }
 }
@@ -475,7 +438,7 @@ impl Error {
     #[must_use]
     pub fn pace(&self) -> Option<Pace> {
         match self {
-            Error::Refused(Refusal::Draining { pace } | Refusal::TooManyAttaches { pace, .. }) => Some(*pace),
+            Error::Refused(Refusal::Session(refusal)) => refusal.pace(),
             _ => None,
         }
     }

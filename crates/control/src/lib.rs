@@ -64,7 +64,7 @@ pub use limits::{Limits, Timings};
 pub use liveness::LastSeen;
 pub use nodes::{NodeView, Registered, Registration};
 pub use outbox::{Assignment, End, Outbound, ResultAnswer};
-pub use pace::Pace;
+pub use pace::{Pace, SessionRefusal};
 pub use pairing::codes::{CodeView, Mint, Minted};
 pub use pairing::enrol::{BeginPin, FinishPin, Hello, PinBegun, ProofAccepted, ProveTicket};
 pub use pairing::requests::{Fetched, PairingView};

@@ -19,8 +19,9 @@ use palyra_state::{Id, Read};
 
 use crate::caller::millis;
 use crate::control::Control;
-use crate::error::{Error, Refusal};
+use crate::error::Error;
 use crate::limits::{DIGEST_EVERY, DIGEST_KNOCKING, SEEN_TIMEOUT, Timings};
+use crate::pace::SessionRefusal;
 use crate::peers::{Answer, Call, Digest, DigestTaken, Seen, SeenAges, Silent};
 
 /// When a node was last heard, and who says so.
@@ -303,7 +304,7 @@ impl Control {
             .map(|member| format!("{} has {} ms", member.name, member.max_staleness_ms))
             .collect();
         let values = values.join(", ");
-        Some(Refusal::StalenessDiffers { values }.into())
+        Some(SessionRefusal::StalenessDiffers { values }.into())
     }
 }
 

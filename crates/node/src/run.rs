@@ -183,13 +183,7 @@ fn assemble(
     let ledger = Arc::new(Mutex::new(ledger));
     let (status, status_receiver) = watch::channel(first_status(&record, &capabilities, &link));
     let (events, event_receiver) = mpsc::unbounded_channel();
-    let away = config.lost_after.as_deref().or(owners.lost_after.as_deref());
-    let registration = registration(
-        &record,
-        labels(&owners, config)?,
-        &capabilities,
-        lost_after(away)?,
-    );
+    let registration = registration(&record, &owners, config, &capabilities)?;
     let dir = home.dir().to_path_buf();
     let worker = Worker::new(
         capabilities,
@@ -235,19 +229,20 @@ fn first_status(record: &NodeRecord, capabilities: &[Capability], link: &TlsLink
 
 fn registration(
     record: &NodeRecord,
-    labels: BTreeMap<String, String>,
+    owners: &NodeConfig,
+    config: &RunConfig,
     capabilities: &[Capability],
-    lost_after_ms: u64,
-) -> wire::RegisterRequest {
-    wire::RegisterRequest {
+) -> Result<wire::RegisterRequest> {
+    let away = config.lost_after.as_deref().or(owners.lost_after.as_deref());
+    Ok(wire::RegisterRequest {
         request_id: String::new(),
         device_id: record.device_id.clone(),
         platform: platform(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         capabilities: capabilities.iter().map(announce).collect(),
-        labels,
-        lost_after_ms,
-    }
+        labels: labels(owners, config)?,
+        lost_after_ms: lost_after(away)?,
+    })
 }
 
 fn labels(owners: &NodeConfig, config: &RunConfig) -> Result<BTreeMap<String, String>> {

@@ -2,6 +2,16 @@
 
 use super::*;
 
+fn of_sessions() -> [Error; 3] {
+    let pace = Pace::default();
+    let values = String::new();
+    [
+        SessionRefusal::Draining { pace }.into(),
+        SessionRefusal::TooManyAttaches { waiting: 1, pace }.into(),
+        SessionRefusal::StalenessDiffers { values }.into(),
+    ]
+}
+
 fn all() -> Vec<Error> {
     let text = String::new;
     let refusals = [
@@ -43,14 +53,6 @@ fn all() -> Vec<Error> {
             cause: "a second attach",
         },
         Refusal::Signing { cause: text() },
-        Refusal::Draining {
-            pace: Pace::default(),
-        },
-        Refusal::TooManyAttaches {
-            waiting: 1,
-            pace: Pace::default(),
-        },
-        Refusal::StalenessDiffers { values: text() },
         Refusal::Feed(FeedRefusal::NotYet {
             cursor: text(),
             applied: 1,
@@ -66,6 +68,7 @@ fn all() -> Vec<Error> {
         Refusal::Feed(FeedRefusal::Stalled),
     ];
     let mut errors: Vec<Error> = refusals.into_iter().map(Error::Refused).collect();
+    errors.extend(of_sessions());
     errors.extend([
         Error::Unavailable { leader_hint: None },
         Error::Unknown { request_id: text() },
