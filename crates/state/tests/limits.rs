@@ -258,6 +258,86 @@ fn a_lost_replica_is_detached_in_batches_that_spare_those_who_came_back() {
 }
 
 #[test]
+fn batches_of_ends_and_of_late_nodes_have_an_end() {
+    let mut world = World::born();
+    let device_id = world.id("n1");
+    let ended = nodes::Ended {
+        device_id,
+        epoch: 1,
+        reason: "silent".to_owned(),
+        how: nodes::How::Lost as i32,
+        silent_for: 0,
+    };
+    let many = |count| nodes::DetachMany {
+        ends: vec![ended.clone(); count],
+        suspect_for: 0,
+        lost_after: 0,
+    };
+    world.accept(replica(1), many(limits::DETACH_BATCH));
+    world.refuse("E0907", replica(1), many(limits::DETACH_BATCH + 1));
+    let late = |count| nodes::Lapse {
+        ids: vec![device_id; count],
+        lost_after: 0,
+    };
+    world.accept(Actor::System, late(limits::LAPSE_BATCH));
+    world.refuse("E0907", Actor::System, late(limits::LAPSE_BATCH + 1));
+    let long = nodes::Ended {
+        reason: "x".repeat(limits::REASON_MAX + 1),
+        ..ended.clone()
+    };
+    let long = nodes::DetachMany {
+        ends: vec![long],
+        suspect_for: 0,
+        lost_after: 0,
+    };
+    world.refuse("E0906", replica(1), long);
+}
+
+/// What waits for nodes that are gone ends a queue or a few at a time, and never many in one entry.
+#[test]
+fn one_entry_does_not_end_the_queues_of_many_nodes() {
+    let mut world = World::born();
+    let names: Vec<String> = (0..3).map(|number| format!("n{number}")).collect();
+    for name in &names {
+        let node = world.pair(name);
+        let attach = commands::attach(&mut world, name, 1, &[]);
+        world.accept(node, attach);
+        for number in 0..200 {
+            let mut submit = commands::submit(&mut world, &format!("d-{name}-{number}"), name, "echo");
+            submit.timeout_ms = limits::DEADLINE_MAX;
+            world.checked = false;
+            world.accept(operator("root"), submit);
+        }
+    }
+    world.checked = true;
+    let lost = nodes::DetachReplica {
+        replica_id: 1,
+        limit: 0,
+        up_to_epoch: 0,
+        reason: "lost".to_owned(),
+        suspect_for: 1_000,
+        silent_for: 0,
+    };
+    world.accept(Actor::System, lost);
+    let lapse = |world: &World| nodes::Lapse {
+        ids: nodes::due(&world.state, world.at, limits::LAPSE_BATCH),
+        lost_after: 1_000,
+    };
+    world.advance(1_000);
+    let late = lapse(&world);
+    world.accept(Actor::System, late);
+    world.advance(1_000);
+    for left in [1, 0] {
+        let late = lapse(&world);
+        world.accept(Actor::System, late);
+        assert_eq!(nodes::due(&world.state, world.at, 10).len(), left);
+        assert_eq!(dispatch::totals(&world.state).open, left as u64 * 200);
+    }
+    assert_eq!(nodes::next_due(&world.state), None);
+    assert_eq!(nodes::totals(&world.state).gone, 3);
+}
+
+#[test]
 fn names_prefixes_and_pages() {
     let mut world = World::born();
     for number in 0..5 {
