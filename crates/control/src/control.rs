@@ -232,6 +232,12 @@ impl Control {
         self.readers().count()
     }
 
+    /// How many nodes wait here for their session to begin.
+    #[must_use]
+    pub fn attaches_waiting(&self) -> usize {
+        self.admission().waiting()
+    }
+
     pub(crate) fn version(&self) -> &str {
         &self.inner.config.version
     }

@@ -115,9 +115,34 @@ fn control_figures(control: &Control, replica: &Replica) -> Vec<Figure> {
         .index
         .saturating_sub(enforced);
     let (sessions, connections) = (control.session_count() as u64, control.connection_count() as u64);
+    let fleet = palyra_state::nodes::totals(&replica.view());
+    let offline = fleet
+        .nodes
+        .saturating_sub(fleet.online + fleet.suspect + fleet.gone);
     [
         ("sessions", "Sessions of nodes that this replica holds.", sessions),
         ("connections", "Connections of nodes and operators.", connections),
+        (
+            "attaches_waiting",
+            "Nodes that wait here for their session to begin.",
+            control.attaches_waiting() as u64,
+        ),
+        (
+            "nodes_online",
+            "Nodes that are online, of the cluster.",
+            fleet.online,
+        ),
+        (
+            "nodes_suspect",
+            "Nodes whose session was lost a moment ago.",
+            fleet.suspect,
+        ),
+        ("nodes_offline", "Nodes that are offline.", offline),
+        (
+            "nodes_gone",
+            "Nodes that were offline for longer than they may be.",
+            fleet.gone,
+        ),
         (
             "feed_index",
             "Index up to which connections and sessions follow the journal.",
