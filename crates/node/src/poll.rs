@@ -54,7 +54,7 @@ pub(crate) async fn run(agent: &mut Agent, connection: Connection, until: Instan
         heard = loop {
             agent.publish();
             if agent.may_stop() {
-                leave(agent, connection.clone(), epoch).await;
+                leave(agent.device_id.clone(), connection.clone(), epoch).await;
                 return End::Stopped;
             }
             renewal.begin(agent, &connection);
@@ -86,9 +86,9 @@ pub(crate) async fn run(agent: &mut Agent, connection: Connection, until: Instan
 }
 
 /// Says that this node goes. Without an answer the replica finds out by itself, a little later.
-async fn leave(agent: &Agent, connection: Connection, epoch: u64) {
+async fn leave(device_id: String, connection: Connection, epoch: u64) {
     let request = wire::PollRequest {
-        device_id: agent.device_id.clone(),
+        device_id,
         epoch,
         attach: None,
         wait_ms: 0,
