@@ -280,7 +280,14 @@ impl Puppet {
         client.register(registration(&device_id)).await?;
         let (say, said) = mpsc::channel(16);
         let request_id = palyra_client::new_ulid();
-        let first = message(&device_id, Body::Attach(wire::Attach { request_id, held }));
+        let first = message(
+            &device_id,
+            Body::Attach(wire::Attach {
+                request_id,
+                held,
+                ..wire::Attach::default()
+            }),
+        );
         say.send(first).await.unwrap();
         let mut heard = client.session(ReceiverStream::new(said)).await?.into_inner();
         match heard.message().await?.and_then(|message| message.body) {

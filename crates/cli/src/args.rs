@@ -34,6 +34,9 @@ pub(crate) enum Command {
     /// The cluster itself: birth, health, replicas
     #[command(subcommand)]
     Cluster(crate::cluster::Verb),
+    /// The cluster's roots and authorities, and their rotation
+    #[command(subcommand)]
+    Ca(crate::ca::Verb),
     /// Let machines in: codes, tickets, approvals
     #[command(subcommand)]
     Pairing(crate::pairing::Verb),

@@ -217,7 +217,7 @@ async fn remove_replica(global: &Global, client: &Client, replica: &str, force: 
 }
 
 /// A replica's id from its id or name.
-async fn replica_id(client: &Client, replica: &str) -> Result<u64> {
+pub(crate) async fn replica_id(client: &Client, replica: &str) -> Result<u64> {
     if let Ok(id) = replica.parse() {
         return Ok(id);
     }

@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod args;
+mod ca;
 mod cluster;
 mod context;
 mod device;
@@ -58,6 +59,7 @@ async fn run(cli: Cli) -> Result {
     let global = cli.global;
     match cli.command {
         Command::Cluster(verb) => cluster::run(&global, verb).await,
+        Command::Ca(verb) => ca::run(&global, verb).await,
         Command::Pairing(verb) => pairing::run(&global, verb).await,
         Command::Node(verb) => node::run(&global, verb).await,
         Command::Device(verb) => device::run(&global, verb).await,

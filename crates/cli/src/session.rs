@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::failure::{Failure, Result};
 use crate::output::time::parse_limit;
-use crate::output::{Format, Out};
+use crate::output::{Format, Out, note};
 
 /// How old a context's list of replicas may become before it is compared with the cluster's.
 const LEARN_AFTER_MS: u64 = 5 * 60 * 1_000;
@@ -123,11 +123,16 @@ impl Global {
         if self.local {
             client = client.with_local_reads();
         }
-        let learning =
-            (!pinned && wall_ms().saturating_sub(context.learned_at_ms) > LEARN_AFTER_MS).then(|| {
-                let client = client.clone();
-                tokio::spawn(async move { client.status().await.ok() })
-            });
+        let stale = wall_ms().saturating_sub(context.learned_at_ms) > LEARN_AFTER_MS;
+        let path = context.credential_path(&home);
+        let following = (pinned || stale).then(|| {
+            let client = client.clone();
+            tokio::spawn(async move { client.follow_trust(&path).await.ok().flatten() })
+        });
+        let learning = (!pinned && stale).then(|| {
+            let client = client.clone();
+            tokio::spawn(async move { client.status().await.ok() })
+        });
         Ok(Session {
             client,
             home,
@@ -135,6 +140,7 @@ impl Global {
             context: context.clone(),
             credential,
             learning,
+            following,
         })
     }
 }
@@ -153,16 +159,36 @@ pub(crate) struct Session {
     /// Its credential.
     pub(crate) credential: Credential,
     learning: Option<JoinHandle<Option<StatusResponse>>>,
+    /// Brings the credential up to the cluster's roots. Also with endpoints from elsewhere: it is about whom to trust.
+    following: Option<JoinHandle<Option<u64>>>,
 }
 
 impl Session {
     /// Ends the session; takes along what was learned of the replicas, if it is there by now.
     pub(crate) async fn close(mut self) {
+        if let Some(following) = self.following.take()
+            && let Ok(Ok(Some(generation))) = tokio::time::timeout(LEARN_GRACE, following).await
+        {
+            tell_trust(generation);
+        }
         let Some(learning) = self.learning.take() else {
             return;
         };
         if let Ok(Ok(Some(status))) = tokio::time::timeout(LEARN_GRACE, learning).await {
             self.learn(&status);
+        }
+    }
+
+    /// Brings the credential up to the cluster's trust bundle now. What fails is tried again another time: whether the
+    /// cluster waits for this operator is shown by `palyra ca status`.
+    pub(crate) async fn follow_trust(&self) {
+        let path = self.context.credential_path(&self.home);
+        match self.client.follow_trust(&path).await {
+            Ok(Some(generation)) => tell_trust(generation),
+            Ok(None) => {}
+            Err(error) => note(&format!(
+                "this credential's roots could not be brought up to date: {error}"
+            )),
         }
     }
 
@@ -192,6 +218,12 @@ impl Session {
     pub(crate) fn known_endpoints(&self) -> Vec<String> {
         self.context.endpoints.clone()
     }
+}
+
+fn tell_trust(generation: u64) {
+    note(&format!(
+        "this credential holds generation {generation} of the cluster's roots now"
+    ));
 }
 
 fn merge(context: &mut Context, live: &[String], removed: &[String]) {

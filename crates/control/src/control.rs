@@ -12,10 +12,11 @@ use std::time::Duration;
 use palyra_pki::{Authority, Kek, TrustBundle, TrustDomain};
 use palyra_platform as platform;
 use palyra_replica::{ProposeError, Replica, View};
-use palyra_state::{Actor, Command, Envelope, Id, Read, Reply, cluster};
+use palyra_state::{Actor, Command, Envelope, Id, Read, Reply, ca, cluster};
 use tokio::sync::{Semaphore, watch};
 
 use crate::admission::Admission;
+use crate::ca::{Authorities, MemoryVault, Vault};
 use crate::caller::millis;
 use crate::connections::Connections;
 use crate::drain::COMMITS;
@@ -80,6 +81,7 @@ struct Inner {
     readers: Arc<Readers>,
     exchanges: Exchanges,
     polled: crate::poll::Polled,
+    authorities: Authorities,
     minting: Semaphore,
     admission: Admission,
     ends: Ends,
@@ -140,6 +142,12 @@ impl Control {
     /// work while this replica leads. Must be called inside the runtime.
     #[must_use]
     pub fn start(config: ControlConfig, replica: Replica, keys: Keys) -> Control {
+        Control::start_with(config, replica, keys, Arc::new(MemoryVault::default()))
+    }
+
+    /// [`Control::start`], with somebody who keeps keys and shows certificates.
+    #[must_use]
+    pub fn start_with(config: ControlConfig, replica: Replica, keys: Keys, vault: Arc<dyn Vault>) -> Control {
         let (limits, timings) = (config.limits, config.timings);
         let control = Control {
             inner: Arc::new(Inner {
@@ -152,6 +160,7 @@ impl Control {
                 readers: Readers::new(limits.readers, limits.readers_per_identity),
                 exchanges: Exchanges::new(limits.exchanges, limits.exchanges_per_source),
                 polled: crate::poll::Polled::default(),
+                authorities: Authorities::new(vault),
                 minting: Semaphore::new(limits.minting),
                 admission: Admission::new(&limits, timings.attach_wait),
                 ends: Ends::default(),
@@ -179,6 +188,7 @@ impl Control {
         run_vital("the search for orphans", control.clone().sweep_orphans());
         run_vital("the sweeper of deadlines", control.clone().sweep());
         run_vital("the reconciler of members", control.clone().reconcile());
+        run_vital("the care for authorities", control.clone().keep_authorities());
         control
     }
 
@@ -293,6 +303,10 @@ impl Control {
     /// What results hold while they are being committed.
     pub(crate) fn committing(&self) -> &Arc<Semaphore> {
         &self.inner.committing
+    }
+
+    pub(crate) fn authorities(&self) -> &Authorities {
+        &self.inner.authorities
     }
 
     pub(crate) fn minting(&self) -> &Semaphore {
@@ -453,9 +467,11 @@ impl Control {
     /// # Errors
     /// [`Error::Unavailable`] before the cluster is born.
     pub fn trust_bundle(&self) -> Result<TrustBundle, Error> {
-        let cluster =
-            cluster::cluster(&self.replica().view()).ok_or(Error::Unavailable { leader_hint: None })?;
-        let roots = vec![cluster.root_cert_der.to_vec()];
+        let roots = ca::trusted_roots(&self.replica().view());
+        if roots.is_empty() {
+            return Err(Error::Unavailable { leader_hint: None });
+        }
+        let roots = roots.into_iter().map(|root| root.der.to_vec()).collect();
         TrustBundle::new(&self.cluster_id().to_string(), self.trust_domain().clone(), roots)
             .map_err(|error| Error::Internal(format!("the root in the state is unusable: {error}")))
     }

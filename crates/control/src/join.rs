@@ -7,12 +7,13 @@
 use palyra_pki::ca::HostNames;
 use palyra_pki::join::JoinRequest;
 use palyra_pki::seal::Purpose;
-use palyra_pki::{JoinToken, KeyPair, Root, SpiffeId, ca, keys, ticket};
+use palyra_pki::{JoinToken, KeyPair, Root, SpiffeId, ca as issuing, keys, layout, ticket};
 use palyra_platform as platform;
 use palyra_state::cluster::{
     self, Addresses, AdmitReplica, AllocateReplica, MintJoinToken, Replica as Record,
 };
-use palyra_state::{Code, Id, Read, Reject, Reply, identity};
+use palyra_state::identity::NewCertificate;
+use palyra_state::{Code, Id, Read, Reject, Reply, ca, identity};
 use zeroize::Zeroizing;
 
 use crate::caller::{Caller, EnrolSource};
@@ -63,8 +64,10 @@ pub struct Join {
 pub struct Joined {
     /// Its id.
     pub replica_id: u64,
-    /// DER.
+    /// The root that signs, DER.
     pub root_certificate: Vec<u8>,
+    /// The other root that is trusted while the root is rotated, DER.
+    pub more_roots: Vec<Vec<u8>>,
     /// DER.
     pub authority_certificate: Vec<u8>,
     /// DER; issued under the root, so that it depends on no other replica's authority.
@@ -78,8 +81,9 @@ pub struct Joined {
 }
 
 struct Signed {
-    authority: ca::IssuedCert,
-    replica: ca::IssuedCert,
+    root: u32,
+    authority: issuing::IssuedCert,
+    replica: issuing::IssuedCert,
 }
 
 impl Control {
@@ -186,7 +190,7 @@ impl Control {
         let replica_id = self.admit(token_id, &join).await?;
         let mut joined = self.joined(replica_id, wrapped_kek)?;
         let id = replica_id.to_string();
-        let parts: [&[u8]; 7] = [
+        let mut parts: Vec<&[u8]> = vec![
             cluster_id.as_bytes(),
             self.trust_domain().as_str().as_bytes(),
             id.as_bytes(),
@@ -195,6 +199,7 @@ impl Control {
             &joined.replica_certificate,
             &joined.wrapped_kek,
         ];
+        parts.extend(joined.more_roots.iter().map(Vec::as_slice));
         joined.proof = asked.answer_proof(&secret, &parts).to_vec();
         Ok(joined)
     }
@@ -203,8 +208,13 @@ impl Control {
     /// the token again with the same authority key is the same replica.
     async fn admit(&self, token_id: Id, join: &Join) -> Result<u64, Error> {
         // An earlier try, at another replica, may still be under way and come first with either of its entries.
-        let overtaken =
-            |reject: &Reject| matches!(reject.kind(), Code::JoinTokenUsed | Code::ReplicaStatusChange);
+        // And the root may have been rotated since it signed.
+        let overtaken = |reject: &Reject| {
+            matches!(
+                reject.kind(),
+                Code::JoinTokenUsed | Code::ReplicaStatusChange | Code::BadAuthority
+            )
+        };
         for _ in 0..2 {
             match self.try_admit(token_id, join).await {
                 Err(Error::Rejected(reject)) if overtaken(&reject) => self.barrier().await?,
@@ -227,7 +237,11 @@ impl Control {
         let admit = AdmitReplica {
             replica_id,
             authority_cert_der: signed.authority.der.clone().into(),
-            certificate: new_certificate(&signed.replica, 0)?,
+            certificate: NewCertificate {
+                authority_number: signed.root,
+                ..new_certificate(&signed.replica, 0)?
+            },
+            root: signed.root,
         };
         let written = self.propose(self.fresh_id(), self.as_replica(), admit).await?;
         self.applied(written.index).await?;
@@ -276,9 +290,11 @@ impl Control {
         let record = cluster::replica(&view, replica_id).ok_or_else(missing)?;
         let certificate =
             identity::certificate_by_fingerprint(&view, record.certificate).ok_or_else(missing)?;
+        let mut roots = ca::trusted_roots(&view).into_iter().map(|root| root.der.to_vec());
         Ok(Joined {
             replica_id,
-            root_certificate: cluster_of(&view)?.root_cert_der.to_vec(),
+            root_certificate: roots.next().ok_or_else(missing)?,
+            more_roots: roots.collect(),
             authority_certificate: record.authority_cert_der.to_vec(),
             replica_certificate: certificate.der.to_vec(),
             wrapped_kek,
@@ -305,7 +321,7 @@ impl Control {
     /// Signs with the root. The key is in memory for the time of this call only.
     fn sign_replica(&self, join: &Join, replica_id: u64) -> Result<Signed, Error> {
         let internal = |cause: String| Error::Internal(format!("signing replica {replica_id}: {cause}"));
-        let root = self.open_root()?;
+        let (root_number, root) = self.open_root()?;
         let now_ms = platform::wall_ms();
         let authority = root
             .sign_authority(
@@ -339,20 +355,32 @@ impl Control {
                 &mut platform::fill_random,
             )
             .map_err(|error| internal(error.to_string()))?;
-        Ok(Signed { authority, replica })
+        Ok(Signed {
+            root: root_number,
+            authority,
+            replica,
+        })
     }
 
-    fn open_root(&self) -> Result<Root, Error> {
-        let cluster = cluster_of(&self.replica().view())?;
-        let context = self.cluster_id().to_string();
-        let internal = |cause: String| Error::Internal(format!("the root key: {cause}"));
+    /// The root that signs now, and its number.
+    pub(crate) fn open_root(&self) -> Result<(u32, Root), Error> {
+        let view = self.replica().view();
+        let record =
+            ca::root(&view, ca::ca(&view).issuing).ok_or(Error::Unavailable { leader_hint: None })?;
+        Ok((record.number, self.open_root_of(&record)?))
+    }
+
+    /// A root, with its key.
+    pub(crate) fn open_root_of(&self, record: &ca::Root) -> Result<Root, Error> {
+        let context = layout::root_context(&self.cluster_id().to_string());
+        let internal = |cause: String| Error::Internal(format!("the key of root {}: {cause}", record.number));
         let opened = self
             .keys()
             .kek
-            .open(Purpose::RootKey, context.as_bytes(), &cluster.root_key_sealed);
+            .open(Purpose::RootKey, &context, &record.key_sealed);
         let opened = opened.map_err(|error| internal(error.to_string()))?;
         let key = KeyPair::from_pkcs8(&opened).map_err(|error| internal(error.to_string()))?;
-        Root::open(cluster.root_cert_der.to_vec(), key).map_err(|error| internal(error.to_string()))
+        Root::open(record.der.to_vec(), key).map_err(|error| internal(error.to_string()))
     }
 
     /// SHA-256 of the root's public key info: what tickets and join tokens pin.

@@ -17,6 +17,7 @@
 
 mod access;
 mod admission;
+mod ca;
 mod caller;
 mod cluster;
 mod connections;
@@ -49,6 +50,9 @@ mod waiters;
 mod watch;
 
 pub use access::{Added, WhoAmI};
+pub use ca::{
+    AuthorityView, CaStatus, Installed, MemoryVault, NodeMissing, ReplicaTrust, RootView, TrustAnswer, Vault,
+};
 pub use caller::{Caller, EnrolSource};
 pub use cluster::{ClusterStatus, FleetCounts, ReplicaView};
 pub use connections::ConnectionGuard;
@@ -63,7 +67,7 @@ pub use journal::{Tail, TailOptions, TailPart, Verified};
 pub use limits::{Limits, Timings};
 pub use liveness::LastSeen;
 pub use nodes::{NodeView, Registered, Registration};
-pub use outbox::{Assignment, End, Outbound, ResultAnswer};
+pub use outbox::{Assignment, End, Outbound, ResultAnswer, TrustUpdate};
 pub use pace::{Pace, SessionRefusal};
 pub use pairing::codes::{CodeView, Mint, Minted};
 pub use pairing::enrol::{BeginPin, FinishPin, Hello, PinBegun, ProofAccepted, ProveTicket};

@@ -157,6 +157,8 @@ pub enum Outbound {
         /// Why.
         reason: String,
     },
+    /// This is whom to trust from now on; to be stored before it is acknowledged.
+    Trust(TrustUpdate),
     /// The session is over; this is the last message.
     Goodbye {
         /// Why.
@@ -166,6 +168,15 @@ pub enum Outbound {
     },
 }
 
+/// A trust bundle for a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustUpdate {
+    /// Its generation.
+    pub generation: u64,
+    /// The roots, DER, the one that signs first.
+    pub roots: Vec<Vec<u8>>,
+}
+
 /// A message as it waits.
 #[derive(Debug, Clone)]
 pub(crate) enum Waiting {
@@ -173,6 +184,7 @@ pub(crate) enum Waiting {
     Heartbeat(u64),
     Result(ResultAnswer),
     Cancel { dispatch_id: Id, reason: String },
+    Trust,
 }
 
 /// What the reader takes out.

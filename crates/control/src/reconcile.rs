@@ -93,7 +93,7 @@ impl Control {
     }
 
     /// Only a leader whose word counts may act on what it sees; a deposed one cannot propose anyway.
-    fn acts_as_leader(&self) -> bool {
+    pub(crate) fn acts_as_leader(&self) -> bool {
         self.replica().leads() && self.check_fresh().is_ok()
     }
 

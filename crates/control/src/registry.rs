@@ -66,6 +66,10 @@ pub(crate) struct Entry {
     over: AtomicU8,
     /// Somebody tells the state of its end.
     detaching: AtomicBool,
+    /// The generation of the trust bundle that the node holds; all ones until it said so.
+    pub(crate) trust: AtomicU64,
+    /// The newest generation that was put into the outbox.
+    pub(crate) offered: AtomicU64,
 }
 
 /// The owner has let go of the entry.
@@ -251,6 +255,8 @@ impl Registry {
             delivered: Mutex::new(BTreeSet::new()),
             over: AtomicU8::new(0),
             detaching: AtomicBool::new(false),
+            trust: AtomicU64::new(u64::MAX),
+            offered: AtomicU64::new(0),
         });
         let valid = Duration::from_millis(peer.not_after_ms.saturating_sub(platform::wall_ms()));
         let due = platform::now() + self.look_after.min(valid);

@@ -256,6 +256,14 @@ impl Session {
         }
     }
 
+    /// The node says which generation of the trust bundle it holds; see [`Control::node_trusts`].
+    ///
+    /// # Errors
+    /// What admission refuses.
+    pub fn trusts(&self, peer: &PeerIdentity, device_id: &str, generation: u64) -> Result<(), Error> {
+        self.control.node_trusts(peer, device_id, generation)
+    }
+
     /// Takes a message of the node in. Results are committed in the background, a bounded number at a time;
     /// their answers come through [`Outgoing`].
     ///
@@ -384,6 +392,7 @@ impl Control {
                 Unpacked::Message(Outbound::Heartbeat { sequence })
             }
             Taken::Message(Waiting::Result(answer)) => Unpacked::Message(Outbound::Result(answer)),
+            Taken::Message(Waiting::Trust) => Unpacked::Message(Outbound::Trust(self.trust_update())),
             Taken::Message(Waiting::Cancel { dispatch_id, reason }) => {
                 Unpacked::Message(Outbound::Cancel { dispatch_id, reason })
             }

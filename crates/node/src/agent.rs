@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use palyra_client::{ConnectErrorKind, Connection, wall_ms};
 use palyra_proto::node::v1 as wire;
+use palyra_proto::node::v1::node_message::Body;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -203,7 +204,8 @@ impl Agent {
         };
         let connection = dialled.map_err(|error| match error.kind {
             ConnectErrorKind::Refused => End::CredentialRefused(error.to_string()),
-            ConnectErrorKind::Unreachable | ConnectErrorKind::WrongServer => End::lost(error.to_string()),
+            ConnectErrorKind::WrongServer => End::lost(wrong_server(&error)),
+            ConnectErrorKind::Unreachable => End::lost(error.to_string()),
         })?;
         if !self.registered {
             register(self, &connection).await?;
@@ -253,6 +255,21 @@ impl Agent {
         });
     }
 
+    /// The cluster says whom to trust from now on. Acknowledged once it is on disk; in use with the next connection.
+    pub(crate) fn trust(&mut self, update: wire::TrustUpdate) -> Vec<Body> {
+        let generation = update.generation;
+        let roots = update.roots.iter().map(|root| root.to_vec()).collect();
+        match self.link.trust(generation, roots) {
+            Ok(()) => vec![Body::TrustAck(wire::TrustAck { generation })],
+            Err(error) => {
+                tracing::error!(%error, generation, "the cluster's trust bundle is not in place; it comes again");
+                self.status
+                    .send_modify(|status| status.last_error = error.to_string());
+                Vec::new()
+            }
+        }
+    }
+
     /// The server said something.
     pub(crate) fn heard(&self) {
         self.status
@@ -297,6 +314,18 @@ impl Agent {
         }
         self.jobs.begin_stop();
         self.shutdown.is_over() || (!self.jobs.is_busy() && self.jobs.next_overdue().is_none())
+    }
+}
+
+/// A replica that shows a certificate under a root that is not known here: a stranger, or the cluster's root was rotated
+/// while this node was away.
+fn wrong_server(error: &palyra_client::ConnectError) -> String {
+    match &error.chain {
+        Some(palyra_pki::ChainError::UnknownIssuer { .. }) => format!(
+            "N0901: {error}; if the cluster's root was rotated while this node was away, pair it again: palyra node \
+             pair --replace"
+        ),
+        _ => error.to_string(),
     }
 }
 

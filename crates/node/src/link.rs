@@ -12,7 +12,7 @@ use palyra_client::error::Failure;
 use palyra_client::{ConnectError, ConnectOptions, Connection, connect, fill_random, new_ulid, wall_ms};
 use palyra_pki::chain::{Usage, verify_chain};
 use palyra_pki::credential::to_rustls;
-use palyra_pki::{Credential, KeyPair, PeerIdentity, Role};
+use palyra_pki::{Credential, KeyPair, PeerIdentity, Role, TrustBundle, TrustDomain};
 use palyra_proto::node::v1 as wire;
 use rustls::ClientConfig;
 use tokio::time::timeout;
@@ -41,6 +41,11 @@ pub(crate) trait Link: Send {
     fn renew(&mut self, connection: Connection) -> BoxFuture<'static, Result<()>>;
     /// How the renewal ended. Answers whether to connect anew with what it brought.
     fn renewed(&mut self, outcome: Result<()>) -> bool;
+    /// The generation of the trust bundle that is on disk; 0 when it is not known.
+    fn trust_generation(&self) -> u64;
+    /// Stores another trust bundle (roots, DER) durably and trusts it from the next connection on. An older one than
+    /// what is held is passed over.
+    fn trust(&mut self, generation: u64, roots: Vec<Vec<u8>>) -> Result<()>;
     /// Hex fingerprint and end of validity of the credential in use.
     fn describe(&self) -> (String, u64);
 }
@@ -73,7 +78,10 @@ impl TlsLink {
             ));
         };
         let current = load(credential)?;
-        let next = home.next_credential()?.map(load).transpose()?;
+        let next = home
+            .next_credential()?
+            .map(|next| aligned(home, &current, next))
+            .transpose()?;
         let renew_at_ms = half_life(&current.peer);
         Ok(Self {
             home: home.clone(),
@@ -162,7 +170,8 @@ impl Link for TlsLink {
     }
 
     fn renewed(&mut self, outcome: Result<()>) -> bool {
-        let loaded = outcome.and_then(|()| self.home.next_credential()?.map(load).transpose());
+        let next = |next| aligned(&self.home, &self.current, next);
+        let loaded = outcome.and_then(|()| self.home.next_credential()?.map(next).transpose());
         match loaded {
             Ok(next) => {
                 self.next = next;
@@ -173,6 +182,37 @@ impl Link for TlsLink {
                 false
             }
         }
+    }
+
+    fn trust_generation(&self) -> u64 {
+        let next = self.next.as_ref().map(|next| next.credential.trust_generation);
+        let current = self.current.credential.trust_generation;
+        next.map_or(current, |next| next.min(current))
+    }
+
+    fn trust(&mut self, generation: u64, roots: Vec<Vec<u8>>) -> Result<()> {
+        if generation <= self.trust_generation() {
+            return Ok(());
+        }
+        // The renewed one last: until both are there, the older generation is what this node says that it holds.
+        let current = with_roots(&self.current.credential, generation, &roots)?;
+        let next = self
+            .next
+            .as_ref()
+            .map(|next| with_roots(&next.credential, generation, &roots));
+        let next = next.transpose()?;
+        self.home.set_credential(&current, false)?;
+        self.current = load(current)?;
+        if let Some(next) = next {
+            self.home.set_credential(&next, true)?;
+            self.next = Some(load(next)?);
+        }
+        tracing::info!(
+            generation,
+            roots = roots.len(),
+            "the cluster's trust bundle is in place"
+        );
+        Ok(())
     }
 
     fn describe(&self) -> (String, u64) {
@@ -201,6 +241,33 @@ fn load(credential: Credential) -> Result<Loaded> {
     })
 }
 
+/// Loads a renewed credential. The trust bundle may have changed while it was on its way.
+fn aligned(home: &Home, current: &Loaded, next: Credential) -> Result<Loaded> {
+    let held = &current.credential;
+    if next.trust_generation >= held.trust_generation {
+        return load(next);
+    }
+    let roots = held.trust().map_err(|error| failed(error.to_string()))?;
+    let next = next
+        .with_trust(&roots, held.trust_generation)
+        .map_err(|error| failed(error.to_string()))?;
+    home.set_credential(&next, true)?;
+    load(next)
+}
+
+fn with_roots(held: &Credential, generation: u64, roots: &[Vec<u8>]) -> Result<Credential> {
+    let bad = |why: String| {
+        let message = format!("the cluster sent a trust bundle that is unusable: {why}");
+        let next = "report it to the operator: palyra ca status there; the node goes on with what it trusts";
+        Error::new(Kind::Auth, "N0902", message, next)
+    };
+    let domain = TrustDomain::new(&held.trust_domain).map_err(|error| bad(error.to_string()))?;
+    let trust = TrustBundle::new(&held.cluster_id, domain, roots.to_vec());
+    let trust = trust.map_err(|error| bad(error.to_string()))?;
+    held.with_trust(&trust, generation)
+        .map_err(|error| bad(error.to_string()))
+}
+
 /// Checks a renewed chain before it replaces anything.
 fn accept(old: &Credential, key: &KeyPair, chain: &[Vec<u8>], device_id: &str) -> Result<Credential> {
     let trust = old.trust().map_err(|error| failed(error.to_string()))?;
@@ -209,7 +276,10 @@ fn accept(old: &Credential, key: &KeyPair, chain: &[Vec<u8>], device_id: &str) -
     if peer.id.id() != device_id || peer.spki_sha256 != key.spki_sha256() {
         return Err(failed(format!("it is {}'s", peer.id)));
     }
-    Credential::new(&trust, old.endpoints.clone(), chain, key).map_err(|error| failed(error.to_string()))
+    let renewed = Credential::new(&trust, old.endpoints.clone(), chain, key);
+    let mut renewed = renewed.map_err(|error| failed(error.to_string()))?;
+    renewed.trust_generation = old.trust_generation;
+    Ok(renewed)
 }
 
 fn failed(why: String) -> Error {

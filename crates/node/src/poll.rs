@@ -47,6 +47,7 @@ pub(crate) async fn run(agent: &mut Agent, connection: Connection, until: Instan
             attach: None,
             wait_ms: WAIT_MS,
             leave: false,
+            trust_generation: agent.link.trust_generation(),
         };
         let polled = poll(connection.clone(), request);
         tokio::pin!(polled);
@@ -101,6 +102,7 @@ async fn attach(agent: &mut Agent, connection: &Connection) -> Polled {
     let attach = wire::Attach {
         request_id: new_ulid(),
         held: agent.jobs.held(),
+        trust_generation: agent.link.trust_generation(),
     };
     let request = wire::PollRequest {
         device_id: agent.device_id.clone(),
@@ -108,6 +110,7 @@ async fn attach(agent: &mut Agent, connection: &Connection) -> Polled {
         attach: Some(attach),
         wait_ms: 0,
         leave: false,
+        trust_generation: agent.link.trust_generation(),
     };
     let answer = unless_stopped(&mut agent.shutdown, poll(connection.clone(), request)).await??;
     let told = answer.messages.iter().find_map(|message| match &message.body {

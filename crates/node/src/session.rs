@@ -212,6 +212,7 @@ async fn attach(
     wire.send([Body::Attach(wire::Attach {
         request_id: new_ulid(),
         held: agent.jobs.held(),
+        trust_generation: agent.link.trust_generation(),
     })])
     .await?;
     let opened = timeout(CALL, connection.session(receive));
@@ -337,6 +338,7 @@ pub(crate) fn take(agent: &mut Agent, message: wire::ServerMessage) -> std::resu
         Some(Heard::Assignment(assignment)) => return Ok(agent.jobs.assign(assignment)),
         Some(Heard::Result(answer)) => agent.jobs.answered(&answer),
         Some(Heard::Cancel(cancel)) => agent.jobs.cancel(&cancel),
+        Some(Heard::TrustUpdate(update)) => return Ok(agent.trust(update)),
         Some(Heard::Goodbye(goodbye)) => {
             agent.learn(&goodbye.endpoints);
             return Err(End::of_goodbye(&goodbye));

@@ -7,11 +7,15 @@
 //! never outlives its issuer; an authority can't make authorities (path length 0); serials are 127 random
 //! bits.
 
+mod crl;
+
+pub use crl::{Crl, Revoked, RevokedFor};
+
 use std::net::IpAddr;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -95,6 +99,30 @@ pub struct IssuedCert {
     pub spki_sha256: [u8; 32],
 }
 
+/// What a certificate of an authority says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    /// First millisecond of validity.
+    pub not_before_ms: u64,
+    /// Last millisecond of validity.
+    pub not_after_ms: u64,
+    /// SHA-256 of the subject public key info.
+    pub spki_sha256: [u8; 32],
+    /// The serial number, big endian.
+    pub serial: Vec<u8>,
+}
+
+/// Reads the certificate (DER) of a root or an authority.
+pub fn describe(der: &[u8]) -> Result<Described, IdentityError> {
+    let parsed = parse_certificate(der)?;
+    Ok(Described {
+        not_before_ms: to_ms(parsed.validity().not_before.timestamp()),
+        not_after_ms: to_ms(parsed.validity().not_after.timestamp()),
+        spki_sha256: sha256(parsed.public_key().raw),
+        serial: parsed.tbs_certificate.raw_serial().to_vec(),
+    })
+}
+
 /// Host names and addresses for a certificate whose holder listens. Empty for everybody else.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostNames {
@@ -136,8 +164,23 @@ impl Root {
         now_ms: u64,
         rng: &mut dyn Entropy,
     ) -> Result<Self, CaError> {
+        Self::create_next(cluster_id, 1, domain, now_ms, rng)
+    }
+
+    /// The cluster's root with this number. From the second on the number is in its name, so that roots can be told
+    /// apart by it.
+    pub fn create_next(
+        cluster_id: &str,
+        number: u32,
+        domain: &TrustDomain,
+        now_ms: u64,
+        rng: &mut dyn Entropy,
+    ) -> Result<Self, CaError> {
         let key = KeyPair::generate(rng)?;
-        let name = format!("palyra {cluster_id} root");
+        let name = match number {
+            0 | 1 => format!("palyra {cluster_id} root"),
+            later => format!("palyra {cluster_id} root {later}"),
+        };
         let mut params = base_params(&name, domain, now_ms, ROOT_VALIDITY_MS, u64::MAX, rng)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -161,6 +204,16 @@ impl Root {
         &self.0.key
     }
 
+    /// When the root ends, in milliseconds since the Unix epoch.
+    pub fn not_after_ms(&self) -> u64 {
+        self.0.not_after_ms
+    }
+
+    /// The trust domain that the root is for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.0.domain
+    }
+
     /// SHA-256 of the root's public key info: the pin in tickets and join tokens.
     pub fn pin(&self) -> [u8; 32] {
         self.0.key.spki_sha256()
@@ -182,6 +235,35 @@ impl Root {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         self.0.sign(params, &request.public_key)
+    }
+
+    /// Signs an authority that another root of the cluster has signed: the same key under the same name, to the same
+    /// end. A chain through either is good then.
+    pub fn certify_authority(
+        &self,
+        authority_der: &[u8],
+        replica_id: u64,
+        now_ms: u64,
+        rng: &mut dyn Entropy,
+    ) -> Result<IssuedCert, CaError> {
+        let signed = parse_certificate(authority_der)?;
+        if !signed.is_ca() {
+            return Err(CaError::NotAnAuthority);
+        }
+        let end = to_ms(signed.validity().not_after.timestamp());
+        let public_key = SubjectPublicKeyInfo::from_der(signed.public_key().raw).map_err(encoding)?;
+        let name = format!("palyra replica {replica_id} authority");
+        let domain = self.0.domain.clone();
+        let limit = self.0.usable_until(now_ms)?.min(end);
+        let mut params = base_params(&name, &domain, now_ms, AUTHORITY_VALIDITY_MS, limit, rng)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        self.0.sign(params, &public_key)
+    }
+
+    /// Signs a list of revoked certificates that this root has issued.
+    pub fn sign_crl(&self, crl: &Crl) -> Result<Vec<u8>, CaError> {
+        self.0.sign_crl(crl)
     }
 
     /// Issues a leaf directly under the root; see [`Authority::issue_from_csr`]. For the certificate that a
@@ -223,6 +305,11 @@ impl Authority {
     /// When the authority ends, in milliseconds since the Unix epoch.
     pub fn not_after_ms(&self) -> u64 {
         self.0.not_after_ms
+    }
+
+    /// Signs a list of revoked certificates that this authority has issued.
+    pub fn sign_crl(&self, crl: &Crl) -> Result<Vec<u8>, CaError> {
+        self.0.sign_crl(crl)
     }
 
     /// Issues a leaf over the key in a signing request. Only the key is taken from the request; name, usages

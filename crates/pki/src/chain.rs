@@ -19,8 +19,9 @@ use crate::codec::{Fields, sha256};
 use crate::identity::{IdentityError, MAX_CERTIFICATE, parse_certificate};
 use crate::{PeerIdentity, Role, TrustDomain};
 
-/// The most certificates in a presented chain: leaf, authority, root, and one to spare.
-pub const MAX_CHAIN: usize = 4;
+/// The most certificates in a presented chain: leaf, and during a rotation of the root the authority under either root
+/// and both roots; with one to spare.
+pub const MAX_CHAIN: usize = 6;
 /// The most roots in a bundle: the present one and, during a rotation, its successor, with room to spare.
 pub const MAX_ROOTS: usize = 8;
 
@@ -87,7 +88,10 @@ pub enum ChainError {
         expected: String,
     },
     /// No presented certificate has the pinned key.
-    #[error("no certificate of the server has the pinned root key: another cluster, or somebody in between")]
+    #[error(
+        "no certificate of the server has the pinned root key: another cluster, somebody in between, or the root was \
+         rotated since"
+    )]
     PinMismatch,
     /// A root in a bundle is no certificate authority, or there are none or too many.
     #[error("the trust bundle is unusable: {0}")]
@@ -113,6 +117,7 @@ pub struct TrustBundle {
     domain: TrustDomain,
     roots: Vec<CertificateDer<'static>>,
     store: Arc<RootCertStore>,
+    authorities: Arc<Vec<CertificateDer<'static>>>,
 }
 
 impl TrustBundle {
@@ -144,7 +149,17 @@ impl TrustBundle {
             domain,
             roots: certificates,
             store: Arc::new(store),
+            authorities: Arc::default(),
         })
+    }
+
+    /// The same bundle, with authorities (DER) that chains may leave out: after a rotation of the root the chains that
+    /// were handed out before it end in the old one, while the authorities in them have a certificate under the new.
+    /// They are worth nothing by themselves: a chain still has to end in a root.
+    #[must_use]
+    pub fn with_authorities(mut self, authorities: Vec<Vec<u8>>) -> Self {
+        self.authorities = Arc::new(authorities.into_iter().map(CertificateDer::from).collect());
+        self
     }
 
     /// The cluster that is trusted.
@@ -189,7 +204,8 @@ pub fn verify_chain(
     roles: &[Role],
     now_ms: u64,
 ) -> Result<PeerIdentity, ChainError> {
-    let peer = verify_signatures(chain, bundle.store(), &bundle.cluster_id, usage, now_ms)?;
+    let known = &bundle.authorities;
+    let peer = verify_signatures(chain, known, bundle.store(), &bundle.cluster_id, usage, now_ms)?;
     if peer.id.trust_domain() != &bundle.domain {
         return Err(ChainError::WrongDomain {
             found: peer.id.trust_domain().to_string(),
@@ -222,7 +238,7 @@ pub fn verify_pinned(
     store
         .add(root.clone())
         .map_err(|error| ChainError::Bundle(error.to_string()))?;
-    let peer = verify_signatures(chain, &Arc::new(store), cluster_id, Usage::Server, now_ms)?;
+    let peer = verify_signatures(chain, &[], &Arc::new(store), cluster_id, Usage::Server, now_ms)?;
     Ok((check_role(peer, &[Role::Replica])?, root))
 }
 
@@ -252,13 +268,16 @@ fn check_length(chain: &[CertificateDer<'_>]) -> Result<(), ChainError> {
 
 fn verify_signatures(
     chain: &[CertificateDer<'_>],
+    known: &[CertificateDer<'_>],
     store: &Arc<RootCertStore>,
     cluster_id: &str,
     usage: Usage,
     now_ms: u64,
 ) -> Result<PeerIdentity, ChainError> {
     check_length(chain)?;
-    let (leaf, intermediates) = (&chain[0], &chain[1..]);
+    let leaf = &chain[0];
+    let intermediates: Vec<CertificateDer<'_>> = chain[1..].iter().chain(known).cloned().collect();
+    let intermediates = intermediates.as_slice();
     let now = UnixTime::since_unix_epoch(Duration::from_millis(now_ms));
     let provider = crate::tls::provider();
     let verdict = match usage {

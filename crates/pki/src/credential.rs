@@ -73,6 +73,9 @@ pub struct Credential {
     pub key: String,
     /// The cluster's roots, PEM.
     pub roots: String,
+    /// The generation of the cluster's trust bundle that `roots` is; 0 when it is not known.
+    #[serde(default)]
+    pub trust_generation: u64,
 }
 
 impl Credential {
@@ -94,9 +97,20 @@ impl Credential {
             certificates: certificates_to_pem(chain),
             key: key.to_pem().to_string(),
             roots: certificates_to_pem(&roots),
+            trust_generation: 0,
         };
         credential.check()?;
         Ok(credential)
+    }
+
+    /// The same credential with another trust bundle, which must be of the same cluster.
+    pub fn with_trust(&self, trust: &TrustBundle, generation: u64) -> Result<Self, CredentialError> {
+        let mut next = self.clone();
+        let roots: Vec<&[u8]> = trust.roots().iter().map(|root| root.as_ref()).collect();
+        next.roots = certificates_to_pem(&roots);
+        next.trust_generation = generation;
+        next.check()?;
+        Ok(next)
     }
 
     /// The text form: JSON. Holds the private key in the clear.

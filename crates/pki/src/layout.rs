@@ -9,8 +9,9 @@
 //! kek.key                    the cluster's key encryption key; mode 0600
 //! tls/authority.key.sealed   this replica's issuing key, PKCS#8, sealed under the KEK
 //! tls/authority.pem          certificate of that key, signed by the root
-//! tls/root.pem               the cluster's root certificate
+//! tls/root.pem               the cluster's root certificates
 //! genesis.pb                 the cluster's first log entry; only in the first replica, until it is committed
+//! tls/keys/                  keys of further authorities of this replica, sealed; by the hash of their public half
 //! peers.cache                where the other replicas were last seen; disposable
 //! palyrad.lock               held by the running process
 //! started                    empty; there once the replica has a database: from then on it never starts without
@@ -29,6 +30,8 @@ pub const AUTHORITY_KEY: &str = "tls/authority.key.sealed";
 pub const AUTHORITY_CERT: &str = "tls/authority.pem";
 /// The cluster's root certificate, PEM.
 pub const ROOT_CERT: &str = "tls/root.pem";
+/// Folder of the keys of older and newer authorities of the replica, sealed as [`AUTHORITY_KEY`]; mode 0700.
+pub const KEYS_DIR: &str = "tls/keys";
 /// The encoded genesis envelope; removed once it is committed.
 pub const GENESIS: &str = "genesis.pb";
 /// Where the other replicas were last seen.
@@ -68,6 +71,11 @@ pub fn certificates_to_pem<C: AsRef<[u8]>>(ders: &[C]) -> String {
     ders.iter()
         .map(|der| pem::encode(&pem::Pem::new(CERTIFICATE_LABEL, der.as_ref().to_vec())))
         .collect()
+}
+
+/// A list of revoked certificates (DER) as a PEM block.
+pub fn crl_to_pem(der: &[u8]) -> String {
+    pem::encode(&pem::Pem::new("X509 CRL", der.to_vec()))
 }
 
 /// The certificates (DER) in PEM text, in order; blocks of other labels are passed over. Nothing when the

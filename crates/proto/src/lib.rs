@@ -17,6 +17,7 @@ macro_rules! package {
 }
 
 package!(access, "palyra.access.v1");
+package!(ca, "palyra.ca.v1");
 package!(cluster, "palyra.cluster.v1");
 package!(common, "palyra.common.v1");
 package!(dispatch, "palyra.dispatch.v1");

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use palyra_pki::{Authority, Kek, KeyPair, Purpose, TrustBundle, TrustDomain, layout};
+use palyra_pki::{Authority, CaError, Kek, KeyPair, Purpose, TrustBundle, TrustDomain, layout};
 use palyra_replica::transport::AddressBook;
 use zeroize::Zeroizing;
 
@@ -28,8 +28,10 @@ pub(crate) struct FilesError(pub(crate) String);
 pub(crate) struct ReplicaFiles {
     /// The cluster's key encryption key.
     pub(crate) kek: Kek,
-    /// This replica's issuing authority.
+    /// This replica's issuing authority, with the first of its certificates.
     pub(crate) authority: Authority,
+    /// Its certificates, DER: one for each root that trusts it.
+    pub(crate) own: Vec<Vec<u8>>,
     /// The cluster's roots.
     pub(crate) trust: TrustBundle,
 }
@@ -47,36 +49,54 @@ impl ReplicaFiles {
         let roots = certificates(&root_path)?;
         let trust = TrustBundle::new(&config.replica.cluster_id, domain, roots)
             .map_err(|error| unusable(&root_path, &error))?;
-        let key_path = dir.join(layout::AUTHORITY_KEY);
-        let sealed = read(&key_path)?;
-        let context = layout::authority_context(&config.replica.cluster_id, config.replica.id);
-        let key = kek.open(Purpose::ReplicaKey, &context, &sealed).map_err(|error| {
-            FilesError(format!(
-                "{} does not open with {}: {error}; put back the key file that belongs to this folder, and \
-                 replica.id and replica.cluster_id as they were",
-                key_path.display(),
-                kek_path.display()
-            ))
-        })?;
-        let key = KeyPair::from_pkcs8(&key).map_err(|error| unusable(&key_path, &error))?;
-        let certificate_path = dir.join(layout::AUTHORITY_CERT);
-        let certificate = certificates(&certificate_path)?
-            .into_iter()
-            .next()
-            .ok_or_else(|| {
+        let open_key = |path: &Path| {
+            let context = layout::authority_context(&config.replica.cluster_id, config.replica.id);
+            let key = kek.open(Purpose::ReplicaKey, &context, &read(path)?).map_err(|error| {
                 FilesError(format!(
-                    "{} holds no certificate; restore it from a backup",
-                    certificate_path.display()
+                    "{} does not open with {}: {error}; put back the key file that belongs to this folder, and \
+                     replica.id and replica.cluster_id as they were",
+                    path.display(),
+                    kek_path.display()
                 ))
             })?;
-        let authority =
-            Authority::new(certificate, key).map_err(|error| unusable(&certificate_path, &error))?;
+            KeyPair::from_pkcs8(&key).map_err(|error| unusable(path, &error))
+        };
+        let key = open_key(&dir.join(layout::AUTHORITY_KEY))?;
+        let certificate_path = dir.join(layout::AUTHORITY_CERT);
+        let certificate = first_certificate(&certificate_path)?;
+        let authority = match Authority::new(certificate.clone(), key) {
+            // A rotation of the authority was cut off between its two files: the new key lies beside the old one.
+            Err(CaError::KeyMismatch) => {
+                let name = palyra_pki::identity::spki_sha256(&certificate)
+                    .map_err(|error| unusable(&certificate_path, &error))?;
+                Authority::new(certificate, open_key(&key_path(dir, &name))?)
+            }
+            other => other,
+        };
+        let authority = authority.map_err(|error| unusable(&certificate_path, &error))?;
         Ok(ReplicaFiles {
             kek,
             authority,
+            own: certificates(&certificate_path)?,
             trust,
         })
     }
+}
+
+/// Where the sealed key of an authority is kept beside the one in use.
+pub(crate) fn key_path(dir: &Path, name: &[u8; 32]) -> PathBuf {
+    let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+    dir.join(layout::KEYS_DIR).join(format!("{name}.sealed"))
+}
+
+/// The first certificate of a PEM file.
+pub(crate) fn first_certificate(path: &Path) -> Result<Vec<u8>, FilesError> {
+    certificates(path)?.into_iter().next().ok_or_else(|| {
+        FilesError(format!(
+            "{} holds no certificate; restore it from a backup",
+            path.display()
+        ))
+    })
 }
 
 /// What a joined replica's folder is made of, besides its configuration.
@@ -87,8 +107,8 @@ pub(crate) struct NewFiles<'a> {
     pub(crate) authority_key_sealed: &'a [u8],
     /// The authority's certificate, DER.
     pub(crate) authority_cert: &'a [u8],
-    /// The cluster's root, DER.
-    pub(crate) root_cert: &'a [u8],
+    /// The cluster's roots, DER.
+    pub(crate) root_certs: &'a [Vec<u8>],
     /// Where the other replicas are, `host:port` by id.
     pub(crate) peers: BTreeMap<u64, String>,
     /// The configuration's text.
@@ -104,7 +124,7 @@ impl NewFiles<'_> {
         replace(&dir.join(layout::AUTHORITY_KEY), self.authority_key_sealed, 0o600)?;
         let authority = layout::certificates_to_pem(&[self.authority_cert]);
         replace(&dir.join(layout::AUTHORITY_CERT), authority.as_bytes(), 0o644)?;
-        let root = layout::certificates_to_pem(&[self.root_cert]);
+        let root = layout::certificates_to_pem(self.root_certs);
         replace(&dir.join(layout::ROOT_CERT), root.as_bytes(), 0o644)?;
         AddressBook::cached(dir.join(layout::PEERS)).replace(self.peers.clone());
         replace(&dir.join(layout::CONFIG), self.config.as_bytes(), 0o644)

@@ -1,4 +1,4 @@
-//! Health and metrics over plain HTTP, on loopback unless set otherwise.
+//! Health, metrics and lists of revoked certificates over plain HTTP, on loopback unless set otherwise.
 //!
 //! Invariants: nothing here changes anything or waits for a quorum; `/health/live` answers while the process
 //! does, `/health/ready` only while the replica may serve nodes.
@@ -53,6 +53,7 @@ pub(crate) type Source = Arc<dyn Fn() -> Sample + Send + Sync>;
 pub(crate) async fn serve(
     socket: TcpListener,
     source: Source,
+    lists: crate::crl::Lists,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let ready = Arc::clone(&source);
@@ -67,7 +68,8 @@ pub(crate) async fn serve(
                     render(&source(), &process()),
                 )
             }),
-        );
+        )
+        .merge(crate::crl::routes(lists));
     axum::serve(socket, app)
         .with_graceful_shutdown(async move { stop.cancelled().await })
         .await

@@ -233,7 +233,7 @@ fn begin(args: &JoinArgs, token: &JoinToken, addresses: [String; 4]) -> Result<P
 struct Admitted {
     replica_id: u64,
     trust_domain: String,
-    root: Vec<u8>,
+    roots: Vec<Vec<u8>>,
     authority: Authority,
     kek: Kek,
     peers: BTreeMap<u64, String>,
@@ -356,12 +356,18 @@ fn open(
         "the answer is of cluster {}",
         answer.cluster_id
     );
+    let mut roots = vec![answer.root_certificate.to_vec()];
+    roots.extend(answer.more_roots.iter().map(|root| root.to_vec()));
+    let mut pinned = false;
+    for root in &roots {
+        pinned |= palyra_pki::identity::spki_sha256(root)? == token.root_pin;
+    }
     anyhow::ensure!(
-        palyra_pki::identity::spki_sha256(&answer.root_certificate)? == token.root_pin,
-        "the root in the answer is not the one that the token names"
+        pinned,
+        "the root in the answer is not the one that the token names; was the root rotated since?"
     );
     let id = answer.replica_id.to_string();
-    let parts: [&[u8]; 7] = [
+    let mut parts: Vec<&[u8]> = vec![
         answer.cluster_id.as_bytes(),
         answer.trust_domain.as_bytes(),
         id.as_bytes(),
@@ -370,16 +376,16 @@ fn open(
         &answer.replica_certificate,
         &answer.wrapped_kek,
     ];
+    parts.extend(roots[1..].iter().map(Vec::as_slice));
     anyhow::ensure!(
         proved.check_answer_proof(&token.secret, &parts, &answer.proof),
         "the answer is not proved by the token: somebody else made it"
     );
     let kek = proved.unwrap_kek(&token.secret, &answer.wrapped_kek)?;
-    let root = answer.root_certificate.to_vec();
     let bundle = TrustBundle::new(
         &answer.cluster_id,
         TrustDomain::new(&answer.trust_domain)?,
-        vec![root.clone()],
+        roots.clone(),
     )?;
     let authority = Authority::new(answer.authority_certificate.to_vec(), authority_key)?;
     let authority = std::sync::Arc::new(authority);
@@ -400,7 +406,7 @@ fn open(
     Ok(Admitted {
         replica_id: answer.replica_id,
         trust_domain: answer.trust_domain,
-        root,
+        roots,
         authority,
         kek,
         peers,
@@ -429,7 +435,7 @@ fn store(args: &JoinArgs, token: &JoinToken, admitted: &Admitted) -> Result<(), 
         kek: &admitted.kek,
         authority_key_sealed: &sealed,
         authority_cert: admitted.authority.der(),
-        root_cert: &admitted.root,
+        root_certs: &admitted.roots,
         peers: admitted.peers.clone(),
         config: &config,
     };

@@ -11,6 +11,7 @@
 mod cli;
 mod config;
 mod convert;
+mod crl;
 mod dial;
 mod events;
 mod exit;
@@ -31,5 +32,6 @@ mod serve;
 mod startup;
 mod status;
 mod tls;
+mod vault;
 
 pub use cli::main;

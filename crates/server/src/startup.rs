@@ -30,6 +30,7 @@ use crate::open_files;
 use crate::own;
 use crate::ports::{self, Sockets};
 use crate::tls::Tls;
+use crate::vault::FileVault;
 
 /// How long a leader may take to hand over when it is told to stop.
 const HAND_OVER: Duration = Duration::from_secs(2);
@@ -140,7 +141,13 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
     let book = AddressBook::cached(dir.join(layout::PEERS));
     let transport = ports::transport(&tls, &book);
     let replica = open_replica(config, database, &meter, transport).await?;
-    let control = Control::start(control_config(config)?, replica.clone(), keys_of(files)?);
+    let settings = control_config(config)?;
+    let vault = Arc::new(FileVault::new(
+        config,
+        settings.trust_domain.clone(),
+        Arc::clone(&tls),
+    ));
+    let control = Control::start_with(settings, replica.clone(), keys_of(files)?, vault);
 
     let (stop, stop_peers) = (Stop::default(), Stop::default());
     let (fail, failed) = watch::channel(None);
@@ -167,7 +174,9 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
         ports::serve_enrol(config, &tls, enrol, &control, &stop),
     );
     let source = health::source(control.clone(), replica.clone(), meter);
-    let http = crate::http::serve(metrics, source, stop_peers.gently.clone());
+    let listed = control.clone();
+    let lists: crate::crl::Lists = Arc::new(move || listed.crls());
+    let http = crate::http::serve(metrics, source, lists, stop_peers.gently.clone());
     serving.run(
         "the metrics listener",
         &stop_peers,
@@ -353,13 +362,14 @@ impl Signals {
 
 fn tls_of(config: &Config, files: &ReplicaFiles) -> Result<Tls, Failure> {
     let authority = Arc::new(copy(&files.authority)?);
-    Tls::new(
+    let tls = Tls::with_certificates(
         authority,
+        files.own.clone(),
         files.trust.clone(),
         config.replica.id,
         config.host_names(),
-    )
-    .map_err(|error| {
+    );
+    tls.map_err(|error| {
         let path = config.replica.data_dir.join(layout::AUTHORITY_CERT);
         let next = "is the machine's clock right? is it the certificate of this replica and this cluster?";
         Failure::new(

@@ -22,10 +22,9 @@ const VALIDITY_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 
 /// Everything that the listeners, and the connections to other replicas, show and check.
 pub(crate) struct Tls {
-    authority: Arc<Authority>,
+    issuer: RwLock<Issuer>,
     id: SpiffeId,
     names: HostNames,
-    root: Vec<u8>,
     clock: Clock,
     /// What this replica shows, as a server and as a client.
     pub(crate) identity: Arc<SharedIdentity>,
@@ -36,6 +35,30 @@ pub(crate) struct Tls {
     pub(crate) peers: Arc<ServerConfig>,
     enrol: RwLock<EnrolTls>,
     not_after_ms: RwLock<u64>,
+}
+
+/// Who issues this replica's certificate, and what stands behind it in a chain.
+struct Issuer {
+    authority: Arc<Authority>,
+    /// The authority's certificates, one for each root that trusts it.
+    own: Vec<Vec<u8>>,
+    roots: Vec<Vec<u8>>,
+}
+
+impl Issuer {
+    /// What this replica shows to those who trust a root.
+    fn chain(&self, leaf: &[u8]) -> Vec<Vec<u8>> {
+        let mut chain = vec![leaf.to_vec()];
+        chain.extend(self.own.iter().cloned());
+        chain
+    }
+
+    fn enrol(&self, fresh: &Fresh, clock: &Clock) -> anyhow::Result<EnrolTls> {
+        // Who enrols knows one of the roots by its pin only, and looks for it in the chain.
+        let mut chain = self.chain(&fresh.leaf);
+        chain.extend(self.roots.iter().cloned());
+        Ok(server_enrol(chain, &fresh.key, clock, &[ALPN_H2])?)
+    }
 }
 
 /// A fresh certificate with its key.
@@ -54,26 +77,28 @@ impl Tls {
         replica_id: u64,
         names: HostNames,
     ) -> anyhow::Result<Tls> {
+        let own = vec![authority.der().to_vec()];
+        Tls::with_certificates(authority, own, trust, replica_id, names)
+    }
+
+    /// [`Tls::new`], for an authority with several certificates.
+    pub(crate) fn with_certificates(
+        authority: Arc<Authority>,
+        own: Vec<Vec<u8>>,
+        trust: TrustBundle,
+        replica_id: u64,
+        names: HostNames,
+    ) -> anyhow::Result<Tls> {
         let clock = Clock::new(palyra_platform::wall_ms);
         let id = SpiffeId::replica(trust.trust_domain().clone(), replica_id)?;
         let fresh = issue(&authority, &id, &names)?;
-        let chain = [
-            CertificateDer::from(fresh.leaf.clone()),
-            CertificateDer::from(authority.der().to_vec()),
-        ];
-        verify_chain(
-            &chain,
-            &trust,
-            Usage::Server,
-            &[Role::Replica],
-            palyra_platform::wall_ms(),
-        )?;
-        let root = trust
-            .roots()
-            .first()
-            .map(|root| root.to_vec())
-            .unwrap_or_default();
-        let identity = SharedIdentity::new(vec![fresh.leaf.clone(), authority.der().to_vec()], &fresh.key)?;
+        let issuer = Issuer {
+            authority,
+            own,
+            roots: roots_of(&trust),
+        };
+        check(&issuer.chain(&fresh.leaf), &trust)?;
+        let identity = SharedIdentity::new(issuer.chain(&fresh.leaf), &fresh.key)?;
         let trust = SharedTrust::new(trust);
         let mutual = |roles: &[Role]| {
             server_mutual(
@@ -86,12 +111,11 @@ impl Tls {
         };
         let node = mutual(&[Role::Node, Role::Worker, Role::Operator])?;
         let peers = mutual(&[Role::Replica])?;
-        let enrol = enrol_config(&authority, &root, &fresh, &clock)?;
+        let enrol = issuer.enrol(&fresh, &clock)?;
         Ok(Tls {
-            authority,
+            issuer: RwLock::new(issuer),
             id,
             names,
-            root,
             clock,
             identity,
             trust,
@@ -127,14 +151,44 @@ impl Tls {
 
     /// Puts a fresh certificate in place. On an error the old one stays.
     pub(crate) fn renew(&self) -> anyhow::Result<()> {
-        let fresh = issue(&self.authority, &self.id, &self.names)?;
-        let enrol = enrol_config(&self.authority, &self.root, &fresh, &self.clock)?;
-        self.identity.replace(
-            vec![fresh.leaf.clone(), self.authority.der().to_vec()],
-            &fresh.key,
-        )?;
+        let issuer = self.issuer.read().unwrap_or_else(PoisonError::into_inner);
+        self.renew_by(&issuer)
+    }
+
+    fn renew_by(&self, issuer: &Issuer) -> anyhow::Result<()> {
+        let fresh = issue(&issuer.authority, &self.id, &self.names)?;
+        let enrol = issuer.enrol(&fresh, &self.clock)?;
+        self.identity.replace(issuer.chain(&fresh.leaf), &fresh.key)?;
         *self.enrol.write().unwrap_or_else(PoisonError::into_inner) = enrol;
         *self.not_after_ms.write().unwrap_or_else(PoisonError::into_inner) = fresh.not_after_ms;
+        Ok(())
+    }
+
+    /// Trusts another bundle, and shows a certificate of this authority, from the next handshake on. On an error
+    /// everything stays as it was.
+    pub(crate) fn install(
+        &self,
+        authority: Arc<Authority>,
+        own: Vec<Vec<u8>>,
+        trust: TrustBundle,
+    ) -> anyhow::Result<()> {
+        let next = Issuer {
+            authority,
+            own,
+            roots: roots_of(&trust),
+        };
+        let mut issuer = self.issuer.write().unwrap_or_else(PoisonError::into_inner);
+        if next.own != issuer.own || next.roots != issuer.roots {
+            let fresh = issue(&next.authority, &self.id, &self.names)?;
+            check(&next.chain(&fresh.leaf), &trust)?;
+            self.renew_by(&next)?;
+            tracing::info!(
+                roots = next.roots.len(),
+                "the listeners show a certificate of another authority or root"
+            );
+            *issuer = next;
+        }
+        self.trust.replace(trust);
         Ok(())
     }
 
@@ -184,12 +238,17 @@ fn issue(authority: &Authority, id: &SpiffeId, names: &HostNames) -> anyhow::Res
     })
 }
 
-fn enrol_config(
-    authority: &Authority,
-    root: &[u8],
-    fresh: &Fresh,
-    clock: &Clock,
-) -> anyhow::Result<EnrolTls> {
-    let chain = vec![fresh.leaf.clone(), authority.der().to_vec(), root.to_vec()];
-    Ok(server_enrol(chain, &fresh.key, clock, &[ALPN_H2])?)
+fn roots_of(trust: &TrustBundle) -> Vec<Vec<u8>> {
+    trust.roots().iter().map(|root| root.to_vec()).collect()
+}
+
+/// What this replica is about to show must be good by its own rules.
+fn check(chain: &[Vec<u8>], trust: &TrustBundle) -> anyhow::Result<()> {
+    let chain: Vec<CertificateDer<'_>> = chain
+        .iter()
+        .map(|der| CertificateDer::from(der.as_slice()))
+        .collect();
+    let now = palyra_platform::wall_ms();
+    verify_chain(&chain, trust, Usage::Server, &[Role::Replica], now)?;
+    Ok(())
 }

@@ -6,7 +6,7 @@ use crate::command::{Command, Envelope};
 use crate::ids::Id;
 use crate::read::Read;
 use crate::reject::{Code, Reject};
-use crate::{cluster, dispatch, identity, nodes, pairing};
+use crate::{ca, cluster, dispatch, identity, nodes, pairing};
 
 /// Which actors a command is for.
 enum Need {
@@ -81,6 +81,7 @@ fn need(command: &Command) -> Need {
         Command::Pairing(command) => command.action.as_ref().map(pairing_need),
         Command::Nodes(command) => command.action.as_ref().map(nodes_need),
         Command::Dispatch(command) => command.action.as_ref().map(dispatch_need),
+        Command::Ca(command) => command.action.as_ref().map(ca_need),
     }
     .unwrap_or(Need::System)
 }
@@ -132,5 +133,20 @@ fn dispatch_need(action: &dispatch::Action) -> Need {
         Action::Submit(_) | Action::Cancel(_) => Need::Role(Role::Operator),
         Action::Complete(_) | Action::AwaitMediation(_) | Action::ResumeFromMediation(_) => Need::AnyNode,
         Action::Expire(_) => Need::Replica,
+    }
+}
+
+fn ca_need(action: &ca::Action) -> Need {
+    use ca::Action;
+    match action {
+        Action::BeginRoot(_) | Action::AdvanceRoot(_) | Action::RevertRoot(_) | Action::AskRotation(_) => {
+            Need::Role(Role::Admin)
+        }
+        Action::CertifyAuthority(_)
+        | Action::RotateAuthority(_)
+        | Action::RetireAuthority(_)
+        | Action::Acknowledge(_)
+        | Action::ReplicaReady(_)
+        | Action::PublishCrl(_) => Need::Replica,
     }
 }

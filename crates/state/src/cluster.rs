@@ -288,6 +288,9 @@ pub struct AdmitReplica {
     /// Its own certificate.
     #[prost(message, required, tag = "3")]
     pub certificate: NewCertificate,
+    /// The root that signed both; 0: the first.
+    #[prost(uint32, tag = "10")]
+    pub root: u32,
 }
 
 /// Records what became of a replica in the Raft group. Actor: system or a replica. Reply: `Done`.

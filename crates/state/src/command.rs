@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use crate::actor::{Actor, WireActor};
 use crate::ids::Id;
-use crate::{access, cluster, dispatch, identity, limits, nodes, pairing};
+use crate::{access, ca, cluster, dispatch, identity, limits, nodes, pairing};
 
 /// A request: who asks for what, under which request id.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +44,9 @@ pub enum Command {
     /// About dispatches.
     #[prost(message, tag = "15")]
     Dispatch(dispatch::Command),
+    /// About the cluster's authorities.
+    #[prost(message, tag = "16")]
+    Ca(ca::Command),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -52,7 +55,7 @@ struct WireEnvelope {
     request_id: Id,
     #[prost(message, required, tag = "2")]
     actor: WireActor,
-    #[prost(oneof = "Command", tags = "10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Command", tags = "10, 11, 12, 13, 14, 15, 16")]
     command: Option<Command>,
 }
 
@@ -147,6 +150,7 @@ impl Command {
             Command::Pairing(command) => command.action.as_ref().map(pairing_name),
             Command::Nodes(command) => command.action.as_ref().map(nodes_name),
             Command::Dispatch(command) => command.action.as_ref().map(dispatch_name),
+            Command::Ca(command) => command.action.as_ref().map(ca_name),
         }
         .unwrap_or("unknown")
     }
@@ -166,6 +170,7 @@ impl Command {
             Command::Pairing(command) => command.action.as_ref().is_some_and(pairing_is_known),
             Command::Nodes(command) => command.action.as_ref().is_some_and(nodes_is_known),
             Command::Dispatch(command) => command.action.as_ref().is_some_and(dispatch_is_known),
+            Command::Ca(command) => command.action.as_ref().is_some_and(ca_is_known),
         }
     }
 }
@@ -236,6 +241,21 @@ fn dispatch_name(action: &dispatch::Action) -> &'static str {
     }
 }
 
+fn ca_name(action: &ca::Action) -> &'static str {
+    match action {
+        ca::Action::BeginRoot(_) => "ca.begin_root",
+        ca::Action::AdvanceRoot(_) => "ca.advance_root",
+        ca::Action::RevertRoot(_) => "ca.revert_root",
+        ca::Action::CertifyAuthority(_) => "ca.certify_authority",
+        ca::Action::RotateAuthority(_) => "ca.rotate_authority",
+        ca::Action::AskRotation(_) => "ca.ask_rotation",
+        ca::Action::RetireAuthority(_) => "ca.retire_authority",
+        ca::Action::Acknowledge(_) => "ca.acknowledge",
+        ca::Action::ReplicaReady(_) => "ca.replica_ready",
+        ca::Action::PublishCrl(_) => "ca.publish_crl",
+    }
+}
+
 fn cluster_is_known(action: &cluster::Action) -> bool {
     match action {
         cluster::Action::SetReplicaStatus(command) => cluster::ReplicaStatus::is_valid(command.status),
@@ -277,6 +297,14 @@ fn dispatch_is_known(action: &dispatch::Action) -> bool {
     }
 }
 
+fn ca_is_known(action: &ca::Action) -> bool {
+    match action {
+        ca::Action::AdvanceRoot(command) => ca::Phase::is_valid(command.from),
+        ca::Action::RevertRoot(command) => ca::Phase::is_valid(command.from),
+        _ => true,
+    }
+}
+
 /// Lets every single command be passed where a [`Command`] is wanted.
 macro_rules! commands {
     ($($variant:ident $domain:ident { $($action:ident)* })*) => {$($(
@@ -300,4 +328,8 @@ commands! {
     }
     Nodes nodes { Register Attach Detach DetachReplica DetachMany Lapse }
     Dispatch dispatch { Submit Complete AwaitMediation ResumeFromMediation Cancel Expire }
+    Ca ca {
+        BeginRoot AdvanceRoot RevertRoot CertifyAuthority RotateAuthority AskRotation RetireAuthority Acknowledge
+        ReplicaReady PublishCrl
+    }
 }

@@ -159,6 +159,17 @@ pub struct Certificate {
     /// SHA-256 of its SubjectPublicKeyInfo.
     #[prost(message, required, tag = "12")]
     pub spki: Fingerprint,
+    /// Which of its signer's authorities, or which root; 0: the first.
+    #[prost(uint32, tag = "35")]
+    pub authority_number: u32,
+}
+
+impl Certificate {
+    /// Who signed it: the replica, or 0 for a root, and the number of its authority or of the root.
+    #[must_use]
+    pub fn issuer(&self) -> (u64, u32) {
+        (self.authority, self.authority_number.max(1))
+    }
 }
 
 /// A certificate as a command brings it, signed and not yet recorded.
@@ -182,6 +193,9 @@ pub struct NewCertificate {
     /// Replica whose authority signed it; 0 for the root.
     #[prost(uint64, tag = "6")]
     pub authority: u64,
+    /// Which of its signer's authorities, or which root; 0: the first.
+    #[prost(uint32, tag = "35")]
+    pub authority_number: u32,
 }
 
 impl NewCertificate {

@@ -3,6 +3,7 @@
 //!
 //! The checks read the whole state and trust no index: indexes and counters are compared with the records.
 
+mod authorities;
 mod dispatches;
 mod fleet;
 mod people;
@@ -65,6 +66,7 @@ pub fn check(r: &dyn Read) -> Vec<Violation> {
     people::check(r, &mut findings);
     trust::check(r, &mut findings);
     fleet::check(r, &mut findings);
+    authorities::check(r, &mut findings);
     dispatches::check(r, &mut findings);
     findings.found
 }

@@ -143,6 +143,17 @@ pub const DEADLINE_MAX: u64 = DAY;
 /// Ids that one `Expire` may name.
 pub const EXPIRE_BATCH: usize = 256;
 
+/// Roots kept, retired ones included.
+pub const ROOTS: usize = 8;
+/// Authorities of one replica that are kept: the active one, and those whose certificates are good still.
+pub const AUTHORITIES: usize = 8;
+/// Devices, or operators, of which one entry may say that they hold a bundle.
+pub const ACK_BATCH: usize = 256;
+/// Certificates that one list of revoked ones holds; of more, those that end last.
+pub const CRL_ENTRIES: usize = 8_192;
+/// Largest signed list of revoked certificates: that many entries of 48 bytes, and what stands around them.
+pub const CRL_MAX: usize = 512 * 1024;
+
 /// Entries of a page when none is asked for.
 pub const PAGE: usize = 500;
 /// Most entries of a page.
@@ -167,5 +178,8 @@ const _: () = {
     assert!(SUSPECT_FOR < LOST_AFTER);
     assert!(LOST_AFTER_MIN < LOST_AFTER && LOST_AFTER < LOST_AFTER_MAX && LOST_AFTER_MAX < NEVER);
     assert!(PAGE < PAGE_MAX);
+    assert!(CRL_MAX + 1024 <= ENVELOPE_MAX && CRL_ENTRIES * 48 < CRL_MAX);
+    // Both roots of a rotation, and one that is retired to make room.
+    assert!(ROOTS > 2);
     assert!((OPEN_PER_DEVICE as usize) * 16 <= ENVELOPE_MAX);
 };

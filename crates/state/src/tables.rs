@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::ids::{Digest, Id};
 use crate::read::{Read, Visit};
-use crate::{access, cluster, dedup, dispatch, identity, journal, meta, nodes, pairing};
+use crate::{access, ca, cluster, dedup, dispatch, identity, journal, meta, nodes, pairing};
 
 /// Bookkeeping of the state machine: clock, position, hash, journal head.
 pub const META: Table<meta::Meta> = Table::new(0x01, "meta");
@@ -88,6 +88,23 @@ pub const FINISHED: Table<Present> = Table::new(0x40, "finished");
 /// Counters of dispatches.
 pub const DISPATCH_TOTALS: Table<dispatch::Totals> = Table::new(0x41, "dispatch_totals");
 
+/// Where the authorities stand.
+pub const CA: Table<ca::Ca> = Table::new(0x48, "ca");
+/// Roots by number, retired ones too.
+pub const ROOTS: Table<ca::Root> = Table::new(0x49, "roots");
+/// Authorities by (replica, number).
+pub const AUTHORITIES: Table<ca::Authority> = Table::new(0x4A, "authorities");
+/// What devices acknowledged, by id.
+pub const DEVICE_ACKS: Table<ca::Ack> = Table::new(0x4B, "device_acks");
+/// What operators and replicas acknowledged, by (kind, name).
+pub const MEMBER_ACKS: Table<ca::Ack> = Table::new(0x4C, "member_acks");
+/// Published lists of revoked certificates by (replica or 0 for a root, number).
+pub const CRLS: Table<ca::Crl> = Table::new(0x4D, "crls");
+/// Certificates that were issued by ((replica, number, end), fingerprint), until some time after they expired.
+pub const ISSUED: Table<Present> = Table::new(0x4E, "issued");
+/// Certificates that were revoked by ((replica, number, end), fingerprint), until some time after they expired.
+pub const REVOKED: Table<ca::RevokedCertificate> = Table::new(0x4F, "revoked");
+
 /// Tag and name of every table, in order of tags.
 pub const ALL: &[(u8, &str)] = &[
     META.entry(),
@@ -124,6 +141,14 @@ pub const ALL: &[(u8, &str)] = &[
     DISPATCHES_OF.entry(),
     FINISHED.entry(),
     DISPATCH_TOTALS.entry(),
+    CA.entry(),
+    ROOTS.entry(),
+    AUTHORITIES.entry(),
+    DEVICE_ACKS.entry(),
+    MEMBER_ACKS.entry(),
+    CRLS.entry(),
+    ISSUED.entry(),
+    REVOKED.entry(),
 ];
 
 // Tags rise strictly: no two tables share one.

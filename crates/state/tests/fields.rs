@@ -2,10 +2,13 @@
 //! changed.
 #![allow(clippy::unwrap_used)]
 
+#[path = "fields/authorities.rs"]
+mod authorities;
 mod kit;
 
 use std::collections::BTreeMap;
 
+use authorities::CA;
 use bytes::Bytes;
 use kit::{World, certificate, commands, operator, replica};
 use palyra_state::access::{self, Role};
@@ -56,7 +59,7 @@ type Field = (&'static str, usize, &'static str, Make);
 
 #[test]
 fn a_field_at_its_limit_is_accepted_and_one_above_is_refused() {
-    let fields = [CLUSTER, PEOPLE, PAIRING, NODES, DISPATCH].concat();
+    let fields = [CLUSTER, PEOPLE, PAIRING, NODES, DISPATCH, CA].concat();
     for (name, limit, code, make) in fields {
         let mut fits = stage();
         let (actor, command) = make(&mut fits, limit);

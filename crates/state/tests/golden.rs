@@ -13,8 +13,8 @@ use std::path::Path;
 
 use kit::{World, certificate, commands, fingerprint};
 use palyra_state::{
-    Actor, Command, Envelope, access, cluster, decode, dispatch, identity, journal, nodes, pairing, reply,
-    state_hash, tables,
+    Actor, Command, Envelope, access, ca, cluster, decode, dispatch, identity, journal, nodes, pairing,
+    reply, state_hash, tables,
 };
 use records::{id, records, text};
 
@@ -104,6 +104,15 @@ fn command_samples() -> BTreeMap<String, Vec<u8>> {
         max_staleness_ms: 0,
     };
     let with_level = Envelope::new(base.request_id, base.actor.clone(), with_level);
+    let base = &samples["command.cluster.admit_replica"];
+    let mut by_second_root = commands::admit(2, "r2");
+    by_second_root.root = 2;
+    by_second_root.certificate.authority_number = 2;
+    let by_second_root = Envelope::new(base.request_id, base.actor.clone(), by_second_root);
+    samples.insert(
+        "command.cluster.admit_replica.by_root_2".to_owned(),
+        by_second_root,
+    );
     samples.insert(
         "command.cluster.update_replica_addresses.with_level".to_owned(),
         with_level,
@@ -175,6 +184,12 @@ fn shape_samples() -> BTreeMap<String, Vec<u8>> {
         ("node_due", tables::NODES_DUE.key((258u64, one))),
         ("node_by_status", tables::NODES_BY_STATUS.key((3u32, one))),
         ("by_state", tables::DISPATCHES_BY_STATE.key((8u32, one))),
+        ("authority", tables::AUTHORITIES.key((258u64, 3u32))),
+        ("member_ack", tables::MEMBER_ACKS.key((1u32, "alice"))),
+        (
+            "issued",
+            tables::ISSUED.key(((258u64, 3u32, 4u64), fingerprint("n1"))),
+        ),
     ];
     samples.extend(keys.map(|(name, key)| (format!("key.{name}"), key)));
     for (name, numbers) in enums() {
@@ -226,6 +241,8 @@ fn enums() -> Vec<(&'static str, Vec<(String, i32)>)> {
         ("how", numbers::<nodes::How>()),
         ("dispatch_state", numbers::<dispatch::State>()),
         ("outcome", numbers::<dispatch::Outcome>()),
+        ("ca_phase", numbers::<ca::Phase>()),
+        ("authority_status", numbers::<ca::AuthorityStatus>()),
     ]
 }
 
@@ -267,7 +284,17 @@ fn envelopes() -> BTreeMap<String, Envelope> {
         )
     });
     let named: BTreeMap<String, Envelope> = named.collect();
-    assert_eq!(named.len(), 36, "a command without a sample");
+    let mut named = named;
+    // By themselves, so that what others append does not move them.
+    for (at, command) in ca_commands(&mut world).into_iter().enumerate() {
+        let envelope = Envelope {
+            request_id: id(300 + at as u64),
+            actor: actors[at % actors.len()].clone(),
+            command,
+        };
+        named.insert(format!("command.{}", envelope.command.name()), envelope);
+    }
+    assert_eq!(named.len(), 46, "a command without a sample");
     named
 }
 
@@ -410,6 +437,58 @@ fn liveness_commands(world: &mut World) -> Vec<Command> {
         nodes::Lapse {
             ids: vec![world.id("n1")],
             lost_after: 6,
+        }
+        .into(),
+    ]
+}
+
+fn ca_commands(world: &mut World) -> Vec<Command> {
+    let device = world.id("n1");
+    vec![
+        ca::BeginRoot {
+            reason: text("due"),
+            ..commands::begin_root("2")
+        }
+        .into(),
+        ca::AdvanceRoot {
+            from: ca::Phase::Issue as i32,
+            force: true,
+            reason: text("lost"),
+        }
+        .into(),
+        ca::RevertRoot {
+            from: ca::Phase::Distribute as i32,
+            reason: text("not yet"),
+        }
+        .into(),
+        commands::certify(2, 1, 2).into(),
+        commands::rotate_authority(2, 2, 1).into(),
+        ca::AskRotation {
+            replica_id: 2,
+            reason: text("lost"),
+        }
+        .into(),
+        ca::RetireAuthority {
+            replica_id: 2,
+            number: 1,
+        }
+        .into(),
+        ca::Acknowledge {
+            generation: 2,
+            devices: vec![device],
+            operators: vec![text("alice")],
+        }
+        .into(),
+        ca::ReplicaReady {
+            replica_id: 2,
+            step: 3,
+        }
+        .into(),
+        ca::PublishCrl {
+            crl: ca::Crl {
+                left_out: 2,
+                ..commands::crl(2, 1, 7, kit::T0).crl
+            },
         }
         .into(),
     ]

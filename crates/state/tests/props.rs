@@ -151,10 +151,20 @@ proptest! {
 }
 
 /// Every command there is, save genesis.
-const COMMANDS: [&str; 35] = [
+const COMMANDS: [&str; 45] = [
     "access.add_operator",
     "access.remove_operator",
     "access.set_role",
+    "ca.acknowledge",
+    "ca.advance_root",
+    "ca.ask_rotation",
+    "ca.begin_root",
+    "ca.certify_authority",
+    "ca.publish_crl",
+    "ca.replica_ready",
+    "ca.retire_authority",
+    "ca.revert_root",
+    "ca.rotate_authority",
     "cluster.admit_replica",
     "cluster.allocate_replica",
     "cluster.mint_join_token",
@@ -207,6 +217,7 @@ const ROWS: [&str; 19] = [
     "dispatch.finished timed_out",
     "dispatch.finished cancelled",
     "dispatch.finished session_lost",
+    "ca.root_retired",
     "cluster.replica_level",
     "cluster.replica_moved",
     "cluster.replica_staleness",

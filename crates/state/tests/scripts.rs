@@ -14,7 +14,7 @@ use std::path::Path;
 use bytes::Bytes;
 use kit::{World, certificate, commands, fingerprint};
 use palyra_state::cluster::ReplicaStatus;
-use palyra_state::{Actor, Command, Envelope, Id, access, cluster, dispatch, identity, nodes, pairing};
+use palyra_state::{Actor, Command, Envelope, Id, access, ca, cluster, dispatch, identity, nodes, pairing};
 
 #[test]
 fn scripts_come_out_as_expected() {
@@ -254,6 +254,7 @@ impl Args<'_> {
         if self.has("authority").is_some() {
             made.authority = self.number("authority");
         }
+        made.authority_number = self.number("authority_number") as u32;
         made
     }
 }
@@ -267,6 +268,7 @@ fn command_of(args: &mut Args<'_>, name: &str) -> Command {
         "pairing" => pairing_command(args, name),
         "nodes" => nodes_command(args, name),
         "dispatch" => dispatch_command(args, name),
+        "ca" => ca_command(args, name),
         _ => panic!("no such domain: {name}"),
     }
 }
@@ -282,7 +284,13 @@ fn cluster_command(args: &mut Args<'_>, name: &str) -> Command {
         "cluster.allocate_replica" => {
             commands::allocate(args.world, &args.text("token"), &args.text("name")).into()
         }
-        "cluster.admit_replica" => commands::admit(args.number("id"), &args.text("name")).into(),
+        "cluster.admit_replica" => {
+            let mut made = commands::admit(args.number("id"), &args.text("name"));
+            made.root = args.number("root") as u32;
+            made.certificate.authority = args.has("root").map_or(1, |_| 0);
+            made.certificate.authority_number = made.root;
+            made.into()
+        }
         "cluster.set_replica_status" => {
             let status = match args.text("to").as_str() {
                 "joining" => ReplicaStatus::Joining,
@@ -312,6 +320,56 @@ fn cluster_command(args: &mut Args<'_>, name: &str) -> Command {
             level: args.number("level") as u32,
         }
         .into(),
+        _ => panic!("no such command: {name}"),
+    }
+}
+
+fn phase(args: &Args<'_>) -> i32 {
+    let phase = match args.text("from").as_str() {
+        "distribute" => ca::Phase::Distribute,
+        "issue" => ca::Phase::Issue,
+        _ => ca::Phase::Idle,
+    };
+    phase as i32
+}
+
+fn ca_command(args: &mut Args<'_>, name: &str) -> Command {
+    let (replica_id, number) = (args.number("replica"), args.number("number") as u32);
+    let (root, reason) = (args.number("root") as u32, args.text("reason"));
+    match name {
+        "ca.begin_root" => commands::begin_root(&args.text("root")).into(),
+        "ca.advance_root" => ca::AdvanceRoot {
+            from: phase(args),
+            force: args.has("force").is_some(),
+            reason,
+        }
+        .into(),
+        "ca.revert_root" => ca::RevertRoot {
+            from: phase(args),
+            reason,
+        }
+        .into(),
+        "ca.certify_authority" => commands::certify(replica_id, number, root).into(),
+        "ca.rotate_authority" => commands::rotate_authority(replica_id, number, root).into(),
+        "ca.ask_rotation" => ca::AskRotation { replica_id, reason }.into(),
+        "ca.retire_authority" => ca::RetireAuthority { replica_id, number }.into(),
+        "ca.acknowledge" => {
+            let operators = args.text("operators");
+            let operators = operators.split(',').filter(|name| !name.is_empty());
+            let operators = operators.map(str::to_owned).collect();
+            ca::Acknowledge {
+                generation: args.number("generation"),
+                devices: args.ids("devices"),
+                operators,
+            }
+            .into()
+        }
+        "ca.replica_ready" => ca::ReplicaReady {
+            replica_id,
+            step: args.number("step"),
+        }
+        .into(),
+        "ca.publish_crl" => commands::crl(replica_id, number, args.number("crl"), args.world.at).into(),
         _ => panic!("no such command: {name}"),
     }
 }

@@ -38,6 +38,7 @@ fn certificate(subject: &str) -> NewCertificate {
         not_after: now + YEAR_MS,
         // The root's: a replica's authority goes with the replica.
         authority: 0,
+        authority_number: 0,
     }
 }
 
@@ -105,6 +106,7 @@ pub(crate) fn admit(replica_id: u64) -> Envelope {
         replica_id,
         authority_cert_der: Bytes::from_static(b"authority"),
         certificate: certificate(&format!("replica/{replica_id}")),
+        root: 0,
     };
     envelope(Actor::System, admit)
 }

@@ -351,6 +351,7 @@ pub(crate) async fn a_node_without_streams_polls(cluster: &mut Cluster) {
     let attach = wire::Attach {
         request_id: palyra_client::new_ulid(),
         held: vec![],
+        ..wire::Attach::default()
     };
     let poll = |epoch: u64, attach: Option<wire::Attach>| wire::PollRequest {
         device_id: device_id.clone(),
@@ -359,6 +360,7 @@ pub(crate) async fn a_node_without_streams_polls(cluster: &mut Cluster) {
         wait_ms: if attach.is_some() { 0 } else { 5_000 },
         attach,
         leave: false,
+        ..wire::PollRequest::default()
     };
     let epoch = client
         .poll(poll(0, Some(attach)))

@@ -352,6 +352,7 @@ fn recorded(issued: &IssuedCert) -> Result<NewCertificate> {
         not_before: issued.not_before_ms,
         not_after: issued.not_after_ms,
         authority: FIRST,
+        authority_number: 0,
     })
 }
 

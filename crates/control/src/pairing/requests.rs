@@ -12,7 +12,7 @@ use palyra_state::identity::{self, NewCertificate};
 use palyra_state::pairing::{
     self as records, Approve, MarkCompleted, Reject as RejectRequest, Request, RequestStatus,
 };
-use palyra_state::{Code, Fingerprint, Id, Read, Reject, cluster};
+use palyra_state::{Code, Fingerprint, Id, Read, Reject, ca};
 
 use crate::caller::Caller;
 use crate::control::{Control, ReadInfo, ReadOptions, WriteInfo, bounded_wait};
@@ -231,7 +231,7 @@ impl Control {
             Error::invalid("name", error.to_string(), "use lower-case letters, digits, . - _")
         })?;
         let now_ms = platform::wall_ms();
-        let authority = &self.keys().authority;
+        let (number, authority) = self.issuing()?;
         let issued = authority
             .issue_from_csr(
                 csr,
@@ -249,7 +249,9 @@ impl Control {
                 ),
                 other => signing(other.to_string()),
             })?;
-        new_certificate(&issued, self.replica_id())
+        let mut certificate = new_certificate(&issued, self.replica_id())?;
+        certificate.authority_number = number;
+        Ok(certificate)
     }
 }
 
@@ -278,6 +280,7 @@ pub(crate) fn new_certificate(
         not_before: issued.not_before_ms,
         not_after: issued.not_after_ms,
         authority,
+        authority_number: 0,
     })
 }
 
@@ -291,7 +294,8 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// A recorded certificate with its issuer, leaf first, without the root.
+/// A recorded certificate with its issuer, leaf first, without the root. During a rotation of the root the issuer has a
+/// certificate under either root, and the chain both.
 pub(crate) fn chain_of(view: &dyn Read, fingerprint: Fingerprint) -> Result<Vec<Vec<u8>>, Error> {
     let missing = || {
         Error::Internal(format!(
@@ -300,9 +304,10 @@ pub(crate) fn chain_of(view: &dyn Read, fingerprint: Fingerprint) -> Result<Vec<
     };
     let leaf = identity::certificate_by_fingerprint(view, fingerprint).ok_or_else(missing)?;
     let mut chain = vec![leaf.der.to_vec()];
-    if leaf.authority != 0 {
-        let issuer = cluster::replica(view, leaf.authority).ok_or_else(missing)?;
-        chain.push(issuer.authority_cert_der.to_vec());
+    let (replica_id, number) = leaf.issuer();
+    if replica_id != 0 {
+        let issuer = ca::authority(view, replica_id, number).ok_or_else(missing)?;
+        chain.extend(crate::ca::certificates_of(view, &issuer));
     }
     Ok(chain)
 }

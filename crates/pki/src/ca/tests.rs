@@ -1,8 +1,8 @@
 //! What the authority promises: names from the arguments, keys from the request, ends within the issuer's.
 
 use super::*;
-use crate::PeerIdentity;
 use crate::testing::{CLUSTER, DEVICE, NOW, Seeded, cluster};
+use crate::{PeerIdentity, TrustBundle};
 
 fn node(domain: &TrustDomain) -> SpiffeId {
     SpiffeId::new(domain.clone(), Role::Node, DEVICE).unwrap()
@@ -223,4 +223,82 @@ fn signers_are_checked_when_opened() {
         crate::identity::spki_sha256(cluster.root.der()).unwrap()
     );
     assert!(Root::create(CLUSTER, &cluster.domain, u64::MAX, &mut rng).is_err());
+}
+
+#[test]
+fn an_authority_under_two_roots_makes_chains_that_either_trusts() {
+    use crate::chain::{Usage, verify_chain};
+    use crate::credential::to_rustls;
+    let cluster = cluster(1);
+    let mut rng = Seeded::new(77);
+    let next = Root::create_next("01JD7Z8QK3M5N7P9R1S3T5V7X9", 2, &cluster.domain, NOW, &mut rng).unwrap();
+    let again = next
+        .certify_authority(cluster.authority.der(), 1, NOW, &mut rng)
+        .unwrap();
+    assert_eq!(again.spki_sha256, cluster.authority.key().spki_sha256());
+    assert!(again.not_after_ms <= cluster.authority.not_after_ms());
+    let key = KeyPair::generate(&mut rng).unwrap();
+    let id = SpiffeId::new(cluster.domain.clone(), Role::Operator, "ann").unwrap();
+    let none = HostNames::default();
+    let leaf = cluster
+        .authority
+        .issue_from_csr(&key.make_csr().unwrap(), &id, 1000, &none, NOW, &mut rng)
+        .unwrap();
+    let old_root = cluster.bundle.clone();
+    let roots = vec![next.der().to_vec()];
+    let new_root = TrustBundle::new(old_root.cluster_id(), cluster.domain.clone(), roots).unwrap();
+    let check = |chain: &[Vec<u8>], bundle: &TrustBundle| {
+        verify_chain(&to_rustls(chain), bundle, Usage::Client, &[Role::Operator], NOW)
+    };
+    let old_chain = [leaf.der.clone(), cluster.authority.der().to_vec()];
+    let both = [
+        leaf.der.clone(),
+        again.der.clone(),
+        cluster.authority.der().to_vec(),
+    ];
+    check(&both, &old_root).unwrap();
+    check(&both, &new_root).unwrap();
+    check(&old_chain, &old_root).unwrap();
+    check(&old_chain, &new_root).unwrap_err();
+    // Whoever knows the authority under its new root completes an old chain.
+    let knowing = new_root.clone().with_authorities(vec![again.der.clone()]);
+    check(&old_chain, &knowing).unwrap();
+    // A known authority is no root.
+    let stranger =
+        Root::create_next("01JD7Z8QK3M5N7P9R1S3T5V7X9", 3, &cluster.domain, NOW, &mut rng).unwrap();
+    let roots = vec![stranger.der().to_vec()];
+    let other = TrustBundle::new(old_root.cluster_id(), cluster.domain.clone(), roots).unwrap();
+    check(&both, &other.with_authorities(vec![again.der])).unwrap_err();
+}
+
+#[test]
+fn a_list_of_revoked_certificates_is_signed_and_read_back() {
+    use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate};
+    let cluster = cluster(1);
+    let crl = Crl {
+        number: 0x80,
+        this_update_ms: NOW,
+        next_update_ms: NOW + 86_400_000,
+        revoked: vec![Revoked {
+            serial: vec![0x40, 1, 2],
+            revoked_at_ms: NOW,
+            reason: RevokedFor::PrivilegeWithdrawn,
+        }],
+    };
+    let der = cluster.authority.sign_crl(&crl).unwrap();
+    let (_, read) = CertificateRevocationList::from_der(&der).unwrap();
+    let (_, authority) = X509Certificate::from_der(cluster.authority.der()).unwrap();
+    read.verify_signature(authority.public_key()).unwrap();
+    assert_eq!(read.crl_number().unwrap().to_string(), "128");
+    assert_eq!(read.issuer(), authority.subject());
+    let listed: Vec<Vec<u8>> = read
+        .iter_revoked_certificates()
+        .map(|one| one.raw_serial().to_vec())
+        .collect();
+    assert_eq!(listed, [vec![0x40, 1, 2]]);
+    let empty = Crl {
+        revoked: Vec::new(),
+        ..crl
+    };
+    assert!(cluster.authority.sign_crl(&empty).is_ok());
 }

@@ -344,6 +344,7 @@ pub fn genesis() -> cluster::Genesis {
         not_before: 0,
         not_after: u64::MAX / 2,
         authority: 0,
+        authority_number: 0,
     };
     cluster::Genesis {
         cluster_id: Id::from_bytes(CLUSTER.to_be_bytes()),

@@ -42,6 +42,7 @@ impl JoinService for Gateway {
             wrapped_kek: joined.wrapped_kek.into(),
             peers: joined.peers.into_iter().map(peer_address).collect(),
             proof: joined.proof.into(),
+            more_roots: super::convert::chain(joined.more_roots),
         }))
     }
 }

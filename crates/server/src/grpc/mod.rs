@@ -5,6 +5,7 @@
 //! [`crate::status`].
 
 mod access;
+mod ca;
 mod cluster;
 mod dispatch;
 mod enrol;
@@ -23,6 +24,7 @@ use palyra_control::{Caller, EnrolSource};
 use palyra_control::{Error, Refusal};
 use palyra_pki::{PeerIdentity, Role as CertificateRole};
 use palyra_proto::access::v1::access_service_server::AccessServiceServer;
+use palyra_proto::ca::v1::ca_service_server::CaServiceServer;
 use palyra_proto::cluster::v1::cluster_service_server::ClusterServiceServer;
 use palyra_proto::cluster::v1::join_service_server::JoinServiceServer;
 use palyra_proto::dispatch::v1::dispatch_service_server::DispatchServiceServer;
@@ -81,6 +83,7 @@ impl Gateway {
             .add_service(sized!(JournalServiceServer))
             .add_service(sized!(AccessServiceServer))
             .add_service(sized!(ClusterServiceServer))
+            .add_service(sized!(CaServiceServer))
             .add_service(self.for_the_known(health.max_decoding_message_size(message)))
             .add_service(self.for_the_known(reflection.max_decoding_message_size(message)));
         Ok((routes, reporter))

@@ -52,6 +52,8 @@ const VIEWERS: &[&str] = &[
     "palyra.access.v1.AccessService/WhoAmI",
     "palyra.access.v1.AccessService/ListOperators",
     "palyra.cluster.v1.ClusterService/Status",
+    "palyra.ca.v1.CaService/Status",
+    "palyra.ca.v1.CaService/Trust",
     "palyra.pairing.v1.PairingService/ListCodes",
     "palyra.pairing.v1.PairingService/ListRequests",
     "palyra.pairing.v1.PairingService/GetRequest",
@@ -73,6 +75,10 @@ const ADMINS: &[&str] = &[
     "palyra.cluster.v1.ClusterService/TransferLeader",
     "palyra.cluster.v1.ClusterService/RemoveReplica",
     "palyra.cluster.v1.ClusterService/TriggerSnapshot",
+    "palyra.ca.v1.CaService/RotateAuthority",
+    "palyra.ca.v1.CaService/BeginRoot",
+    "palyra.ca.v1.CaService/AdvanceRoot",
+    "palyra.ca.v1.CaService/RevertRoot",
 ];
 /// Of gRPC itself.
 const OTHERS: &[&str] = &[
@@ -136,6 +142,7 @@ fn recorded(issued: &IssuedCert, authority: u64) -> NewCertificate {
         not_before: issued.not_before_ms,
         not_after: issued.not_after_ms,
         authority,
+        authority_number: 0,
     }
 }
 

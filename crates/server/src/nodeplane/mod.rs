@@ -106,6 +106,9 @@ impl NodePlane {
             .control
             .poll(&from.peer, &request.device_id, epoch, attach, wait_ms)
             .await?;
+        // A newer bundle waits for the next poll, which says what came of it.
+        let holds = request.trust_generation;
+        self.control.node_trusts(&from.peer, &request.device_id, holds)?;
         let messages = answer.messages.into_iter();
         Ok(wire::PollResponse {
             epoch: answer.epoch,
@@ -190,6 +193,10 @@ impl NodePlane {
             Outbound::Cancel { dispatch_id, reason } => Body::Cancel(wire::CancelDispatch {
                 dispatch_id: dispatch_id.to_string(),
                 reason,
+            }),
+            Outbound::Trust(update) => Body::TrustUpdate(wire::TrustUpdate {
+                generation: update.generation,
+                roots: convert::chain(update.roots),
             }),
             Outbound::Goodbye { end, pace } => Body::Goodbye(wire::Goodbye {
                 retry_after_ms: convert::millis(pace.after),

@@ -44,8 +44,11 @@ impl NodePlane {
         let connection = from.connection.ok_or(Error::Busy {
             what: "connections that it has not entered",
         })?;
-        let attach = self.first_message(&from, &mut inbound, connection).await?;
+        let (attach, trust_generation) = self.first_message(&from, &mut inbound, connection).await?;
+        let device_id = attach.device_id.clone();
         let session = self.control.attach(&from.peer, attach).await?;
+        self.control
+            .node_trusts(&from.peer, &device_id, trust_generation)?;
         let attached = session.attached();
         let first = wire::ServerMessage {
             body: Some(server_message::Body::Attached(wire::Attached {
@@ -74,7 +77,7 @@ impl NodePlane {
         from: &Origin,
         inbound: &mut S,
         connection: u64,
-    ) -> Result<AttachRequest, Error>
+    ) -> Result<(AttachRequest, u64), Error>
     where
         S: Stream<Item = Result<wire::NodeMessage, Broken>> + Send + Unpin,
     {
@@ -90,12 +93,13 @@ impl NodePlane {
         let Some(Body::Attach(attach)) = message.body else {
             return Err(protocol("the first message of a session must be Attach"));
         };
-        Ok(AttachRequest {
+        let request = AttachRequest {
             device_id: message.device_id,
             held: attach.held,
             transport: from.transport,
             connection,
-        })
+        };
+        Ok((request, attach.trust_generation))
     }
 
     /// The messages after the first. When they are dropped, so is the guard, and the reading task ends.
@@ -168,6 +172,11 @@ impl Reader {
                 request_id: mediation.request_id,
             },
             Some(Body::Leave(_)) => Inbound::Leave,
+            Some(Body::TrustAck(ack)) => {
+                return self
+                    .session
+                    .trusts(&self.from.peer, &message.device_id, ack.generation);
+            }
             Some(Body::Attach(_)) => return Err(protocol("a session is attached once")),
             None => return Err(protocol("a message without a body")),
         };

@@ -8,7 +8,7 @@ use crate::read::Read;
 use crate::reject::{Code, Reject};
 use crate::reply::Reply;
 use crate::txn::Txn;
-use crate::{check, limits, tables};
+use crate::{ca, check, limits, tables};
 
 pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject> {
     match action {
@@ -71,6 +71,7 @@ pub(crate) fn admit(
         removed_at: 0,
     };
     txn.put(&tables::OPERATORS, name, &operator);
+    ca::operator_added(txn, name);
     let fingerprint = identity::record(txn, CertificateKind::Operator, name, certificate, None)?;
     txn.emit(
         "access.operator_added",
@@ -93,6 +94,7 @@ fn remove(txn: &mut Txn<'_>, command: &RemoveOperator) -> Result<Reply, Reject> 
     operator.set_status(OperatorStatus::Removed);
     operator.removed_at = txn.now;
     txn.put(&tables::OPERATORS, name, &operator);
+    ca::operator_gone(txn, name);
     let certificates = identity::revoke_all(txn, CertificateKind::Operator, name);
     txn.emit(
         "access.operator_removed",

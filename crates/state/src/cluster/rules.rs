@@ -13,7 +13,7 @@ use crate::read::Read;
 use crate::reject::{Code, Reject};
 use crate::reply::{ReplicaAllocated, Reply, TokenMinted};
 use crate::txn::Txn;
-use crate::{check, limits, tables};
+use crate::{ca, check, limits, tables};
 
 pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject> {
     match action {
@@ -43,6 +43,8 @@ fn genesis(txn: &mut Txn<'_>, command: &Genesis) -> Result<Reply, Reject> {
         next_replica_id: 2,
     };
     txn.put(&tables::CLUSTER, (), &born);
+    ca::born(txn, &command.root_cert_der, &command.root_key_sealed);
+    ca::replica_admitted(txn, 1, 1, &command.authority_cert_der)?;
     let first = Replica {
         id: 1,
         name: command.replica_name.clone(),
@@ -247,6 +249,7 @@ fn admit(txn: &mut Txn<'_>, command: &AdmitReplica) -> Result<Reply, Reject> {
     if replica.status() != ReplicaStatus::Allocated {
         return Err(refused_change(&replica, ReplicaStatus::Joining));
     }
+    ca::replica_admitted(txn, replica.id, command.root, &command.authority_cert_der)?;
     let subject = replica.id.to_string();
     replica.certificate = identity::record(
         txn,
@@ -372,6 +375,7 @@ fn set_removed(txn: &mut Txn<'_>, replica: &mut Replica) {
     replica.removed_at = txn.now;
     txn.put(&tables::REPLICAS, replica.id, replica);
     identity::revoke_all(txn, CertificateKind::Replica, &replica.id.to_string());
+    ca::replica_removed(txn, replica.id);
     txn.emit(
         "cluster.replica_removed",
         replica.id,

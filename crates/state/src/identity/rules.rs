@@ -13,7 +13,7 @@ use crate::reject::{Code, Reject};
 use crate::reply::{Reply, Revoked};
 use crate::tables;
 use crate::txn::Txn;
-use crate::{check, cluster, dispatch, limits, nodes, pairing};
+use crate::{ca, check, cluster, dispatch, limits, nodes, pairing};
 
 pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject> {
     match action {
@@ -126,8 +126,10 @@ pub(crate) fn record(
         issued_at: txn.now,
         pairing_id,
         spki: new.spki,
+        authority_number: new.authority_number,
     };
     txn.put(&tables::CERTIFICATES, fingerprint, &certificate);
+    ca::issued(txn, &certificate);
     txn.mark(
         &tables::CERTIFICATES_OF,
         (kind as u32, tables::Text(subject), fingerprint),
@@ -151,6 +153,7 @@ fn check_new(txn: &Txn<'_>, new: &NewCertificate, fingerprint: Fingerprint) -> R
     if !signed_by_member {
         return bad("the replica that signed it is no member");
     }
+    ca::check_issuer(txn, new)?;
     if certificate_by_fingerprint(txn, fingerprint).is_some() {
         return Err(Reject::new(Code::CertificateRecorded, [&fingerprint]));
     }
@@ -185,6 +188,7 @@ pub(crate) fn revoke_all(txn: &mut Txn<'_>, kind: CertificateKind, subject: &str
         if certificate.status() != CertificateStatus::Revoked {
             certificate.set_status(CertificateStatus::Revoked);
             txn.put(&tables::CERTIFICATES, certificate.fingerprint, &certificate);
+            ca::revoked(txn, &certificate);
             count += 1;
         }
     }
@@ -219,6 +223,7 @@ fn revoke_device(txn: &mut Txn<'_>, command: &RevokeDevice) -> Result<Reply, Rej
     device.revoked_index = txn.index;
     device.reason = command.reason.clone();
     txn.put(&tables::DEVICES, id, &device);
+    ca::device_gone(txn, id);
     let certificates = revoke_all(txn, CertificateKind::Node, &id.to_string());
     txn.emit(
         "identity.device_revoked",
@@ -296,6 +301,7 @@ fn revoke_operator_certificate(
     }
     certificate.set_status(CertificateStatus::Revoked);
     txn.put(&tables::CERTIFICATES, certificate.fingerprint, &certificate);
+    ca::revoked(txn, &certificate);
     txn.emit(
         "identity.operator_certificate_revoked",
         &certificate.subject,

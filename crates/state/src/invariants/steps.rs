@@ -29,6 +29,7 @@ pub fn check_step(
     ends_are_final(before, after, &mut findings);
     results_come_from_their_epoch(before, envelope, applied, &mut findings);
     nodes_are_waited_for(before, after, &mut findings);
+    super::authorities::check_step(before, after, &mut findings);
     findings.found
 }
 

@@ -10,7 +10,7 @@ use crate::ids::Id;
 use crate::reject::{Code, Reject};
 use crate::reply::{Approved, Reply};
 use crate::txn::Txn;
-use crate::{check, limits, nodes, tables};
+use crate::{ca, check, limits, nodes, tables};
 
 /// Writes a new, pending request.
 pub(super) fn insert(txn: &mut Txn<'_>, new: &Request) {
@@ -103,6 +103,7 @@ pub(super) fn approve(txn: &mut Txn<'_>, command: &Approve) -> Result<Reply, Rej
         nodes::close_session(txn, device_id, "paired again");
     } else {
         nodes::count_device(txn)?;
+        ca::device_trusted(txn, device_id);
     }
     let certificate = &command.certificate;
     let fingerprint = identity::record(txn, CertificateKind::Node, &subject, certificate, Some(found.id))?;

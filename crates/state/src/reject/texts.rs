@@ -142,6 +142,26 @@ pub enum Code {
     BadDeadline = 612,
     /// Dispatches of … bytes wait in the cluster, and … is the limit.
     ClusterQueueFull = 613,
+    /// A rotation of the root is in phase …, begun by ….
+    RotationUnderWay = 701,
+    /// No rotation of the root is under way.
+    NoRotation = 702,
+    /// The rotation is in phase …, not ….
+    RotationPhase = 703,
+    /// Replicas … have not taken step ….
+    ReplicasNotReady = 704,
+    /// … nodes and … operators have not acknowledged generation ….
+    NotAcknowledged = 705,
+    /// The authority of replica … is refused: ….
+    BadAuthority = 706,
+    /// Replica … has no authority ….
+    NoSuchAuthority = 707,
+    /// Authority … of replica … is in use until ….
+    AuthorityInUse = 708,
+    /// The root is refused: ….
+    BadRoot = 709,
+    /// A list with number … is published already.
+    StaleCrl = 710,
     /// The request id … is older than what is remembered.
     RequestTooOld = 901,
     /// The request id … is more than a day ahead of the cluster's clock.
@@ -230,6 +250,16 @@ impl Code {
         Code::DispatchExists,
         Code::BadDeadline,
         Code::ClusterQueueFull,
+        Code::RotationUnderWay,
+        Code::NoRotation,
+        Code::RotationPhase,
+        Code::ReplicasNotReady,
+        Code::NotAcknowledged,
+        Code::BadAuthority,
+        Code::NoSuchAuthority,
+        Code::AuthorityInUse,
+        Code::BadRoot,
+        Code::StaleCrl,
         Code::RequestTooOld,
         Code::RequestAhead,
         Code::RequestReused,
@@ -475,6 +505,39 @@ const TEXTS: &[(Code, Class, &str, &str)] = &[
     (Code::ClusterQueueFull, Class::Exhausted,
      "dispatches of {0} bytes wait in the cluster, and {1} is the limit",
      "wait until some dispatches end, or cancel them: `palyra job ls`"),
+    (Code::RotationUnderWay, Class::Conflict,
+     "a rotation of the root is in phase {0}, begun by {1}",
+     "see `palyra ca status`; finish it with `palyra ca rotate root advance`, or give it up with `palyra \
+      ca rotate root revert`"),
+    (Code::NoRotation, Class::Precondition,
+     "no rotation of the root is under way",
+     "begin one with `palyra ca rotate root begin`"),
+    (Code::RotationPhase, Class::Conflict,
+     "the rotation of the root is in phase {0}, not {1}",
+     "somebody else moved it: look at `palyra ca status`, and decide again"),
+    (Code::ReplicasNotReady, Class::Precondition,
+     "replicas have not taken step {1} of the rotation yet: {0}",
+     "wait until `palyra ca status` shows them ready; start those that are down, or remove them with \
+      `palyra cluster remove-replica`; `--force --reason` leaves them behind"),
+    (Code::NotAcknowledged, Class::Precondition,
+     "{0} nodes and {1} operators have not acknowledged generation {2} of the trust bundle",
+     "`palyra ca status --all` names them; bring them online, or leave them behind with `--force \
+      --reason`: nodes pair again then, and operators need a new credential"),
+    (Code::BadAuthority, Class::Precondition,
+     "the new authority of replica {0} is refused: {1}",
+     "the replica tries again by itself; look at `palyra ca status`"),
+    (Code::NoSuchAuthority, Class::NotFound,
+     "replica {0} has no authority {1}",
+     "look at `palyra ca status`"),
+    (Code::AuthorityInUse, Class::Precondition,
+     "authority {1} of replica {0} is in use; its last certificate ends at {2}",
+     "it is forgotten by itself once it issues no more and its last certificate has expired"),
+    (Code::BadRoot, Class::Invalid,
+     "the root is refused: {0}",
+     "make a new one: `palyra ca rotate root begin` without a file"),
+    (Code::StaleCrl, Class::Conflict,
+     "a list of revoked certificates with number {0} is published already; this one has {1}",
+     "nothing needs to be done: the newer list stands"),
     (Code::RequestTooOld, Class::Expired,
      "the request id {0} is older than what is remembered",
      "if you do not know what became of it, look before you send it again under a new id"),

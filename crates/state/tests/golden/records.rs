@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use palyra_state::{
-    Accepted, Answer, Class, Code, Cursor, Digest, Id, Meta, Reject, Reply, Requester, Row, Seen, access,
+    Accepted, Answer, Class, Code, Cursor, Digest, Id, Meta, Reject, Reply, Requester, Row, Seen, access, ca,
     cluster, dispatch, identity, nodes, pairing, reply, tables,
 };
 use prost::Message;
@@ -39,6 +39,7 @@ pub(crate) fn records() -> BTreeMap<String, Vec<u8>> {
     node_records(&mut all);
     dispatch_records(&mut all);
     bookkeeping_records(&mut all);
+    ca_records(&mut all);
     replies(&mut all);
     all
 }
@@ -131,8 +132,14 @@ fn identity_records(all: &mut BTreeMap<String, Vec<u8>>) {
         issued_at: 4,
         pairing_id: Some(id(4)),
         spki: key("n1"),
+        authority_number: 0,
     };
     add(all, "record.certificate", &certificate);
+    let certificate = identity::Certificate {
+        authority_number: 2,
+        ..certificate
+    };
+    add(all, "record.certificate.of_authority_2", &certificate);
     add(all, "record.key_owner", &identity::KeyOwner { device_id: id(3) });
 }
 
@@ -303,6 +310,68 @@ fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {
         },
     );
     add(all, "record.present", &tables::Present {});
+}
+
+fn ca_records(all: &mut BTreeMap<String, Vec<u8>>) {
+    let state = ca::Ca {
+        generation: 1,
+        step: 2,
+        phase: ca::Phase::Issue as i32,
+        issuing: 3,
+        other: 4,
+        next_root: 5,
+        phase_since: 6,
+        begun_by: text("operator/root"),
+        devices: 7,
+        devices_acked: 8,
+    };
+    add(all, "record.ca", &state);
+    let root = ca::Root {
+        number: 1,
+        der: Bytes::from_static(b"root"),
+        key_sealed: Bytes::from_static(b"sealed"),
+        added_at: 2,
+        added_by: text("operator/root"),
+        retired_at: 3,
+        revoked_index: 4,
+    };
+    add(all, "record.root", &root);
+    let authority = ca::Authority {
+        replica_id: 1,
+        number: 2,
+        status: ca::AuthorityStatus::Retiring as i32,
+        certificates: vec![ca::AuthorityCertificate {
+            root: 3,
+            der: Bytes::from_static(b"authority"),
+        }],
+        created_at: 4,
+        since: 5,
+        last_not_after: 6,
+        rotation_asked_at: 7,
+        issued: 8,
+        revoked_index: 9,
+    };
+    add(all, "record.authority", &authority);
+    add(all, "record.ack", &ca::Ack { number: 1, at: 2 });
+    let crl = ca::Crl {
+        replica_id: 1,
+        number: 2,
+        der: Bytes::from_static(b"list"),
+        crl_number: 3,
+        this_update: 4,
+        next_update: 5,
+        entries: 6,
+        left_out: 7,
+    };
+    add(all, "record.crl", &crl);
+    let revoked = ca::RevokedCertificate {
+        serial: Bytes::from_static(&[1, 2]),
+        revoked_at: 1,
+        not_after: 2,
+        fingerprint: fingerprint("n1"),
+        subject: text("alice"),
+    };
+    add(all, "record.revoked_certificate", &revoked);
 }
 
 fn bookkeeping_records(all: &mut BTreeMap<String, Vec<u8>>) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use palyra_state::cluster::{self, Addresses};
 use palyra_state::nodes::{Capability, Effect};
-use palyra_state::{Digest, access, dispatch, identity, nodes, pairing};
+use palyra_state::{Digest, access, ca, dispatch, identity, nodes, pairing};
 
 use super::{World, certificate, key};
 
@@ -39,6 +39,55 @@ pub fn genesis(world: &mut World) -> cluster::Genesis {
     }
 }
 
+pub fn begin_root(name: &str) -> ca::BeginRoot {
+    ca::BeginRoot {
+        der: Bytes::from(format!("root {name}")),
+        key_sealed: Bytes::from(format!("sealed key of root {name}")),
+        reason: String::new(),
+    }
+}
+
+pub fn advance_root(from: ca::Phase) -> ca::AdvanceRoot {
+    ca::AdvanceRoot {
+        from: from as i32,
+        force: false,
+        reason: String::new(),
+    }
+}
+
+pub fn certify(replica_id: u64, number: u32, root: u32) -> ca::CertifyAuthority {
+    ca::CertifyAuthority {
+        replica_id,
+        number,
+        root,
+        der: Bytes::from(format!("authority {number} of {replica_id} by root {root}")),
+    }
+}
+
+pub fn rotate_authority(replica_id: u64, number: u32, root: u32) -> ca::RotateAuthority {
+    ca::RotateAuthority {
+        replica_id,
+        number,
+        root,
+        der: Bytes::from(format!("authority {number} of {replica_id} by root {root}")),
+    }
+}
+
+pub fn crl(replica_id: u64, number: u32, crl_number: u64, now: u64) -> ca::PublishCrl {
+    ca::PublishCrl {
+        crl: ca::Crl {
+            replica_id,
+            number,
+            der: Bytes::from(format!("list {crl_number} of {replica_id}/{number}")),
+            crl_number,
+            this_update: now,
+            next_update: now + 86_400_000,
+            entries: 1,
+            left_out: 0,
+        },
+    }
+}
+
 pub fn mint_token(world: &mut World, token: &str, name: &str) -> cluster::MintJoinToken {
     cluster::MintJoinToken {
         token_id: world.id(token),
@@ -61,6 +110,7 @@ pub fn admit(id: u64, name: &str) -> cluster::AdmitReplica {
         replica_id: id,
         authority_cert_der: Bytes::from(format!("authority of {name}")),
         certificate: certificate(name),
+        root: 0,
     }
 }
 

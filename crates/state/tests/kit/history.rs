@@ -1,9 +1,12 @@
 //! Random histories: commands that mostly make sense, by actors that mostly may, over few names, so that they
 //! meet.
 
+#[path = "authorities.rs"]
+mod authorities;
+
 use bytes::Bytes;
 use palyra_state::cluster::ReplicaStatus;
-use palyra_state::{Actor, Command, access, cluster, dispatch, identity, nodes, pairing};
+use palyra_state::{Actor, Command, access, ca, cluster, dispatch, identity, nodes, pairing};
 use proptest::prelude::*;
 
 use crate::kit::{World, certificate, commands, id_at, operator, replica};
@@ -72,11 +75,12 @@ pub(crate) fn fleet() -> World {
 
 /// What a step asks for, and who usually does.
 pub(crate) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
-    let usual = match step.kind % 32 {
+    let usual = match step.kind % 34 {
         0..8 => pairing_command(world, step),
         8..14 => nodes_command(world, step),
         14..24 => dispatch_command(world, step),
         24..28 => identity_command(world, step),
+        32.. => authorities::command(world, step),
         _ => people_command(world, step),
     };
     // One in sixteen is asked by somebody else.
@@ -532,7 +536,8 @@ fn replica_command(world: &mut World, step: &Step) -> (Actor, Command) {
                 .into_iter()
                 .find(waiting)
                 .map_or(replica_id, |found| found.id);
-            let admit = commands::admit(id, &format!("replica {id}"));
+            let mut admit = commands::admit(id, &format!("replica {id}"));
+            admit.root = ca::ca(&world.state).issuing;
             (replica(1), admit.into())
         }
         8 if step.one > 2 => level_command(world),

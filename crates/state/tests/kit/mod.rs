@@ -182,5 +182,6 @@ pub fn certificate(name: &str) -> NewCertificate {
         not_before: T0 - 1_000,
         not_after: T0 + 10 * 24 * 3_600_000,
         authority: 1,
+        authority_number: 0,
     }
 }
