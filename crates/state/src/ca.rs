@@ -8,7 +8,9 @@
 //! be shown; a root's key is gone once the root is retired.
 
 mod books;
+mod rotation;
 mod rules;
+mod telling;
 
 pub(crate) use books::{born, device_gone, device_trusted, issued, operator_added, operator_gone, revoked};
 pub(crate) use rules::{apply, check_issuer, replica_admitted, replica_removed};

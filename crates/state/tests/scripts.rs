@@ -6,6 +6,8 @@
 //! in what is expected.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+#[path = "kit/ca_script.rs"]
+mod ca_script;
 mod kit;
 
 use std::fmt::Write as _;
@@ -14,7 +16,7 @@ use std::path::Path;
 use bytes::Bytes;
 use kit::{World, certificate, commands, fingerprint};
 use palyra_state::cluster::ReplicaStatus;
-use palyra_state::{Actor, Command, Envelope, Id, access, ca, cluster, dispatch, identity, nodes, pairing};
+use palyra_state::{Actor, Command, Envelope, Id, access, cluster, dispatch, identity, nodes, pairing};
 
 #[test]
 fn scripts_come_out_as_expected() {
@@ -268,7 +270,7 @@ fn command_of(args: &mut Args<'_>, name: &str) -> Command {
         "pairing" => pairing_command(args, name),
         "nodes" => nodes_command(args, name),
         "dispatch" => dispatch_command(args, name),
-        "ca" => ca_command(args, name),
+        "ca" => ca_script::command(args, name),
         _ => panic!("no such domain: {name}"),
     }
 }
@@ -320,56 +322,6 @@ fn cluster_command(args: &mut Args<'_>, name: &str) -> Command {
             level: args.number("level") as u32,
         }
         .into(),
-        _ => panic!("no such command: {name}"),
-    }
-}
-
-fn phase(args: &Args<'_>) -> i32 {
-    let phase = match args.text("from").as_str() {
-        "distribute" => ca::Phase::Distribute,
-        "issue" => ca::Phase::Issue,
-        _ => ca::Phase::Idle,
-    };
-    phase as i32
-}
-
-fn ca_command(args: &mut Args<'_>, name: &str) -> Command {
-    let (replica_id, number) = (args.number("replica"), args.number("number") as u32);
-    let (root, reason) = (args.number("root") as u32, args.text("reason"));
-    match name {
-        "ca.begin_root" => commands::begin_root(&args.text("root")).into(),
-        "ca.advance_root" => ca::AdvanceRoot {
-            from: phase(args),
-            force: args.has("force").is_some(),
-            reason,
-        }
-        .into(),
-        "ca.revert_root" => ca::RevertRoot {
-            from: phase(args),
-            reason,
-        }
-        .into(),
-        "ca.certify_authority" => commands::certify(replica_id, number, root).into(),
-        "ca.rotate_authority" => commands::rotate_authority(replica_id, number, root).into(),
-        "ca.ask_rotation" => ca::AskRotation { replica_id, reason }.into(),
-        "ca.retire_authority" => ca::RetireAuthority { replica_id, number }.into(),
-        "ca.acknowledge" => {
-            let operators = args.text("operators");
-            let operators = operators.split(',').filter(|name| !name.is_empty());
-            let operators = operators.map(str::to_owned).collect();
-            ca::Acknowledge {
-                generation: args.number("generation"),
-                devices: args.ids("devices"),
-                operators,
-            }
-            .into()
-        }
-        "ca.replica_ready" => ca::ReplicaReady {
-            replica_id,
-            step: args.number("step"),
-        }
-        .into(),
-        "ca.publish_crl" => commands::crl(replica_id, number, args.number("crl"), args.world.at).into(),
         _ => panic!("no such command: {name}"),
     }
 }

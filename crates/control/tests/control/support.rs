@@ -25,7 +25,7 @@ use palyra_state::access::Role;
 use palyra_state::cluster::{self, Addresses, Genesis, Replica as Record, ReplicaStatus};
 use palyra_state::identity::NewCertificate;
 use palyra_state::nodes::{Capability, Effect};
-use palyra_state::{Actor, Envelope, Fingerprint, Id};
+use palyra_state::{Actor, Envelope, Fingerprint, Id, ca};
 use palyra_storage::{Disk, MemEngine};
 
 /// A bound on every wait, far beyond what any of them takes.
@@ -259,6 +259,11 @@ impl Cluster {
         soon(found(&replica, Envelope::new(fresh_id(), Actor::System, genesis)))
             .await
             .unwrap();
+        // What a replica says of itself at first, so that it is in nobody's count of entries.
+        until(&replica, |view| {
+            ca::replica_step(view, 1) > 0 && ca::crl(view, 0, 1).is_some() && ca::crl(view, 1, 1).is_some()
+        })
+        .await;
         Cluster {
             control,
             replica,
