@@ -2,6 +2,7 @@
 //! behave and nodes that don't.
 #![allow(clippy::unwrap_used)]
 
+mod authorities;
 mod damage;
 mod dispatch;
 mod faults;
@@ -129,6 +130,17 @@ const TESTS: &[Test] = &[
     }),
     ("a_watch_goes_on_elsewhere", |c| {
         Box::pin(operations::a_watch_goes_on_elsewhere(c))
+    }),
+    ("authorities_are_replaced_one_and_all", |c| {
+        Box::pin(authorities::authorities_are_replaced_one_and_all(c))
+    }),
+    ("a_stranger_checks_the_lists_of_revoked_certificates", |c| {
+        Box::pin(authorities::a_stranger_checks_the_lists_of_revoked_certificates(
+            c,
+        ))
+    }),
+    ("the_root_is_replaced_while_nodes_come_and_go", |c| {
+        Box::pin(authorities::the_root_is_replaced_while_nodes_come_and_go(c))
     }),
     ("the_journal_holds", |c| {
         Box::pin(async { operations::the_journal_holds(c) })

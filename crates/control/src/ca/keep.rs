@@ -324,10 +324,8 @@ impl Control {
         };
         let unknown = |name: &&KeyName| !known.contains(name) && Some(**name) != pending;
         let gone: Vec<KeyName> = keys.keys().filter(unknown).copied().collect();
-        // At its start a replica may not have applied yet what makes a key known.
-        if known.is_empty()
-            || self.replica().applied().borrow().saturating_add(1) < self.replica().status().committed
-        {
+        // A replica that is fresh has applied what makes a key known; the look at the beginning of the pass asked that.
+        if known.is_empty() {
             return Ok(());
         }
         for name in gone {
@@ -479,7 +477,8 @@ impl Control {
             let mut all = ca::authorities(&view);
             all.retain(|one| {
                 let end = one.last_not_after + RETIRE_AFTER_MS;
-                one.status() == AuthorityStatus::Retiring && (one.last_not_after == 0 || end < now)
+                // What was signed right before the rotation may still be on its way into the log.
+                one.status() == AuthorityStatus::Retiring && end < now && one.since + RETIRE_AFTER_MS < now
             });
             all
         };

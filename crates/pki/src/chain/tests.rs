@@ -100,8 +100,8 @@ fn role_usage_and_length_are_checked() {
     let refused = verify_chain(&chain, &cluster.bundle, Usage::Server, &[Role::Operator], NOW);
     assert_eq!(refused.unwrap_err(), ChainError::WrongUsage);
     assert_eq!(check(&[], &cluster, NOW).unwrap_err(), ChainError::Length(0));
-    let long = [chain.clone(), chain.clone()].concat();
-    assert_eq!(check(&long, &cluster, NOW).unwrap_err(), ChainError::Length(6));
+    let long = [chain.clone(), chain.clone(), chain.clone()].concat();
+    assert_eq!(check(&long, &cluster, NOW).unwrap_err(), ChainError::Length(9));
     let large = vec![CertificateDer::from(vec![0x30; MAX_CERTIFICATE + 1])];
     assert!(matches!(
         check(&large, &cluster, NOW),
