@@ -52,10 +52,14 @@ pub(crate) enum Rotate {
 
 /// Whose authority.
 #[derive(Debug, Args)]
-#[group(id = "whose", required = true, multiple = false, args = ["replica", "all"])]
 pub(crate) struct Authority {
     /// Name or id of one replica
-    #[arg(long, value_name = "REPLICA")]
+    #[arg(
+        long,
+        value_name = "REPLICA",
+        conflicts_with = "all",
+        required_unless_present = "all"
+    )]
     replica: Option<String>,
     /// All replicas
     #[arg(long)]

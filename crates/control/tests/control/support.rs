@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use palyra_control::{
     AttachRequest, BeginPin, Caller, Completion, Control, ControlConfig, End, EnrolSource, Error, FinishPin,
     Invoke, Join, Keys, Limits, Mint, Outbound, Outgoing, PinBegun, ProofAccepted, ProveTicket, Registration,
@@ -80,6 +81,19 @@ pub(crate) struct Cluster {
 pub(crate) struct Member {
     pub(crate) control: Control,
     pub(crate) replica: Replica,
+}
+
+// What is proposed in the background while the runtime of a test ends must not look like the death of Raft.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = self.replica.shutdown().now_or_never();
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let _ = self.replica.shutdown().now_or_never();
+    }
 }
 
 /// Waits until the state of a replica is as wanted.
