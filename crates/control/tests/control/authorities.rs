@@ -79,12 +79,13 @@ fn bundle(one: &Cluster, roots: Vec<Vec<u8>>) -> TrustBundle {
 /// The chain that a node gets when it renews now.
 async fn renewed(one: &Cluster, node: &Machine) -> Vec<Vec<u8>> {
     let caller = one.control.admit_node(node.peer()).unwrap();
+    let renewed = one.control.renew(&caller, "", &csr()).await;
+    renewed.unwrap().0
+}
+
+fn csr() -> Vec<u8> {
     let key = KeyPair::generate(&mut |out: &mut [u8]| platform::fill_random(out)).unwrap();
-    one.control
-        .renew(&caller, "", &key.make_csr().unwrap())
-        .await
-        .unwrap()
-        .0
+    key.make_csr().unwrap()
 }
 
 fn is_good(chain: &[Vec<u8>], trust: &TrustBundle) -> bool {
@@ -314,10 +315,9 @@ async fn an_authority_is_replaced_and_lists_what_it_revoked() {
     soon(async {
         for number in 0.. {
             let name = format!("op-{number}");
-            let csr = csr();
             let added = one
                 .control
-                .add_operator(&operator, "", &name, "viewer", &csr, 0)
+                .add_operator(&operator, "", &name, "viewer", &csr(), 0)
                 .await
                 .unwrap();
             if added.chain[1] != before[1] {
