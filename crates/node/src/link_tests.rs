@@ -194,3 +194,45 @@ async fn a_certificate_for_somebody_else_or_of_another_cluster_is_not_taken() {
     assert_eq!(link.describe(), before);
     assert!(home.next_credential().unwrap().is_none());
 }
+
+#[test]
+fn a_trust_bundle_is_on_disk_for_both_credentials_before_it_counts() {
+    let issuer = Issuer::new();
+    let dir = tempfile::tempdir().unwrap();
+    let home = Home::create(dir.path()).unwrap();
+    home.set_credential(&issuer.credential(wall_ms()), false).unwrap();
+    let next = Root::create_next(CLUSTER, 2, &issuer.domain, wall_ms(), &mut fill_random).unwrap();
+    let both = vec![issuer.root.der().to_vec(), next.der().to_vec()];
+    let mut link = TlsLink::open(&home).unwrap();
+    assert_eq!(link.trust_generation(), 0);
+    link.trust(2, both.clone()).unwrap();
+    let stored = home.credential().unwrap().unwrap();
+    assert_eq!(
+        (stored.trust_generation, stored.trust().unwrap().roots().len()),
+        (2, 2)
+    );
+    // An older one that comes late changes nothing; one that is none is refused and changes nothing.
+    link.trust(1, both[..1].to_vec()).unwrap();
+    assert_eq!(link.trust(3, Vec::new()).unwrap_err().code, "N0902");
+    assert_eq!(link.trust(3, vec![b"junk".to_vec()]).unwrap_err().code, "N0902");
+    assert_eq!(home.credential().unwrap().unwrap(), stored);
+
+    // A renewal that was under way brings the bundle of before; it is brought up to date before it is used.
+    home.set_credential(&issuer.credential(wall_ms()), true).unwrap();
+    assert!(link.renewed(Ok(())));
+    assert_eq!(link.trust_generation(), 2);
+    assert_eq!(home.next_credential().unwrap().unwrap().trust_generation, 2);
+    // The same after a crash in between.
+    home.set_credential(&issuer.credential(wall_ms()), true).unwrap();
+    assert_eq!(TlsLink::open(&home).unwrap().trust_generation(), 2);
+    link.trust(3, both[1..].to_vec()).unwrap();
+    for stored in [
+        home.credential().unwrap().unwrap(),
+        home.next_credential().unwrap().unwrap(),
+    ] {
+        assert_eq!(
+            (stored.trust_generation, stored.trust().unwrap().roots().len()),
+            (3, 1)
+        );
+    }
+}

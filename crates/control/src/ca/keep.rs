@@ -59,12 +59,14 @@ impl Control {
             if pause == AGAIN {
                 continue;
             }
+            // A list that is made anew too soon waits for its time; nothing else may come to wake this.
+            let tick = if self.has_unlisted() { LOOK * 5 } else { TICK };
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => return,
                 changed = applied.changed() => if changed.is_err() { return },
                 () = self.authorities().wake.notified() => {}
-                () = platform::sleep(TICK) => {}
+                () = platform::sleep(tick) => {}
             }
         }
     }
@@ -336,6 +338,25 @@ impl Control {
             keys.remove(&name);
         }
         Ok(())
+    }
+
+    /// Whether something is revoked that no published list of this replica, or of a root, has.
+    fn has_unlisted(&self) -> bool {
+        let view = self.replica().view();
+        let behind = |replica_id, number, index: u64| {
+            index > 0 && ca::crl(&view, replica_id, number).is_none_or(|crl| crl.crl_number < index)
+        };
+        let own = ca::authorities_of(&view, self.replica_id());
+        let roots = if self.replica().leads() {
+            ca::trusted_roots(&view)
+        } else {
+            Vec::new()
+        };
+        own.iter()
+            .any(|one| behind(one.replica_id, one.number, one.revoked_index))
+            || roots
+                .iter()
+                .any(|root| behind(0, root.number, root.revoked_index))
     }
 
     /// Signs a new list for each authority of this replica whose list is old, or does not have what was revoked.
