@@ -93,6 +93,7 @@ async fn leave(device_id: String, connection: Connection, epoch: u64) {
         epoch,
         attach: None,
         wait_ms: 0,
+        trust_generation: agent.link.trust_generation(),
         leave: true,
     };
     drop(timeout(LAST_WORD, connection.poll(request)).await);
