@@ -93,7 +93,7 @@ async fn leave(device_id: String, connection: Connection, epoch: u64) {
         epoch,
         attach: None,
         wait_ms: 0,
-        trust_generation: agent.link.trust_generation(),
+        trust_generation: 0,
         leave: true,
     };
     drop(timeout(LAST_WORD, connection.poll(request)).await);
