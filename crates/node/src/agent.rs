@@ -317,8 +317,8 @@ impl Agent {
     }
 }
 
-/// A replica that shows a certificate under a root that is not known here: a stranger, or the cluster's root was rotated
-/// while this node was away.
+/// A replica that shows a certificate under a root that is not known here: a stranger, or the cluster's root was
+/// rotated while this node was away.
 fn wrong_server(error: &palyra_client::ConnectError) -> String {
     match &error.chain {
         Some(palyra_pki::ChainError::UnknownIssuer { .. }) => format!(

@@ -141,13 +141,7 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
     let book = AddressBook::cached(dir.join(layout::PEERS));
     let transport = ports::transport(&tls, &book);
     let replica = open_replica(config, database, &meter, transport).await?;
-    let settings = control_config(config)?;
-    let vault = Arc::new(FileVault::new(
-        config,
-        settings.trust_domain.clone(),
-        Arc::clone(&tls),
-    ));
-    let control = Control::start_with(settings, replica.clone(), keys_of(files)?, vault);
+    let control = start_control(config, files, &tls, &replica)?;
 
     let (stop, stop_peers) = (Stop::default(), Stop::default());
     let (fail, failed) = watch::channel(None);
@@ -202,6 +196,23 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
         failed,
         _lock: lock,
     })
+}
+
+fn start_control(
+    config: &Config,
+    files: ReplicaFiles,
+    tls: &Arc<Tls>,
+    replica: &Replica,
+) -> Result<Control, Failure> {
+    let settings = control_config(config)?;
+    let vault = FileVault::new(config, settings.trust_domain.clone(), Arc::clone(tls));
+    let keys = keys_of(files)?;
+    Ok(Control::start_with(
+        settings,
+        replica.clone(),
+        keys,
+        Arc::new(vault),
+    ))
 }
 
 /// Opens the database, and the replica on it.

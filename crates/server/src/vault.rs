@@ -1,8 +1,8 @@
 //! The keys of this replica's authorities on disk, and what its listeners trust and show.
 //!
-//! What never lives here: plain keys (`palyra_control` seals them), and the decision what to install. Invariants: each
-//! file is replaced as a whole; a crash at any point leaves a folder from which the replica starts: the certificate of a
-//! new authority is written while its key is stored beside the old one.
+//! What never lives here: plain keys (`palyra_control` seals them), and the decision what to install. Invariants:
+//! each file is replaced as a whole; a crash at any point leaves a folder from which the replica starts: the
+//! certificate of a new authority is written while its key is stored beside the old one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The cluster's authorities: its roots, the issuing authority of each replica, who has acknowledged which trust bundle,
-//! and the lists of revoked certificates.
+//! The cluster's authorities: its roots, the issuing authority of each replica, who has acknowledged which trust
+//! bundle, and the lists of revoked certificates.
 //!
 //! What never lives here: plain private keys, and the reading of certificates (they arrive signed, as bytes).
 //! Invariants: there is always a root that is trusted and signs; a rotation of the root goes from `distribute` to

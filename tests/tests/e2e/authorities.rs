@@ -105,6 +105,18 @@ pub(crate) async fn the_root_is_replaced_while_nodes_come_and_go(cluster: &mut C
     ];
     assert_eq!(cluster.palyra(&force).ok().field("phase"), "idle");
 
+    let left = [(&second_dir, &second), (&third_dir, &third)];
+    after_the_end(cluster, &before, &steady, &left, &last_dir).await;
+}
+
+/// The old root is gone: who was told goes on, who was not says why.
+async fn after_the_end(
+    cluster: &mut Cluster,
+    before: &Value,
+    steady: &str,
+    told: &[(&PathBuf, &String)],
+    last_dir: &Path,
+) {
     let after = status(cluster, "the old root to be gone", |now| {
         replicas_ready(now)
             && now["roots"]
@@ -119,23 +131,25 @@ pub(crate) async fn the_root_is_replaced_while_nodes_come_and_go(cluster: &mut C
         after["roots"][1]["fingerprint"]
     );
     assert_eq!(after["roots"][0]["key_held"], false);
-    works(cluster, &steady, "after").await;
-    let _second = comes_back(cluster, &second_dir, &second).await;
-    let _third = comes_back(cluster, &third_dir, &third).await;
+    works(cluster, steady, "after").await;
+    let mut agents = Vec::new();
+    for (dir, device_id) in told {
+        agents.push(comes_back(cluster, dir, device_id).await);
+    }
     let (_, new, _new) = working_node(cluster, "paired-after").await;
     works(cluster, &new, "new").await;
 
     // Who was away throughout says so, and how it comes back.
-    let _last = cluster.start_node(&last_dir, None);
+    let _last = cluster.start_node(last_dir, None);
     eventually("the node that was left behind to say why", async || {
-        let status = palyra_node::service::status(&last_dir).await.ok()?.agent?;
+        let status = palyra_node::service::status(last_dir).await.ok()?.agent?;
         (status.last_error.contains("N0901") && status.last_error.contains("pair --replace")).then_some(())
     })
     .await;
     // And a replica that starts anew finds its way with what is on its disk.
     cluster.kill(2);
     cluster.start_replica(2);
-    works(cluster, &steady, "restarted").await;
+    works(cluster, steady, "restarted").await;
 }
 
 /// `GET path` from a replica's port for metrics and health.

@@ -6,6 +6,7 @@
 
 mod authorities;
 mod dispatching;
+mod ending;
 mod events;
 mod hostile;
 mod liveness;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt as _;
 use palyra_control::{
     AttachRequest, BeginPin, Caller, Completion, Control, ControlConfig, End, EnrolSource, Error, FinishPin,
     Invoke, Join, Keys, Limits, Mint, Outbound, Outgoing, PinBegun, ProofAccepted, ProveTicket, Registration,
@@ -26,7 +25,7 @@ use palyra_state::access::Role;
 use palyra_state::cluster::{self, Addresses, Genesis, Replica as Record, ReplicaStatus};
 use palyra_state::identity::NewCertificate;
 use palyra_state::nodes::{Capability, Effect};
-use palyra_state::{Actor, Envelope, Fingerprint, Id, ca};
+use palyra_state::{Actor, Envelope, Fingerprint, Id};
 use palyra_storage::{Disk, MemEngine};
 
 /// A bound on every wait, far beyond what any of them takes.
@@ -81,19 +80,6 @@ pub(crate) struct Cluster {
 pub(crate) struct Member {
     pub(crate) control: Control,
     pub(crate) replica: Replica,
-}
-
-// What is proposed in the background while the runtime of a test ends must not look like the death of Raft.
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        let _ = self.replica.shutdown().now_or_never();
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        let _ = self.replica.shutdown().now_or_never();
-    }
 }
 
 /// Waits until the state of a replica is as wanted.
@@ -273,11 +259,7 @@ impl Cluster {
         soon(found(&replica, Envelope::new(fresh_id(), Actor::System, genesis)))
             .await
             .unwrap();
-        // What a replica says of itself at first, so that it is in nobody's count of entries.
-        until(&replica, |view| {
-            ca::replica_step(view, 1) > 0 && ca::crl(view, 0, 1).is_some() && ca::crl(view, 1, 1).is_some()
-        })
-        .await;
+        crate::ending::spoken(&replica).await;
         Cluster {
             control,
             replica,
