@@ -200,7 +200,7 @@ const COMMANDS: [&str; 45] = [
 ];
 
 /// Journal rows that need more than their command to come about.
-const ROWS: [&str; 19] = [
+const ROWS: [&str; 20] = [
     "pairing.code_burned",
     "pairing.code_expired",
     "pairing.proof_failed",
