@@ -1,27 +1,19 @@
 //! `palyra device`: the identities of paired machines, and their end.
 
-use std::time::Duration;
+mod end;
 
 use clap::{Args, Subcommand};
 use palyra_client::{Client, wall_ms};
-use palyra_proto::node::v1::{
-    CertificateInfo, DeviceInfo, GetDeviceRequest, ListDevicesRequest, RevokeDeviceRequest,
-    RevokeDeviceResponse,
-};
+use palyra_proto::node::v1::{CertificateInfo, DeviceInfo, GetDeviceRequest, ListDevicesRequest};
 use serde::Serialize;
-use tokio::time::Instant;
 
-use crate::failure::{Failure, PARTIAL, Result};
+use crate::failure::Result;
 use crate::output::table::{Column, column, text, wide};
-use crate::output::time::{Moment, millis};
-use crate::output::{Out, Record, Source, note};
+use crate::output::time::Moment;
+use crate::output::{Out, Record, Source};
 use crate::pages::{ALL, Limit};
-use crate::session::{Global, required_reason};
+use crate::session::Global;
 use crate::watch::watch;
-
-/// How long a revocation waits for all replicas when nothing is asked for: twice what it takes for the
-/// authority of a lost replica to lapse.
-const REVOKE_WAIT: Duration = Duration::from_secs(15);
 
 /// What can be done about devices.
 #[derive(Debug, Subcommand)]
@@ -40,36 +32,44 @@ pub(crate) enum Verb {
         after_help = "Example:\n  palyra device revoke web-1 --reason \"stolen\"\n\nExit code 12: revoked, \
                             but not every replica is known to have enforced it yet."
     )]
-    Revoke(Revoke),
+    Revoke(end::Revoke),
+    /// Shows how far a revocation is: which replicas have enforced it, and why others have not
+    #[command(
+        after_help = "Example:\n  palyra device revocation web-1\n\nAny replica can tell, at any time. Exit \
+                            code 12: not every replica is known to have enforced it."
+    )]
+    Revocation(end::Revocation),
+    /// Forgets a revoked device and its node; its id and its keys stay refused
+    #[command(
+        after_help = "Example:\n  palyra device remove web-1\n  palyra device remove web-2 --revoke \
+                            --reason \"scrapped\""
+    )]
+    Remove(end::Remove),
+    /// Forgets of a removed device what it is refused by, too: it may pair again. For admins
+    #[command(after_help = "Example:\n  palyra device purge 01J9ZQ4Y8M6T2V5W7X1B3C5D7E")]
+    Purge(end::Purge),
 }
 
 /// What is listed.
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Only devices of this status: trusted, revoked
-    #[arg(long, value_name = "STATUS", default_value = "", hide_default_value = true)]
+    /// Only devices of this status: trusted, revoked, removed
+    #[arg(
+        long,
+        value_name = "STATUS",
+        default_value = "",
+        hide_default_value = true,
+        conflicts_with = "all"
+    )]
     status: String,
+    /// Removed devices, too
+    #[arg(long)]
+    all: bool,
     /// Print what changes, until interrupted
     #[arg(short, long)]
     watch: bool,
     #[command(flatten)]
     limit: Limit,
-}
-
-/// Which device is revoked.
-#[derive(Debug, Args)]
-pub(crate) struct Revoke {
-    /// Device id, name, or the beginning of an id
-    device: String,
-    /// Why; kept in the journal
-    #[arg(long)]
-    reason: String,
-    /// Wait until every replica has enforced it; this is the default
-    #[arg(long, overrides_with = "no_wait")]
-    wait: bool,
-    /// Answer once it is committed
-    #[arg(long)]
-    no_wait: bool,
 }
 
 /// Does what was asked about devices.
@@ -86,7 +86,10 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
             out.list(&items, source)?;
         }
         Verb::Show { device } => show(client, out, device).await?,
-        Verb::Revoke(revoke) => revoke_device(global, client, revoke).await?,
+        Verb::Revoke(revoke) => end::revoke(global, client, revoke).await?,
+        Verb::Revocation(revocation) => end::revocation(global, client, revocation).await?,
+        Verb::Remove(remove) => end::remove(global, client, remove).await?,
+        Verb::Purge(purge) => end::purge(global, client, purge).await?,
     }
     session.close().await;
     Ok(())
@@ -96,7 +99,11 @@ async fn devices(client: &Client, list: &List, limit: Limit) -> Result<(Vec<Devi
     limit
         .all(async |page| {
             let request = ListDevicesRequest {
-                status: list.status.clone(),
+                status: if list.all {
+                    "all".to_owned()
+                } else {
+                    list.status.clone()
+                },
                 page: Some(page),
                 read: None,
             };
@@ -129,6 +136,13 @@ async fn show(client: &Client, out: Out, device: String) -> Result {
     } else {
         format!("{} by {}", view.revoked_at.told(now), view.revoked_by)
     };
+    let removed = match view.removed_by.as_str() {
+        "" => String::new(),
+        by => format!(
+            "{} by {by}; its id and keys stay refused until it is purged",
+            view.removed_at.told(now)
+        ),
+    };
     let facts = [
         ("device", view.id.clone()),
         ("name", view.name.clone()),
@@ -139,102 +153,10 @@ async fn show(client: &Client, out: Out, device: String) -> Result {
         ),
         ("revoked", revoked),
         ("reason", view.reason.clone()),
+        ("removed", removed),
         ("certificates", certificates.join("\n")),
     ];
     out.one(&view, answer.read.into(), &facts)
-}
-
-async fn revoke_device(global: &Global, client: &Client, revoke: Revoke) -> Result {
-    required_reason(&revoke.reason)?;
-    // By its id from here on: a name means a device only while it is trusted, and the question is asked
-    // again.
-    let found = client
-        .get_device(GetDeviceRequest {
-            device_id: revoke.device,
-            read: None,
-        })
-        .await?;
-    let device = found.device.unwrap_or_default();
-    let until = Instant::now() + global.timeout.unwrap_or(REVOKE_WAIT);
-    let mut request = RevokeDeviceRequest {
-        request_id: global.request_id(),
-        device_id: device.id,
-        reason: revoke.reason,
-        wait_ms: 1,
-    };
-    let mut answer = client.revoke_device(request.clone()).await?;
-    let mut told = usize::MAX;
-    loop {
-        if revoke.no_wait {
-            break;
-        }
-        if told != answer.enforced.len() {
-            note(&progress(&answer));
-            told = answer.enforced.len();
-        }
-        let left = millis(until.saturating_duration_since(Instant::now()));
-        if answer.pending.is_empty() || left == 0 {
-            break;
-        }
-        // The same request id: the first call has revoked, this one asks how far it has come. It is committed, so
-        // a failure is none of the revocation. In one go: a replica that is silent counts as harmless once the
-        // server has waited for it long enough, and each call waits anew.
-        request.wait_ms = u32::try_from(left).unwrap_or(u32::MAX);
-        match client.revoke_device(request.clone()).await {
-            Ok(further) => answer = further,
-            Err(error) => {
-                // The client has tried for long enough already.
-                let cause = &error.message;
-                note(&format!(
-                    "committed; how far it is enforced is not known: {cause}"
-                ));
-                break;
-            }
-        }
-    }
-    let view = Revoked {
-        device: &request.device_id,
-        enforced: &answer.enforced,
-        pending: &answer.pending,
-    };
-    let state = if answer.pending.is_empty() {
-        "no replica lets it in any more"
-    } else {
-        "committed"
-    };
-    let facts = [
-        ("revoked", request.device_id.clone()),
-        ("name", device.name),
-        ("state", state.to_owned()),
-        ("enforced by", replicas(&answer.enforced)),
-        ("pending at", replicas(&answer.pending)),
-    ];
-    global.out().one(&view, answer.write.into(), &facts)?;
-    if answer.pending.is_empty() || revoke.no_wait {
-        Ok(())
-    } else {
-        Err(Failure::Silent(PARTIAL))
-    }
-}
-
-fn progress(answer: &RevokeDeviceResponse) -> String {
-    let all = answer.enforced.len() + answer.pending.len();
-    let end = if answer.pending.is_empty() { "" } else { "\u{2026}" };
-    format!("{}/{all} replicas enforced{end}", answer.enforced.len())
-}
-
-fn replicas(ids: &[u64]) -> String {
-    ids.iter()
-        .map(|id| format!("r{id}"))
-        .collect::<Vec<_>>()
-        .join(" ")
-}
-
-#[derive(Serialize)]
-struct Revoked<'a> {
-    device: &'a str,
-    enforced: &'a [u64],
-    pending: &'a [u64],
 }
 
 /// A device as it is printed.
@@ -248,6 +170,8 @@ struct DeviceView {
     revoked_at: Moment,
     revoked_by: String,
     reason: String,
+    removed_at: Moment,
+    removed_by: String,
     certificates: Vec<CertificateView>,
 }
 
@@ -297,6 +221,8 @@ impl From<DeviceInfo> for DeviceView {
             revoked_at: Moment(info.revoked_at_ms),
             revoked_by: info.revoked_by,
             reason: info.reason,
+            removed_at: Moment(info.removed_at_ms),
+            removed_by: info.removed_by,
             certificates: info.certificates.into_iter().map(CertificateView::from).collect(),
         }
     }
@@ -329,21 +255,5 @@ impl Record for DeviceView {
             self.revoked_by.clone(),
             self.reason.clone(),
         ]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn progress_counts_replicas() {
-        let answer = |enforced: &[u64], pending: &[u64]| RevokeDeviceResponse {
-            enforced: enforced.to_vec(),
-            pending: pending.to_vec(),
-            write: None,
-        };
-        assert_eq!(progress(&answer(&[1, 2], &[3])), "2/3 replicas enforced\u{2026}");
-        assert_eq!(progress(&answer(&[1, 2, 3], &[])), "3/3 replicas enforced");
     }
 }

@@ -25,7 +25,8 @@ use palyra_proto::journal::v1::{
 };
 use palyra_proto::node::v1::{
     GetDeviceRequest, GetDeviceResponse, GetNodeRequest, GetNodeResponse, ListDevicesRequest,
-    ListDevicesResponse, ListNodesRequest, ListNodesResponse, RevokeDeviceRequest, RevokeDeviceResponse,
+    ListDevicesResponse, ListNodesRequest, ListNodesResponse, PurgeDeviceRequest, PurgeDeviceResponse,
+    RemoveDeviceRequest, RemoveDeviceResponse, RevokeDeviceRequest, RevokeDeviceResponse,
     fleet_service_client::FleetServiceClient,
 };
 use palyra_proto::pairing::v1::{
@@ -57,7 +58,7 @@ fn pairing(channel: Channel) -> PairingServiceClient<Channel> {
     PairingServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
-fn fleet(channel: Channel) -> FleetServiceClient<Channel> {
+pub(crate) fn fleet(channel: Channel) -> FleetServiceClient<Channel> {
     FleetServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
@@ -344,6 +345,30 @@ impl Client {
         .await
     }
 
+    /// Forgets a revoked device, and waits as [`Client::revoke_device`] does.
+    pub async fn remove_device(&self, request: RemoveDeviceRequest) -> Result<RemoveDeviceResponse, Error> {
+        let wait_ms = if request.wait_ms == 0 {
+            REVOKE_WAIT_MS
+        } else {
+            request.wait_ms.min(MAX_WAIT_MS)
+        };
+        let wait = Duration::from_millis(wait_ms.into());
+        let until = Instant::now() + wait;
+        self.mutate(request, wait, |channel, mut request| async move {
+            request.wait_ms = remaining_ms(until).max(1);
+            fleet(channel).remove_device(request).await
+        })
+        .await
+    }
+
+    /// Forgets what a removed device is refused by.
+    pub async fn purge_device(&self, request: PurgeDeviceRequest) -> Result<PurgeDeviceResponse, Error> {
+        self.mutate(request, Duration::ZERO, |channel, request| async move {
+            fleet(channel).purge_device(request).await
+        })
+        .await
+    }
+
     /// Submits a dispatch, and with `wait_ms` waits that long at most until it ended, at whichever replica
     /// answers.
     pub async fn invoke(&self, request: InvokeRequest) -> Result<InvokeResponse, Error> {
@@ -444,6 +469,18 @@ impl Mutation for InvokeRequest {
 }
 
 impl Mutation for RevokeDeviceRequest {
+    fn request_id(&mut self) -> &mut String {
+        &mut self.request_id
+    }
+}
+
+impl Mutation for RemoveDeviceRequest {
+    fn request_id(&mut self) -> &mut String {
+        &mut self.request_id
+    }
+}
+
+impl Mutation for PurgeDeviceRequest {
     fn request_id(&mut self) -> &mut String {
         &mut self.request_id
     }

@@ -227,6 +227,13 @@ impl Control {
             Some(device) if device.status() == DeviceStatus::Revoked => {
                 Reject::new(Code::DeviceRevoked, [&device.id])
             }
+            None if certificate.kind() == CertificateKind::Node => {
+                let banned = Id::parse(&certificate.subject).filter(|id| identity::ban(view, *id).is_some());
+                match banned {
+                    Some(id) => Reject::new(Code::DeviceRevoked, [&id]),
+                    None => Reject::new(Code::CertificateRevoked, [&certificate.fingerprint]),
+                }
+            }
             _ => Reject::new(Code::CertificateRevoked, [&certificate.fingerprint]),
         }
     }

@@ -27,6 +27,7 @@ use crate::liveness::Liveness;
 use crate::pairing::exchange::Exchanges;
 use crate::readers::Readers;
 use crate::registry::Registry;
+use crate::revocation::Marks;
 use crate::waiters::Waiters;
 
 /// What a control plane is made with.
@@ -79,6 +80,7 @@ struct Inner {
     connections: Arc<Connections>,
     waiters: Waiters,
     readers: Arc<Readers>,
+    marks: Marks,
     exchanges: Exchanges,
     polled: crate::poll::Polled,
     authorities: Authorities,
@@ -157,6 +159,7 @@ impl Control {
                 registry: Registry::new(&limits, timings.heartbeat_timeout.min(timings.stall_timeout)),
                 connections: Connections::new(limits.connections),
                 waiters: Waiters::new(limits.waiters),
+                marks: Marks::new(),
                 readers: Readers::new(limits.readers, limits.readers_per_identity),
                 exchanges: Exchanges::new(limits.exchanges, limits.exchanges_per_source),
                 polled: crate::poll::Polled::default(),
@@ -178,6 +181,7 @@ impl Control {
         control.serve_peers();
         control.enforced().send_replace(start);
         control.readers().begin(start);
+        control.marks().note(start);
         run_vital("the follower of the feed", control.clone().follow(start));
         run_vital("the watch over sessions", control.clone().watch_sessions());
         run_vital(
@@ -274,6 +278,10 @@ impl Control {
 
     pub(crate) fn waiters(&self) -> &Waiters {
         &self.inner.waiters
+    }
+
+    pub(crate) fn marks(&self) -> &Marks {
+        &self.inner.marks
     }
 
     pub(crate) fn readers(&self) -> &Arc<Readers> {

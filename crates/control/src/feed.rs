@@ -42,6 +42,7 @@ impl Control {
     fn carry_out(&self, rows: &[Row]) {
         let Some(last) = rows.last() else { return };
         self.readers().publish(rows);
+        self.marks().note(last.index);
         let view = self.replica().view();
         for row in rows {
             let id = Id::parse(&row.subject);

@@ -52,11 +52,28 @@ pub(crate) fn device(view: &dyn Read, selector: &str) -> Result<Id, Error> {
         return one("device", selector, named);
     }
     let found = identity::devices_by_prefix(view, selector, SHOWN + 1);
-    one(
-        "device",
-        selector,
-        found.into_iter().map(|device| device.id).collect(),
-    )
+    let mut found: Vec<Id> = found.into_iter().map(|device| device.id).collect();
+    // Removed ones only when nothing that is there is meant.
+    if found.is_empty() {
+        found = removed_named(view, selector);
+    }
+    if found.is_empty() {
+        let bans = identity::bans_by_prefix(view, selector, SHOWN + 1);
+        found = bans.into_iter().map(|ban| ban.id).collect();
+    }
+    one("device", selector, found)
+}
+
+/// Removed devices of this name.
+fn removed_named(view: &dyn Read, name: &str) -> Vec<Id> {
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let page = identity::bans(view, after, limits::PAGE_MAX);
+        let Some(last) = page.last() else { return found };
+        after = Some(last.id);
+        found.extend(page.iter().filter(|ban| ban.name == name).map(|ban| ban.id));
+    }
 }
 
 /// Trusted devices of this name; if there are none, revoked ones: a repeated revocation still finds its

@@ -99,7 +99,8 @@ fn cluster_need(action: &cluster::Action) -> Need {
 fn identity_need(action: &identity::Action) -> Need {
     use identity::Action;
     match action {
-        Action::RevokeDevice(_) => Need::Role(Role::Operator),
+        Action::RevokeDevice(_) | Action::RemoveDevice(_) => Need::Role(Role::Operator),
+        Action::PurgeDevice(_) => Need::Role(Role::Admin),
         Action::RenewCertificate(command) => Need::Node(command.device_id),
         Action::RevokeOperatorCertificate(_) => Need::Role(Role::Admin),
         Action::RenewOperatorCertificate(command) => Need::Operator(command.name.clone()),

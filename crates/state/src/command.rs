@@ -202,6 +202,8 @@ fn identity_name(action: &identity::Action) -> &'static str {
         identity::Action::RenewCertificate(_) => "identity.renew_certificate",
         identity::Action::RevokeOperatorCertificate(_) => "identity.revoke_operator_certificate",
         identity::Action::RenewOperatorCertificate(_) => "identity.renew_operator_certificate",
+        identity::Action::RemoveDevice(_) => "identity.remove_device",
+        identity::Action::PurgeDevice(_) => "identity.purge_device",
     }
 }
 
@@ -322,7 +324,7 @@ commands! {
         RemoveReplica RaiseFeatureLevel
     }
     Access access { AddOperator RemoveOperator SetRole }
-    Identity identity { RevokeDevice RenewCertificate RevokeOperatorCertificate RenewOperatorCertificate }
+    Identity identity { RevokeDevice RenewCertificate RevokeOperatorCertificate RenewOperatorCertificate RemoveDevice PurgeDevice }
     Pairing pairing {
         MintCode RevokeCode BeginAttempt FailAttempt Prove Approve Reject MarkCompleted Expire
     }

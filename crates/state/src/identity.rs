@@ -3,10 +3,13 @@
 //! What never lives here: private keys, and the making of certificates (they arrive signed).
 //! Invariants: a certificate is recorded before anybody is given it; a revoked device stays revoked, all its
 //! certificates are revoked in the same entry, and it has no session and no open dispatch; a public key
-//! belongs to one device.
+//! belongs to one device; a device that is removed is forgotten, but what it was known by stays refused.
 
+mod bans;
 mod rules;
 
+pub(crate) use bans::check_ban;
+pub use bans::{Ban, ban, bans, bans_by_prefix};
 pub use rules::is_valid;
 pub(crate) use rules::{apply, claim_key, has_working_certificate, record, revoke_all};
 
@@ -218,7 +221,7 @@ pub struct KeyOwner {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// The one thing that is asked.
-    #[prost(oneof = "Action", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 10, 11")]
     pub action: Option<Action>,
 }
 
@@ -237,6 +240,12 @@ pub enum Action {
     /// See [`RenewOperatorCertificate`].
     #[prost(message, tag = "4")]
     RenewOperatorCertificate(RenewOperatorCertificate),
+    /// See [`RemoveDevice`].
+    #[prost(message, tag = "10")]
+    RemoveDevice(RemoveDevice),
+    /// See [`PurgeDevice`].
+    #[prost(message, tag = "11")]
+    PurgeDevice(PurgeDevice),
 }
 
 /// Revokes a device: certificates, session, open dispatches and a pending pairing end in this entry.
@@ -249,6 +258,37 @@ pub struct RevokeDevice {
     /// Why; may be empty.
     #[prost(string, tag = "2")]
     pub reason: String,
+}
+
+/// Forgets a revoked device: its record and its node. Its id and its keys stay refused, see [`Ban`], and its
+/// certificates until they expire; what it finished ages out as all finished work does. Removing it again changes
+/// nothing and is answered. Actor: operator. Reply: `Revoked`, of the revocation.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RemoveDevice {
+    /// The device.
+    #[prost(message, required, tag = "1")]
+    pub device_id: Id,
+    /// Why; may be empty.
+    #[prost(string, tag = "2")]
+    pub reason: String,
+    /// Revoke it in the same entry, if it is not.
+    #[prost(bool, tag = "3")]
+    pub revoke: bool,
+}
+
+/// Forgets of a removed device what it is refused by, too: a machine with its id or keys may pair again. Actor: admin.
+/// Reply: `Done`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PurgeDevice {
+    /// The device.
+    #[prost(message, required, tag = "1")]
+    pub device_id: Id,
+    /// Why; may be empty.
+    #[prost(string, tag = "2")]
+    pub reason: String,
+    /// Also while a certificate of it has not expired.
+    #[prost(bool, tag = "3")]
+    pub force: bool,
 }
 
 /// Records a device's next certificate; the present one stays valid. Actor: that node. Reply: `Done`.

@@ -76,6 +76,10 @@ pub const OPERATORS: usize = 1_000;
 pub const CERTIFICATES: usize = 8;
 /// Devices, revoked ones included.
 pub const DEVICES: u64 = 100_000;
+/// Removed devices whose id and keys stay refused. None is ever pushed out: a full table refuses another.
+pub const BANS: u64 = 100_000;
+/// Removed devices whose expired certificates one removal forgets.
+pub const BANS_SWEPT: usize = 4;
 
 /// Codes that are open at one time.
 pub const CODES_OPEN: usize = 20;
@@ -168,6 +172,8 @@ const _: () = {
     assert!(DEDUP_EVICT > 1);
     assert!(CODE_TTL_MIN < CODE_TTL && CODE_TTL < CODE_TTL_MAX);
     assert!(JOIN_TOKEN_TTL_MIN < JOIN_TOKEN_TTL && JOIN_TOKEN_TTL < JOIN_TOKEN_TTL_MAX);
+    // Forgetting must outrun removing.
+    assert!(BANS_SWEPT > 1);
     assert!((ATTEMPTS as usize) < FAILURES);
     assert!(ATTEMPT_TTL < FAILURE_WINDOW);
     assert!((CODES_OPEN as u64) < CODES);

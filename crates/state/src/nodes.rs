@@ -9,7 +9,8 @@
 mod rules;
 mod status;
 
-pub(crate) use rules::{apply, close_session, count_device};
+pub(crate) use rules::{apply, close_session, count_ban, count_device};
+pub(crate) use status::forget;
 pub use status::{
     Condition, ConditionKind, NodeStatus, SessionCount, Truth, by_status, due, next_due, session_count,
 };
@@ -361,6 +362,9 @@ pub struct Totals {
     /// Those that are gone.
     #[prost(uint64, tag = "21")]
     pub gone: u64,
+    /// Devices that were removed and stay refused.
+    #[prost(uint64, tag = "30")]
+    pub bans: u64,
 }
 
 /// Counters of the registry.

@@ -42,6 +42,10 @@ pub const CERTIFICATES: Table<identity::Certificate> = Table::new(0x21, "certifi
 pub const CERTIFICATES_OF: Table<Present> = Table::new(0x22, "certificates_of");
 /// Device ids by public key, revoked ones included.
 pub const DEVICE_KEYS: Table<identity::KeyOwner> = Table::new(0x23, "device_keys");
+/// Removed devices by id.
+pub const BANS: Table<identity::Ban> = Table::new(0x26, "bans");
+/// Removed devices whose certificates have not been forgotten, by (when they have expired, device id).
+pub const BANS_DUE: Table<Present> = Table::new(0x27, "bans_due");
 
 /// Pairing codes by id.
 pub const CODES: Table<pairing::Code> = Table::new(0x28, "codes");
@@ -120,6 +124,8 @@ pub const ALL: &[(u8, &str)] = &[
     CERTIFICATES.entry(),
     CERTIFICATES_OF.entry(),
     DEVICE_KEYS.entry(),
+    BANS.entry(),
+    BANS_DUE.entry(),
     CODES.entry(),
     CODES_OPEN.entry(),
     PAIRINGS.entry(),

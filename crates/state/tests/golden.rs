@@ -340,6 +340,18 @@ fn identity_commands(world: &mut World) -> Vec<Command> {
     let (device_id, certificate) = (world.id("n1"), certificate("n1"));
     vec![
         commands::revoke(world, "n1").into(),
+        identity::RemoveDevice {
+            device_id,
+            reason: text("sold"),
+            revoke: true,
+        }
+        .into(),
+        identity::PurgeDevice {
+            device_id,
+            reason: text("bought back"),
+            force: true,
+        }
+        .into(),
         identity::RenewCertificate {
             device_id,
             certificate: certificate.clone(),

@@ -151,7 +151,7 @@ proptest! {
 }
 
 /// Every command there is, save genesis.
-const COMMANDS: [&str; 45] = [
+const COMMANDS: [&str; 47] = [
     "access.add_operator",
     "access.remove_operator",
     "access.set_role",
@@ -178,6 +178,8 @@ const COMMANDS: [&str; 45] = [
     "dispatch.expire",
     "dispatch.resume_from_mediation",
     "dispatch.submit",
+    "identity.purge_device",
+    "identity.remove_device",
     "identity.renew_certificate",
     "identity.renew_operator_certificate",
     "identity.revoke_device",

@@ -353,6 +353,18 @@ fn identity_command(args: &mut Args<'_>, name: &str) -> Command {
             reason: args.text("reason"),
         }
         .into(),
+        "identity.remove_device" => identity::RemoveDevice {
+            device_id: args.id("device"),
+            reason: args.text("reason"),
+            revoke: args.text("revoke") == "yes",
+        }
+        .into(),
+        "identity.purge_device" => identity::PurgeDevice {
+            device_id: args.id("device"),
+            reason: args.text("reason"),
+            force: args.text("force") == "yes",
+        }
+        .into(),
         "identity.renew_certificate" => identity::RenewCertificate {
             device_id: args.id("device"),
             certificate: args.certificate(),

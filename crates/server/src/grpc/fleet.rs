@@ -1,10 +1,13 @@
-//! `FleetService`: what operators see of nodes and devices, and the revocation of a device.
+//! `FleetService`: what operators see of nodes and devices, and the end of a device: revoked, removed, purged.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::time::Duration;
 
-use palyra_control::DeviceView;
+use futures::{Stream, stream};
 use palyra_control::LastSeen;
 use palyra_control::NodeView;
+use palyra_control::{DeviceView, Enforcement, Progress, Remove, Stand};
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::fleet_service_server::FleetService;
 use palyra_state::access::Role;
@@ -112,6 +115,72 @@ impl FleetService for Gateway {
             enforced: revoked.enforced,
             pending: revoked.pending,
             write: convert::write_info(revoked.write),
+            index: revoked.index,
+            device_id: revoked.device_id.to_string(),
+        }))
+    }
+
+    type WatchRevocationStream =
+        Pin<Box<dyn Stream<Item = Result<wire::WatchRevocationResponse, Status>> + Send>>;
+
+    async fn watch_revocation(
+        &self,
+        request: Request<wire::WatchRevocationRequest>,
+    ) -> Result<Response<Self::WatchRevocationStream>, Status> {
+        self.operator(&request, Role::Viewer)?;
+        let ask = request.into_inner();
+        let revocation = self
+            .control
+            .watch_revocation(&ask.device_id, ask.wait_ms.into())
+            .await
+            .map_err(|error| self.fail(error))?;
+        let served_by = self.control.replica_id();
+        let told = stream::unfold(revocation, move |mut revocation| async move {
+            let progress = revocation.next().await?;
+            Some((Ok(revocation_info(progress, served_by)), revocation))
+        });
+        Ok(Response::new(Box::pin(told)))
+    }
+
+    async fn remove_device(
+        &self,
+        request: Request<wire::RemoveDeviceRequest>,
+    ) -> Result<Response<wire::RemoveDeviceResponse>, Status> {
+        let caller = self.operator(&request, Role::Operator)?;
+        let ask = request.into_inner();
+        let remove = Remove {
+            reason: &ask.reason,
+            revoke: ask.revoke,
+            wait_ms: ask.wait_ms.into(),
+        };
+        let removed = self
+            .control
+            .remove_device(&caller, &ask.request_id, &ask.device_id, remove)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::RemoveDeviceResponse {
+            enforced: removed.enforced,
+            pending: removed.pending,
+            write: convert::write_info(removed.write),
+            index: removed.index,
+            device_id: removed.device_id.to_string(),
+        }))
+    }
+
+    async fn purge_device(
+        &self,
+        request: Request<wire::PurgeDeviceRequest>,
+    ) -> Result<Response<wire::PurgeDeviceResponse>, Status> {
+        let caller = self.operator(&request, Role::Admin)?;
+        let ask = request.into_inner();
+        let (device_id, write) = self
+            .control
+            .purge_device(&caller, &ask.request_id, &ask.device_id, &ask.reason, ask.force)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::PurgeDeviceResponse {
+            device_id: device_id.to_string(),
+            write: convert::write_info(write),
         }))
     }
 }
@@ -197,11 +266,47 @@ fn condition_info(condition: Condition) -> wire::Condition {
     }
 }
 
+fn revocation_info(progress: Progress, served_by: u64) -> wire::WatchRevocationResponse {
+    let replica = |replica: Enforcement| {
+        let (state, reason, lapses_in) = match replica.stand {
+            Stand::Closed => ("closed", String::new(), Duration::ZERO),
+            Stand::Lapsed => ("lapsed", String::new(), Duration::ZERO),
+            Stand::Pending { reason } => ("pending", reason, replica.lapses_in),
+        };
+        wire::ReplicaEnforcement {
+            replica_id: replica.replica_id,
+            name: replica.name,
+            state: state.to_owned(),
+            reason,
+            lapses_in_ms: u64::try_from(lapses_in.as_millis()).unwrap_or(u64::MAX),
+        }
+    };
+    wire::WatchRevocationResponse {
+        device_id: progress.device_id.to_string(),
+        index: progress.index,
+        replicas: progress.replicas.into_iter().map(replica).collect(),
+        complete: progress.complete,
+        served_by,
+    }
+}
+
 fn device_info(device: DeviceView) -> wire::DeviceInfo {
-    let DeviceView { record, certificates } = device;
+    let DeviceView {
+        record,
+        certificates,
+        ban,
+    } = device;
+    let status = match &ban {
+        Some(_) => "removed",
+        None => record.status().as_str(),
+    };
+    let ban = ban.unwrap_or_default();
     wire::DeviceInfo {
         id: record.id.to_string(),
-        status: record.status().as_str().to_owned(),
+        status: status.to_owned(),
+        removed_at_ms: ban.removed_at,
+        removed_by: ban.removed_by,
+        purgeable_at_ms: ban.expires_at,
         name: record.name,
         paired_at_ms: record.paired_at,
         paired_by: record.paired_by,

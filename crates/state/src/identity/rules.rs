@@ -1,8 +1,8 @@
 //! How certificates and devices change, and when an actor is valid.
 
 use super::{
-    Action, Certificate, CertificateKind, CertificateStatus, DeviceStatus, KeyOwner, NewCertificate,
-    RenewCertificate, RenewOperatorCertificate, RevokeDevice, RevokeOperatorCertificate,
+    Action, Certificate, CertificateKind, CertificateStatus, Device, DeviceStatus, KeyOwner, NewCertificate,
+    RenewCertificate, RenewOperatorCertificate, RevokeDevice, RevokeOperatorCertificate, bans,
     certificate_by_fingerprint, certificates_of, device, device_of_key,
 };
 use crate::access::{self, OperatorStatus};
@@ -21,6 +21,8 @@ pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject>
         Action::RenewCertificate(command) => renew(txn, command),
         Action::RevokeOperatorCertificate(command) => revoke_operator_certificate(txn, command),
         Action::RenewOperatorCertificate(command) => renew_operator(txn, command),
+        Action::RemoveDevice(command) => bans::remove(txn, command),
+        Action::PurgeDevice(command) => bans::purge(txn, command),
     }
 }
 
@@ -46,6 +48,7 @@ pub fn is_valid(r: &dyn Read, actor: &Actor, now: u64) -> Result<(), Reject> {
             device_id,
             fingerprint,
         } => match device(r, *device_id) {
+            None if bans::ban(r, *device_id).is_some() => Err(Reject::new(Code::DeviceRevoked, [device_id])),
             None => Err(Reject::new(Code::CertificateUnknown, [fingerprint])),
             Some(device) if device.status() == DeviceStatus::Revoked => {
                 Err(Reject::new(Code::DeviceRevoked, [device_id]))
@@ -197,6 +200,7 @@ pub(crate) fn revoke_all(txn: &mut Txn<'_>, kind: CertificateKind, subject: &str
 
 /// Gives a public key to a device, for as long as one of its certificates is kept.
 pub(crate) fn claim_key(txn: &mut Txn<'_>, spki: Fingerprint, device_id: Id) -> Result<(), Reject> {
+    bans::check_ban(txn, device_id, Some(spki))?;
     match device_of_key(txn, spki) {
         Some(owner) if owner != device_id => Err(Reject::new(Code::KeyInUse, [&owner])),
         _ => {
@@ -209,20 +213,35 @@ pub(crate) fn claim_key(txn: &mut Txn<'_>, spki: Fingerprint, device_id: Id) -> 
 fn revoke_device(txn: &mut Txn<'_>, command: &RevokeDevice) -> Result<Reply, Reject> {
     check::text("the reason", &command.reason, limits::REASON_MAX)?;
     let id = command.device_id;
-    let mut device = device(txn, id).ok_or_else(|| Reject::new(Code::NoSuchDevice, [&id]))?;
+    let done = |index: u64, already: bool, cancelled: u32| {
+        Ok(Reply::Revoked(Revoked {
+            index,
+            already,
+            cancelled,
+        }))
+    };
+    let Some(mut device) = device(txn, id) else {
+        return match bans::ban(txn, id) {
+            Some(ban) => done(ban.revoked_index, true, 0),
+            None => Err(Reject::new(Code::NoSuchDevice, [&id])),
+        };
+    };
     if device.status() == DeviceStatus::Revoked {
-        return Ok(Reply::Revoked(Revoked {
-            index: device.revoked_index,
-            already: true,
-            cancelled: 0,
-        }));
+        return done(device.revoked_index, true, 0);
     }
+    let cancelled = revoke(txn, &mut device, &command.reason);
+    done(txn.index, false, cancelled)
+}
+
+/// Revokes a trusted device, with everything that it has; says how many dispatches that ended.
+pub(super) fn revoke(txn: &mut Txn<'_>, device: &mut Device, reason: &str) -> u32 {
+    let id = device.id;
     device.set_status(DeviceStatus::Revoked);
     device.revoked_at = txn.now;
     device.revoked_by = txn.actor.to_string();
     device.revoked_index = txn.index;
-    device.reason = command.reason.clone();
-    txn.put(&tables::DEVICES, id, &device);
+    device.reason = reason.to_owned();
+    txn.put(&tables::DEVICES, id, device);
     ca::device_gone(txn, id);
     let certificates = revoke_all(txn, CertificateKind::Node, &id.to_string());
     txn.emit(
@@ -230,18 +249,19 @@ fn revoke_device(txn: &mut Txn<'_>, command: &RevokeDevice) -> Result<Reply, Rej
         id,
         [
             ("name", device.name.clone()),
-            ("reason", command.reason.clone()),
+            ("reason", reason.to_owned()),
             ("certificates", certificates.to_string()),
         ],
     );
     nodes::close_session(txn, id, "revoked");
     let cancelled = dispatch::cancel_all(txn, id, "revoked");
     pairing::end_pending(txn, id, "the device was revoked");
-    Ok(Reply::Revoked(Revoked {
-        index: txn.index,
-        already: false,
-        cancelled,
-    }))
+    cancelled
+}
+
+/// A reason, or the one before it when it is empty.
+pub(super) fn use_of(reason: &str, before: &str) -> String {
+    if reason.is_empty() { before } else { reason }.to_owned()
 }
 
 fn renew(txn: &mut Txn<'_>, command: &RenewCertificate) -> Result<Reply, Reject> {

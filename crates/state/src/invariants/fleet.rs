@@ -50,6 +50,7 @@ pub(super) fn check(r: &dyn Read, findings: &mut Findings) {
     }
     let totals = Totals {
         devices: nodes::totals(r).devices,
+        bans: nodes::totals(r).bans,
         ..expected.totals
     };
     findings.equal("nodes are counted", "totals", nodes::totals(r), totals);

@@ -27,6 +27,7 @@ pub fn check_step(
     actor_was_valid(before, envelope, applied, &mut findings);
     bookkeeping_goes_forward(before, after, applied, &mut findings);
     ends_are_final(before, after, &mut findings);
+    bans_are_final(before, after, applied, &mut findings);
     results_come_from_their_epoch(before, envelope, applied, &mut findings);
     nodes_are_waited_for(before, after, &mut findings);
     super::authorities::check_step(before, after, &mut findings);
@@ -132,7 +133,12 @@ fn ends_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) 
     for old in all(before, &tables::DEVICES) {
         let revoked =
             |r| identity::device(r, old.id).map(|device| device.status()) == Some(DeviceStatus::Revoked);
-        let kept = old.status() != DeviceStatus::Revoked || revoked(after);
+        let kept = match old.status() {
+            DeviceStatus::Revoked => revoked(after) || identity::ban(after, old.id).is_some(),
+            DeviceStatus::Trusted => {
+                identity::device(after, old.id).is_some() || identity::ban(after, old.id).is_some()
+            }
+        };
         findings.expect("a revoked device stays revoked", kept, || old.id.to_string());
     }
     for old in all(before, &tables::REPLICAS) {
@@ -141,7 +147,11 @@ fn ends_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) 
         findings.expect("a removed replica stays removed", kept, || old.id.to_string());
     }
     for old in all(before, &tables::NODES) {
-        let epoch = nodes::node(after, old.device_id).map_or(0, |new| new.last_epoch);
+        let removed = identity::ban(after, old.device_id).is_some();
+        let epoch = match nodes::node(after, old.device_id) {
+            None if removed => continue,
+            new => new.map_or(0, |new| new.last_epoch),
+        };
         findings.expect("tokens strictly increase", epoch >= old.last_epoch, || {
             old.device_id.to_string()
         });
@@ -151,6 +161,19 @@ fn ends_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) 
         findings.expect("operators are never forgotten", kept, || old.name.clone());
     }
     pairings_are_final(before, after, findings);
+}
+
+/// A ban goes only by being purged, in an entry that says so.
+fn bans_are_final(before: &dyn Read, after: &dyn Read, applied: &Applied, findings: &mut Findings) {
+    for old in all(before, &tables::BANS) {
+        let name = old.id.to_string();
+        let purged = applied
+            .rows
+            .iter()
+            .any(|row| row.action == "identity.device_purged" && row.subject == name);
+        let kept = identity::ban(after, old.id) == Some(old);
+        findings.expect("a ban stays until it is purged", kept || purged, || name.clone());
+    }
 }
 
 /// Nobody is given up before it is late: by time from suspect to offline and from offline to gone, or because it

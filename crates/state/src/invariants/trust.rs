@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::people::live_certificates;
 use super::{Findings, all, keys};
 use crate::identity::{
-    CertificateKind, CertificateStatus, Device, DeviceStatus, certificate_by_fingerprint, device_of_key,
+    CertificateKind, CertificateStatus, Device, DeviceStatus, certificate_by_fingerprint, certificates_of,
+    device, device_of_key,
 };
 use crate::ids::{Fingerprint, Id};
 use crate::nodes;
@@ -24,6 +25,7 @@ pub(super) fn check(r: &dyn Read, findings: &mut Findings) {
     for device in &devices {
         check_device(r, device, findings);
     }
+    bans(r, findings);
     certificates(r, findings);
     codes(r, findings);
     requests(r, findings);
@@ -56,6 +58,39 @@ fn check_device(r: &dyn Read, device: &Device, findings: &mut Findings) {
     });
     findings.expect(RULE, device.revoked_index != 0, || {
         format!("{name} has no index of revocation")
+    });
+}
+
+/// What a removed device was known by is refused, and nothing else of it is left.
+fn bans(r: &dyn Read, findings: &mut Findings) {
+    const RULE: &str = "removed devices stay refused";
+    let bans = all(r, &tables::BANS);
+    let count = nodes::totals(r).bans;
+    findings.equal("bans are counted", "bans", count, bans.len() as u64);
+    findings.expect("bans are bounded", count <= limits::BANS, || count.to_string());
+    let mut due = BTreeSet::new();
+    for ban in &bans {
+        let name = ban.id.to_string();
+        findings.expect(RULE, device(r, ban.id).is_none(), || format!("{name} is there"));
+        findings.expect(RULE, nodes::node(r, ban.id).is_none(), || {
+            format!("{name} has a node")
+        });
+        findings.equal(
+            RULE,
+            "live certificates",
+            live_certificates(r, CertificateKind::Node, &name),
+            0,
+        );
+        for key in &ban.keys {
+            findings.equal(RULE, "owner of its key", device_of_key(r, *key), Some(ban.id));
+        }
+        if !certificates_of(r, CertificateKind::Node, &name).is_empty() {
+            due.insert(tables::BANS_DUE.key((ban.expires_at, ban.id))[1..].to_vec());
+        }
+    }
+    let listed: BTreeSet<Vec<u8>> = keys(r, &tables::BANS_DUE).into_iter().collect();
+    findings.expect("bans that hold certificates are due", listed == due, || {
+        format!("{} listed, {} due", listed.len(), due.len())
     });
 }
 

@@ -402,6 +402,18 @@ pub(crate) fn count_device(txn: &mut Txn<'_>) -> Result<(), Reject> {
     Ok(())
 }
 
+/// Counts one more device that was removed, or one less.
+pub(crate) fn count_ban(txn: &mut Txn<'_>, more: bool) {
+    add_to_totals(txn, |sums| {
+        if more {
+            sums.bans += 1;
+            sums.devices -= 1;
+        } else {
+            sums.bans -= 1;
+        }
+    });
+}
+
 fn add_to_totals(txn: &mut Txn<'_>, change: impl FnOnce(&mut Totals)) {
     let mut sums = totals(txn);
     change(&mut sums);

@@ -197,6 +197,20 @@ pub(super) fn insert(txn: &mut Txn<'_>, new: &mut Node) {
     txn.put(&tables::NODE_TOTALS, (), &sums);
 }
 
+/// Forgets the node of a device that is revoked, and so has no session and is not waited for.
+pub(crate) fn forget(txn: &mut Txn<'_>, id: Id) {
+    let Some(old) = node(txn, id) else { return };
+    if old.due_at != 0 {
+        txn.delete(&tables::NODES_DUE, (old.due_at, id));
+    }
+    txn.delete(&tables::NODES_BY_STATUS, (old.status as u32, id));
+    count(txn, old.status(), NodeStatus::Offline);
+    let mut sums = totals(txn);
+    sums.nodes -= 1;
+    txn.put(&tables::NODE_TOTALS, (), &sums);
+    txn.delete(&tables::NODES, id);
+}
+
 /// Gives a node its next status, with all that follows from it; time changes it again at `due_at`, unless that
 /// is 0. Whoever calls it writes the record.
 pub(super) fn turn(txn: &mut Txn<'_>, node: &mut Node, to: NodeStatus, reason: &str, due_at: u64) {

@@ -153,7 +153,7 @@ pub(super) fn refuse_revoked(txn: &Txn<'_>, device_id: Id) -> Result<(), Reject>
     if identity::device(txn, device_id).is_some_and(revoked) {
         return Err(Reject::new(Refusal::DeviceRevoked, [&device_id]));
     }
-    Ok(())
+    identity::check_ban(txn, device_id, None)
 }
 
 pub(super) fn prove(txn: &mut Txn<'_>, command: &Prove) -> Result<Reply, Reject> {
@@ -161,6 +161,7 @@ pub(super) fn prove(txn: &mut Txn<'_>, command: &Prove) -> Result<Reply, Reject>
     let mut found = usable(txn, known(txn, command.code_id)?)?;
     give_back(txn, &mut found, command)?;
     refuse_revoked(txn, command.device_id)?;
+    identity::check_ban(txn, command.device_id, Some(command.csr_spki))?;
     if let Some(owner) = identity::device_of_key(txn, command.csr_spki)
         && owner != command.device_id
     {

@@ -72,6 +72,16 @@ pub enum Code {
     NotYours = 310,
     /// The limit of … devices is reached.
     TooManyDevices = 311,
+    /// Device … was removed, and its id and keys stay refused.
+    DeviceBanned = 320,
+    /// … removed devices are remembered.
+    TooManyBans = 321,
+    /// Device … is trusted.
+    DeviceTrusted = 322,
+    /// Device … is …, not removed.
+    DeviceNotRemoved = 323,
+    /// A certificate of device … is valid until ….
+    CertificatesValid = 324,
     /// There is no pairing code ….
     NoSuchCode = 401,
     /// Pairing code … was used already.
@@ -215,6 +225,11 @@ impl Code {
         Code::KeyInUse,
         Code::NotYours,
         Code::TooManyDevices,
+        Code::DeviceBanned,
+        Code::TooManyBans,
+        Code::DeviceTrusted,
+        Code::DeviceNotRemoved,
+        Code::CertificatesValid,
         Code::NoSuchCode,
         Code::CodeUsed,
         Code::CodeBurned,
@@ -399,6 +414,21 @@ const TEXTS: &[(Code, Class, &str, &str)] = &[
     (Code::TooManyDevices, Class::Exhausted,
      "the limit of {0} devices is reached",
      "start a second cluster"),
+    (Code::DeviceBanned, Class::Denied,
+     "device {0} was revoked and removed; its id and its keys stay refused",
+     "wipe the machine's node folder and pair it as a new device; an admin can lift it: `palyra device purge {0}`"),
+    (Code::TooManyBans, Class::Exhausted,
+     "{0} removed devices are remembered, and no more fit",
+     "purge some that are long gone: `palyra device ls --status removed`, then `palyra device purge DEVICE`"),
+    (Code::DeviceTrusted, Class::Precondition,
+     "device {0} is trusted",
+     "revoke it first: `palyra device revoke {0}`, or both at once: `palyra device remove {0} --revoke`"),
+    (Code::DeviceNotRemoved, Class::Precondition,
+     "device {0} is {1}, not removed",
+     "remove it first: `palyra device remove {0}`"),
+    (Code::CertificatesValid, Class::Precondition,
+     "a certificate of device {0} would be valid until {1}",
+     "wait until then, or repeat with --force: it is refused all the same, but no CRL names it any more"),
     (Code::NoSuchCode, Class::NotFound,
      "there is no pairing code {0}",
      "mint one with `palyra pairing code`"),

@@ -140,6 +140,19 @@ fn identity_records(all: &mut BTreeMap<String, Vec<u8>>) {
         ..certificate
     };
     add(all, "record.certificate.of_authority_2", &certificate);
+    let ban = identity::Ban {
+        id: id(3),
+        name: text("press"),
+        reason: text("lost"),
+        revoked_at: 1,
+        revoked_by: text("operator/root"),
+        revoked_index: 2,
+        removed_at: 3,
+        removed_by: text("operator/alice"),
+        keys: vec![key("n1"), key("n2")],
+        expires_at: 4,
+    };
+    add(all, "record.ban", &ban);
     add(all, "record.key_owner", &identity::KeyOwner { device_id: id(3) });
 }
 
@@ -263,6 +276,11 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
         ..nodes::Totals::default()
     };
     add(all, "record.node_totals.suspect", &totals);
+    let totals = nodes::Totals {
+        bans: 6,
+        ..nodes::Totals::default()
+    };
+    add(all, "record.node_totals.bans", &totals);
 }
 
 fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {

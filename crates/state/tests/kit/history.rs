@@ -417,6 +417,25 @@ fn identity_command(world: &mut World, step: &Step) -> (Actor, Command) {
             }
             .into(),
         ),
+        0 if step.actor > 180 => (
+            operator("root"),
+            identity::RemoveDevice {
+                device_id,
+                reason: "sold".to_owned(),
+                // Rare as well: mostly of what is revoked.
+                revoke: step.one == 0,
+            }
+            .into(),
+        ),
+        0 if step.actor > 165 => (
+            operator("root"),
+            identity::PurgeDevice {
+                device_id,
+                reason: String::new(),
+                force: step.one % 2 == 1,
+            }
+            .into(),
+        ),
         1 => {
             let made = identity::NewCertificate {
                 der: Bytes::from(format!("certificate {}", world.index)),
