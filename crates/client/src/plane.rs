@@ -109,6 +109,22 @@ impl Connection {
         }
     }
 
+    /// Opens the feed: what happens to the node, and what every node must know of the cluster.
+    ///
+    /// # Errors
+    /// As with each call here.
+    pub async fn events(
+        &self,
+        request: wire::NodeEventsRequest,
+    ) -> Answer<Incoming<wire::NodeEventsResponse>> {
+        match self {
+            Connection::Grpc(channel) => {
+                let opened = grpc(channel).stream_events(request).await;
+                answer(opened).map(Incoming::Grpc)
+            }
+        }
+    }
+
     /// Asks for a new certificate.
     ///
     /// # Errors

@@ -103,9 +103,11 @@ struct Inside {
 }
 
 impl Inside {
-    fn flag_node(&self, id: Id, before: Cursor) {
-        for key in self.of_node.get(&id).into_iter().flatten() {
-            if let Some(seat) = self.seats.get(key) {
+    fn flag(&self, keys: impl IntoIterator<Item = u64>, row: &Row, before: Cursor) {
+        for key in keys {
+            if let Some(seat) = self.seats.get(&key)
+                && seat.filter.wants(row)
+            {
                 seat.flag(before);
             }
         }
@@ -223,22 +225,13 @@ impl Readers {
             }
             match concerns(row) {
                 Concerns::Nobody => {}
-                Concerns::Node(id) => inside.flag_node(id, before),
-                Concerns::All => {
-                    for key in inside.of_node.values().flatten() {
-                        if let Some(seat) = inside.seats.get(key) {
-                            seat.flag(before);
-                        }
-                    }
+                Concerns::Node(id) => {
+                    let keys = inside.of_node.get(&id).into_iter().flatten().copied();
+                    inside.flag(keys, row, before);
                 }
+                Concerns::All => inside.flag(inside.of_node.values().flatten().copied(), row, before),
             }
-            for key in &inside.operators {
-                if let Some(seat) = inside.seats.get(key)
-                    && seat.filter.wants(row)
-                {
-                    seat.flag(before);
-                }
-            }
+            inside.flag(inside.operators.iter().copied(), row, before);
         }
     }
 

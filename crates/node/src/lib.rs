@@ -27,6 +27,7 @@ mod error;
 mod exec;
 #[cfg(test)]
 mod fake;
+mod feed;
 mod jobs;
 mod ledger;
 mod link;

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::agent::{Agent, Shutdown};
+use crate::feed::Feed;
 use crate::home::KnownReplica;
 use crate::route::Pace;
 use crate::{Error, Result};
@@ -273,6 +274,7 @@ async fn converse(
     let mut sequence = 0;
     let mut beat_at = Instant::now();
     let mut renewal = Renewal::default();
+    let mut feed = Feed::open(&connection, &agent.device_id);
     loop {
         agent.publish();
         if agent.may_stop() {
@@ -309,6 +311,10 @@ async fn converse(
                 if agent.link.renewed(outcome) {
                     return End::Again;
                 }
+                Ok(())
+            }
+            endpoints = feed.endpoints() => {
+                agent.learn(&endpoints);
                 Ok(())
             }
             () = agent.shutdown.changes() => Ok(()),

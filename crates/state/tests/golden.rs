@@ -286,15 +286,16 @@ fn envelopes() -> BTreeMap<String, Envelope> {
     let named: BTreeMap<String, Envelope> = named.collect();
     let mut named = named;
     // By themselves, so that what others append does not move them.
-    for (at, command) in ca_commands(&mut world).into_iter().enumerate() {
+    let ca = (300..).zip(ca_commands(&mut world));
+    for (at, command) in ca.chain((400..).zip(ban_commands(&mut world))) {
         let envelope = Envelope {
-            request_id: id(300 + at as u64),
-            actor: actors[at % actors.len()].clone(),
+            request_id: id(at),
+            actor: actors[at as usize % actors.len()].clone(),
             command,
         };
         named.insert(format!("command.{}", envelope.command.name()), envelope);
     }
-    assert_eq!(named.len(), 46, "a command without a sample");
+    assert_eq!(named.len(), 48, "a command without a sample");
     named
 }
 
@@ -340,18 +341,6 @@ fn identity_commands(world: &mut World) -> Vec<Command> {
     let (device_id, certificate) = (world.id("n1"), certificate("n1"));
     vec![
         commands::revoke(world, "n1").into(),
-        identity::RemoveDevice {
-            device_id,
-            reason: text("sold"),
-            revoke: true,
-        }
-        .into(),
-        identity::PurgeDevice {
-            device_id,
-            reason: text("bought back"),
-            force: true,
-        }
-        .into(),
         identity::RenewCertificate {
             device_id,
             certificate: certificate.clone(),
@@ -365,6 +354,24 @@ fn identity_commands(world: &mut World) -> Vec<Command> {
         identity::RenewOperatorCertificate {
             name: text("alice"),
             certificate,
+        }
+        .into(),
+    ]
+}
+
+fn ban_commands(world: &mut World) -> Vec<Command> {
+    let device_id = world.id("n1");
+    vec![
+        identity::RemoveDevice {
+            device_id,
+            reason: text("sold"),
+            revoke: true,
+        }
+        .into(),
+        identity::PurgeDevice {
+            device_id,
+            reason: text("bought back"),
+            force: true,
         }
         .into(),
     ]

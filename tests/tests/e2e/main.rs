@@ -10,6 +10,7 @@ mod hostile;
 mod liveness;
 mod operations;
 mod pairing;
+mod revocation;
 
 use palyra_tests::runner::{self, Test};
 
@@ -117,6 +118,15 @@ const TESTS: &[Test] = &[
     }),
     ("a_revoked_device_is_out_everywhere", |c| {
         Box::pin(faults::a_revoked_device_is_out_everywhere(c))
+    }),
+    ("a_woken_replica_serves_no_revoked_request", |c| {
+        Box::pin(revocation::a_woken_replica_serves_no_revoked_request(c))
+    }),
+    ("a_device_is_revoked_removed_and_purged", |c| {
+        Box::pin(revocation::a_device_is_revoked_removed_and_purged(c))
+    }),
+    ("a_feed_hops_between_replicas", |c| {
+        Box::pin(revocation::a_feed_hops_between_replicas(c))
     }),
     // After the revocations: they have to reach a replica that was removed a moment ago, and would wait for this one.
     ("a_join_token_is_good_once", |c| {

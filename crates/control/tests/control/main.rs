@@ -13,5 +13,6 @@ mod liveness;
 mod members;
 mod operators;
 mod pairing;
+mod revocation;
 mod sessions;
 mod support;

@@ -427,15 +427,15 @@ fn identity_command(world: &mut World, step: &Step) -> (Actor, Command) {
             }
             .into(),
         ),
-        0 if step.actor > 165 => (
-            operator("root"),
-            identity::PurgeDevice {
-                device_id,
+        0 if step.actor > 140 => {
+            let banned = identity::bans(&world.state, None, 1).pop();
+            let purge = identity::PurgeDevice {
+                device_id: banned.map_or(device_id, |ban| ban.id),
                 reason: String::new(),
-                force: step.one % 2 == 1,
-            }
-            .into(),
-        ),
+                force: step.one > 1,
+            };
+            (operator("root"), purge.into())
+        }
         1 => {
             let made = identity::NewCertificate {
                 der: Bytes::from(format!("certificate {}", world.index)),
