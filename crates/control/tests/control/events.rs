@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use palyra_control::{Error, Event, Events, EventsRequest, Limits, Timings};
-use palyra_platform as platform;
+use palyra_control::{End, Error, Event, Events, EventsRequest, Limits, Timings};
 use palyra_state::{Cursor, Row};
 
 use crate::support::{Cluster, Machine, quick, soon, until};
@@ -110,7 +109,7 @@ async fn an_operator_reads_what_the_journal_holds_whichever_replica_is_asked() {
     assert!(!rows.iter().any(|row| row.action.starts_with("cluster.")));
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_quiet_reader_learns_how_far_the_feed_is() {
     let cluster = Cluster::found().await;
     let node = cluster.node("m").await;
@@ -251,25 +250,72 @@ async fn a_revoked_reader_is_put_out() {
     assert_eq!(cluster.control.reader_count(), 0);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_reader_that_stalls_is_closed_and_readers_are_bounded() {
     let limits = Limits {
         readers_per_identity: 2,
         ..Limits::default()
     };
-    let cluster = Cluster::found_with(quick(), limits).await;
+    let timings = Timings {
+        stall_timeout: Duration::from_millis(200),
+        ..quick()
+    };
+    let cluster = Cluster::found_with(timings, limits).await;
+    let carries = cluster.control.accept(&cluster.admin, "192.0.2.9").unwrap();
     let open = || {
-        cluster
-            .control
-            .operator_events(&cluster.admin, EventsRequest::default())
+        let request = EventsRequest {
+            connection: carries.id(),
+            ..EventsRequest::default()
+        };
+        cluster.control.operator_events(&cluster.admin, request)
     };
     let (mut slow, quick) = (open().await.unwrap(), open().await.unwrap());
     assert_eq!(open().await.unwrap_err().code(), "E1013");
     drop(quick);
     assert!(open().await.is_ok());
     assert!(matches!(next(&mut slow).await, Event::CaughtUp { .. }));
-    // It was handed something and does not come back for more.
-    platform::sleep(Timings::default().stall_timeout * 2).await;
+    // It was handed something, does not come back for more, and does not notice either that it is closed.
+    assert_eq!(soon(carries.closed()).await, End::SlowReader);
     let error = soon(slow.next()).await.unwrap().unwrap_err();
     assert_eq!((error.code().as_str(), error.is_retryable()), ("E1073", true));
+}
+
+#[tokio::test]
+async fn a_viewer_sees_every_row_but_no_addresses_and_reads_until_it_is_removed() {
+    let cluster = Cluster::found().await;
+    cluster.node("m").await;
+    let viewer = crate::operators::add(&cluster, "vera", "viewer").await;
+    let mut whole = cluster
+        .control
+        .operator_events(&cluster.admin, from_first())
+        .await
+        .unwrap();
+    let mut seen = cluster
+        .control
+        .operator_events(&viewer, from_first())
+        .await
+        .unwrap();
+    let (whole, rows) = (caught_up(&mut whole).await, caught_up(&mut seen).await);
+    let cursors = |rows: &[Row]| rows.iter().map(Row::cursor).collect::<Vec<_>>();
+    assert_eq!(cursors(&whole), cursors(&rows), "every row");
+    let proved = |rows: &[Row]| {
+        let mut rows = rows.iter();
+        rows.find(|row| row.action == "pairing.proved").unwrap().clone()
+    };
+    assert_eq!(proved(&whole).detail("source"), "192.0.2.1");
+    assert_eq!(proved(&rows).detail("source"), "");
+    assert_eq!(
+        proved(&rows).hash,
+        palyra_state::Digest::ZERO,
+        "it would not match"
+    );
+    soon(
+        cluster
+            .control
+            .remove_operator(&cluster.operator(), "", "vera", "left"),
+    )
+    .await
+    .unwrap();
+    let error = soon(seen.next()).await.unwrap().unwrap_err();
+    assert!(["E0207", "E0304"].contains(&error.code().as_str()), "{error:?}");
 }

@@ -23,7 +23,7 @@ fn csr() -> Vec<u8> {
         .unwrap()
 }
 
-async fn add(cluster: &Cluster, name: &str, role: &str) -> PeerIdentity {
+pub(crate) async fn add(cluster: &Cluster, name: &str, role: &str) -> PeerIdentity {
     let added = cluster
         .control
         .add_operator(&cluster.operator(), "", name, role, &csr(), 0)
