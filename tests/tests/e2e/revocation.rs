@@ -165,11 +165,18 @@ pub(crate) async fn a_device_is_revoked_removed_and_purged(cluster: &mut Cluster
         .palyra(&["device", "remove", &device_id, "-o", "json"])
         .ok();
     assert_eq!(removed.field("index"), rest.field("index"), "of the revocation");
-    let known = |arguments: &[&str]| cluster.palyra(arguments).ok().out.contains(&device_id);
-    assert!(!known(&["device", "ls", "-o", "json"]), "it is forgotten");
-    assert!(!known(&["node", "ls", "-o", "json"]));
-    assert!(known(&["device", "ls", "--status", "removed", "-o", "json"]));
-    assert!(known(&["device", "ls", "--all", "-o", "json"]));
+    let known =
+        |cluster: &Cluster, arguments: &[&str]| cluster.palyra(arguments).ok().out.contains(&device_id);
+    assert!(
+        !known(cluster, &["device", "ls", "-o", "json"]),
+        "it is forgotten"
+    );
+    assert!(!known(cluster, &["node", "ls", "-o", "json"]));
+    assert!(known(
+        cluster,
+        &["device", "ls", "--status", "removed", "-o", "json"]
+    ));
+    assert!(known(cluster, &["device", "ls", "--all", "-o", "json"]));
     cluster.start_replica(dead);
     caught_up(cluster).await;
     for id in 1..=3 {
@@ -203,7 +210,7 @@ pub(crate) async fn a_device_is_revoked_removed_and_purged(cluster: &mut Cluster
             "a mistake",
         ])
         .ok();
-    assert!(!known(&["device", "ls", "--all", "-o", "json"]));
+    assert!(!known(cluster, &["device", "ls", "--all", "-o", "json"]));
     let rows = cluster.palyra(&["journal", "tail", "--action", "identity.device_", "-o", "jsonl"]);
     assert!(
         rows.ok().out.contains("identity.device_purged"),
