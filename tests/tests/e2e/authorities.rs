@@ -167,6 +167,15 @@ fn get(cluster: &Cluster, path: &str) -> Vec<u8> {
     all.split_off(head + 4)
 }
 
+/// The number of replica 3's active authority, once it has published a list.
+fn listed(status: &Value) -> Option<u64> {
+    let all = status["authorities"].as_array()?;
+    let one = all
+        .iter()
+        .find(|one| one["replica_id"] == 3 && one["status"] == "active" && one["crl_number"] != 0)?;
+    one["number"].as_u64()
+}
+
 pub(crate) async fn a_stranger_checks_the_lists_of_revoked_certificates(cluster: &mut Cluster) {
     let (dir, device_id, mut agent) = working_node(cluster, "to-be-listed").await;
     agent.kill();
@@ -178,15 +187,10 @@ pub(crate) async fn a_stranger_checks_the_lists_of_revoked_certificates(cluster:
     std::fs::write(place("authorities.pem"), pem(&chain[1..])).unwrap();
     std::fs::write(place("roots.pem"), &credential.roots).unwrap();
     // Approved at replica 3, so its authority signed it.
-    let list = eventually("a list of replica 3", async || {
-        let listing = String::from_utf8(get(cluster, "/crl")).unwrap();
-        let line = listing
-            .lines()
-            .find(|line| line.starts_with("/crl/r3-"))?
-            .to_owned();
-        line.split_once(".crl").map(|(path, _)| path.to_owned())
-    })
-    .await;
+    let now = status(cluster, "a list of replica 3", |now| listed(now).is_some()).await;
+    let list = format!("/crl/r3-{}", listed(&now).unwrap());
+    let listing = String::from_utf8(get(cluster, "/crl")).unwrap();
+    assert!(listing.contains(&format!("{list}.crl ")), "{listing}");
     let fetch = |form: &str| get(cluster, &format!("{list}.{form}"));
     std::fs::write(place("list.pem"), fetch("pem")).unwrap();
     let verify = |crl: &str| {
