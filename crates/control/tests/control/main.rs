@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod authorities;
+mod beginning;
 mod dispatching;
-mod ending;
 mod events;
 mod hostile;
 mod liveness;

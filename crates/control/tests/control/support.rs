@@ -259,7 +259,7 @@ impl Cluster {
         soon(found(&replica, Envelope::new(fresh_id(), Actor::System, genesis)))
             .await
             .unwrap();
-        crate::ending::spoken(&replica).await;
+        crate::beginning::spoken(&replica).await;
         Cluster {
             control,
             replica,
