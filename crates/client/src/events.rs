@@ -178,7 +178,8 @@ impl Events {
     /// The next event. Safe to drop and call again.
     ///
     /// # Errors
-    /// A refusal; [`Class::Unreachable`] or [`Class::Unavailable`] when patience ended; `E1074` when rows come twice or out of order.
+    /// A refusal; [`Class::Unreachable`] or [`Class::Unavailable`] when patience ended; `E1074` when rows come twice
+    /// or out of order.
     pub async fn next(&mut self) -> Result<Event, Error> {
         loop {
             if let Some(event) = self.ready.pop_front() {

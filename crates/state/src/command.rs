@@ -324,7 +324,10 @@ commands! {
         RemoveReplica RaiseFeatureLevel
     }
     Access access { AddOperator RemoveOperator SetRole }
-    Identity identity { RevokeDevice RenewCertificate RevokeOperatorCertificate RenewOperatorCertificate RemoveDevice PurgeDevice }
+    Identity identity {
+        RevokeDevice RenewCertificate RevokeOperatorCertificate RenewOperatorCertificate
+        RemoveDevice PurgeDevice
+    }
     Pairing pairing {
         MintCode RevokeCode BeginAttempt FailAttempt Prove Approve Reject MarkCompleted Expire
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use palyra_state::cluster::{self, Addresses};
 use palyra_state::nodes::{Capability, Effect};
-use palyra_state::{Digest, access, ca, dispatch, identity, nodes, pairing};
+use palyra_state::{Command, Digest, Id, access, ca, dispatch, identity, nodes, pairing};
 
 use super::{World, certificate, key};
 
@@ -265,4 +265,28 @@ pub fn revoke(world: &mut World, device: &str) -> identity::RevokeDevice {
         device_id: world.id(device),
         reason: "lost".to_owned(),
     }
+}
+
+/// Removes a device that is revoked, or purges one that was removed, if there is any; otherwise names `other`.
+pub fn end_of_some(world: &World, other: Id, remove: bool, chance: u8) -> Command {
+    if remove {
+        let revoked = |device: &identity::Device| device.revoked_index != 0;
+        let found = identity::devices(&world.state, None, 100)
+            .into_iter()
+            .find(revoked);
+        let remove = identity::RemoveDevice {
+            device_id: found.map_or(other, |device| device.id),
+            reason: "sold".to_owned(),
+            // Rare as well: mostly of what is revoked.
+            revoke: chance == 0,
+        };
+        return remove.into();
+    }
+    let banned = identity::bans(&world.state, None, 1).pop();
+    let purge = identity::PurgeDevice {
+        device_id: banned.map_or(other, |ban| ban.id),
+        reason: String::new(),
+        force: chance > 1,
+    };
+    purge.into()
 }

@@ -417,27 +417,9 @@ fn identity_command(world: &mut World, step: &Step) -> (Actor, Command) {
             }
             .into(),
         ),
-        0 if step.actor > 150 => {
-            let revoked = |device: &identity::Device| device.revoked_index != 0;
-            let found = identity::devices(&world.state, None, 100)
-                .into_iter()
-                .find(revoked);
-            let remove = identity::RemoveDevice {
-                device_id: found.map_or(device_id, |device| device.id),
-                reason: "sold".to_owned(),
-                // Rare as well: mostly of what is revoked.
-                revoke: step.one == 0,
-            };
-            (operator("root"), remove.into())
-        }
         0 if step.actor > 100 => {
-            let banned = identity::bans(&world.state, None, 1).pop();
-            let purge = identity::PurgeDevice {
-                device_id: banned.map_or(device_id, |ban| ban.id),
-                reason: String::new(),
-                force: step.one > 1,
-            };
-            (operator("root"), purge.into())
+            let end = commands::end_of_some(world, device_id, step.actor > 150, step.one);
+            (operator("root"), end)
         }
         1 => {
             let made = identity::NewCertificate {
