@@ -104,7 +104,7 @@ impl Net {
             )
         };
         let rules = format!(
-            "table inet cut {{ {} {} }}",
+            "table inet cut {{\n{}\n{}\n}}\n",
             chain("input", "iif"),
             chain("output", "oif")
         );

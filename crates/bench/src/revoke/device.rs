@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use palyra_client::Connection;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
@@ -19,8 +20,28 @@ const TRY: Duration = Duration::from_secs(20);
 pub(super) struct Device {
     /// Who it is.
     pub(super) identity: Identity,
-    open: Vec<Closed>,
+    /// Its sockets at replicas that can be reached from everywhere.
+    pub(super) sockets: Sockets,
+    /// Its socket at the replica that is going to be cut off.
+    pub(super) cut_off: Sockets,
+    /// When its session ended.
+    pub(super) session: Sockets,
     tasks: Vec<AbortHandle>,
+}
+
+/// Things that end.
+#[derive(Default)]
+pub(super) struct Sockets(Vec<Closed>);
+
+impl Sockets {
+    /// Waits until all have ended. Answers when the last did.
+    pub(super) async fn last_end(&self) -> Instant {
+        let mut last = None;
+        for closed in &self.0 {
+            last = last.max(Some(end_of(closed).await));
+        }
+        last.unwrap_or_else(Instant::now)
+    }
 }
 
 impl Drop for Device {
@@ -36,60 +57,55 @@ impl Device {
     pub(super) fn new(identity: Identity) -> Device {
         Device {
             identity,
-            open: Vec::new(),
+            sockets: Sockets::default(),
+            cut_off: Sockets::default(),
+            session: Sockets::default(),
             tasks: Vec::new(),
         }
     }
 
-    /// Begins a session and lives in it. Inside of a namespace when one is given.
+    /// Begins a session and lives in it; inside of a namespace when one is given, whose replica will be cut off.
     pub(super) async fn hold_session(&mut self, address: &str, inside: Option<&Inside>) -> Result<()> {
         let (identity, address) = (self.identity.clone(), address.to_owned());
         let begin = async move {
             let (connection, closed) = dial(&address, &identity.tls).await.map_err(End::Lost)?;
             register(&connection, &identity.device_id).await?;
             let session = Session::attach(&connection, &identity.device_id).await?;
-            // The connection outlives the session: what is looked for is its end, not the session's.
+            let (tell, ended) = watch::channel(None);
+            // The connection outlives the session: its own end is looked for as well.
             let living = tokio::spawn(async move {
                 session.live(0.5).await;
+                tell.send_replace(Some(Instant::now()));
                 std::future::pending::<()>().await;
                 drop(connection);
             });
-            Ok::<_, End>((closed, living.abort_handle()))
+            Ok::<_, End>((closed, ended, living.abort_handle()))
         };
-        let (closed, task) = place(inside, begin)
-            .await?
-            .map_err(|end| anyhow!("no session: {end:?}"))?;
-        self.open.push(closed);
+        let begun = place(inside, begin).await?;
+        let (closed, ended, task) = begun.map_err(|end| anyhow!("no session: {end:?}"))?;
+        let sockets = if inside.is_some() {
+            &mut self.cut_off
+        } else {
+            &mut self.sockets
+        };
+        sockets.0.push(closed);
+        self.session.0.push(ended);
         self.tasks.push(task);
         Ok(())
     }
 
     /// Opens a connection and says nothing.
-    pub(super) async fn hold_connection(&mut self, address: &str, inside: Option<&Inside>) -> Result<()> {
-        let (identity, address) = (self.identity.clone(), address.to_owned());
-        let begin = async move {
-            let (connection, closed) = dial(&address, &identity.tls).await?;
-            let held = tokio::spawn(async move {
-                std::future::pending::<()>().await;
-                drop::<Connection>(connection);
-            });
-            Ok::<_, String>((closed, held.abort_handle()))
-        };
-        let (closed, task) = place(inside, begin)
-            .await?
-            .map_err(|cause| anyhow!("no connection: {cause}"))?;
-        self.open.push(closed);
-        self.tasks.push(task);
+    pub(super) async fn hold_connection(&mut self, address: &str) -> Result<()> {
+        let (connection, closed) = dial(address, &self.identity.tls)
+            .await
+            .map_err(|cause| anyhow!("no connection to {address}: {cause}"))?;
+        let held = tokio::spawn(async move {
+            std::future::pending::<()>().await;
+            drop::<Connection>(connection);
+        });
+        self.sockets.0.push(closed);
+        self.tasks.push(held.abort_handle());
         Ok(())
-    }
-
-    /// Waits until nothing is open. Answers when the last connection ended.
-    pub(super) async fn last_end(&self) -> Instant {
-        let mut last = None;
-        for closed in &self.open {
-            last = last.max(Some(end_of(closed).await));
-        }
-        last.unwrap_or_else(Instant::now)
     }
 }
 

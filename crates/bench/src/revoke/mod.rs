@@ -56,11 +56,13 @@ struct Found {
     accepted: u64,
     tried: u64,
     still_open: u64,
+    still_live: u64,
 }
 
 /// The times of one kind of revocation.
 struct Times {
     to_last_socket: Spread,
+    to_session_end: Spread,
     to_answer: Spread,
     after_answer: Spread,
 }
@@ -69,6 +71,7 @@ impl Times {
     fn new() -> Times {
         Times {
             to_last_socket: Spread::new(),
+            to_session_end: Spread::new(),
             to_answer: Spread::new(),
             after_answer: Spread::new(),
         }
@@ -77,7 +80,11 @@ impl Times {
     fn tell(&self, report: &mut Report, when: &str) {
         let columns: Vec<&str> = [&["what"][..], &spread::COLUMNS[..]].concat();
         let rows = [
-            ("command to last socket closed", &self.to_last_socket),
+            (
+                "command to last socket closed, at replicas that are up",
+                &self.to_last_socket,
+            ),
+            ("command to end of session", &self.to_session_end),
             ("command to answer", &self.to_answer),
             ("answer to a socket that closed after it", &self.after_answer),
         ];
@@ -118,6 +125,7 @@ pub(crate) async fn run(args: Args, keep: Keep) -> Result<Report> {
         accepted,
         tried,
         still_open,
+        still_live,
     } = run.found;
     let found = format!("{accepted} of {tried} tries");
     report.promise(
@@ -127,7 +135,15 @@ pub(crate) async fn run(args: Args, keep: Keep) -> Result<Report> {
     );
     let found = format!("{still_open} after {} s", LATE.as_secs());
     report.promise("no socket of a revoked device stays open", still_open == 0, found);
+    let found = format!("{still_live} after {} s", LATE.as_secs());
+    report.promise("no session of a revoked device goes on", still_live == 0, found);
     report.note("a device holds a session at one replica and an idle connection at each other one");
+    if args.partitioned > 0 {
+        report.note(
+            "cut off: the operator's client may be connected to the replica that is cut off, and then spends up to \
+             5 s on finding out; the rest is the time after which a silent replica's authority has lapsed",
+        );
+    }
     keep.end(run.cluster).await?;
     Ok(report)
 }
@@ -161,9 +177,7 @@ impl Run {
                 .hold_session(&self.cluster.node_address(home), None)
                 .await?;
             for other in ids.iter().filter(|id| **id != home) {
-                device
-                    .hold_connection(&self.cluster.node_address(*other), None)
-                    .await?;
+                device.hold_connection(&self.cluster.node_address(*other)).await?;
             }
             self.revoke(&device, &mut times).await?;
             for id in &ids {
@@ -193,9 +207,7 @@ impl Run {
                 .hold_session(&self.cluster.node_address(cut), Some(inside))
                 .await?;
             for other in ids.iter().filter(|id| **id != cut) {
-                device
-                    .hold_connection(&self.cluster.node_address(*other), None)
-                    .await?;
+                device.hold_connection(&self.cluster.node_address(*other)).await?;
             }
             net.cut(cut).await?;
             let took = self.revoke(&device, &mut times).await;
@@ -215,6 +227,10 @@ impl Run {
             ));
             for (id, tried) in tried {
                 self.judge(&device, id, tried?)?;
+            }
+            // It was told nothing of the revocation while it was cut off; now it is.
+            if timeout(LATE, device.cut_off.last_end()).await.is_err() {
+                self.found.still_open += 1;
             }
         }
         report.fact("revoked_with_one_replica_cut_off", count);
@@ -240,7 +256,7 @@ impl Run {
             answer.pending
         );
         times.to_answer.record(answered - began);
-        match timeout(LATE, device.last_end()).await {
+        match timeout(LATE, device.sockets.last_end()).await {
             Ok(last) => {
                 times.to_last_socket.record(last.saturating_duration_since(began));
                 if last > answered {
@@ -248,6 +264,12 @@ impl Run {
                 }
             }
             Err(_) => self.found.still_open += 1,
+        }
+        match timeout(LATE, device.session.last_end()).await {
+            Ok(ended) => times
+                .to_session_end
+                .record(ended.saturating_duration_since(began)),
+            Err(_) => self.found.still_live += 1,
         }
         Ok(answered - began)
     }

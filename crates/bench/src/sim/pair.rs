@@ -16,7 +16,7 @@ use palyra_pki::transcript::{NONCE_LEN, Opening};
 use palyra_pki::{Credential, KeyPair, Method, Ticket, Transcript, TrustBundle, TrustDomain, sha256};
 use palyra_proto::pairing::v1 as wire;
 use palyra_proto::pairing::v1::enrol_service_client::EnrolServiceClient;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::sleep;
 use tonic::transport::Channel;
 
@@ -37,15 +37,18 @@ pub(crate) async fn pair(cluster: &Cluster, file: &Path, count: usize) -> Result
     if missing == 0 {
         return Ok(credentials);
     }
+    close_tickets(&cluster.client()?).await?;
     let mut writer = cache::Writer::open(file)?;
     let next = Arc::new(AtomicUsize::new(credentials.len()));
     let (send, mut paired) = mpsc::channel(UNDER_WAY);
     let mut workers = tokio::task::JoinSet::new();
+    let ids = cluster.ids();
+    let turns: Vec<Arc<Mutex<()>>> = ids.iter().map(|_| Arc::default()).collect();
     for at in 0..UNDER_WAY.min(missing) {
-        let id = at as u64 % cluster.ids().len() as u64 + 1;
         let worker = Worker {
             operator: cluster.client()?,
-            enrol: cluster.enrol_address(id),
+            enrol: cluster.enrol_address(ids[at % ids.len()]),
+            turn: Arc::clone(&turns[at % ids.len()]),
             enrolled: None,
         };
         workers.spawn(worker.work(Arc::clone(&next), count, send.clone()));
@@ -69,10 +72,26 @@ pub(crate) async fn pair(cluster: &Cluster, file: &Path, count: usize) -> Result
     Ok(credentials)
 }
 
+/// Revokes the tickets that a run before left open when it was broken off: they would take the places of new ones.
+async fn close_tickets(client: &Client) -> Result<()> {
+    let open = client.list_codes(wire::ListCodesRequest::default()).await?.codes;
+    for code in open {
+        let revoke = wire::RevokeCodeRequest {
+            code: code.id,
+            ..Default::default()
+        };
+        client.revoke_code(revoke).await?;
+    }
+    Ok(())
+}
+
 /// One machine after the other.
 struct Worker {
     operator: Client,
     enrol: String,
+    /// A replica keeps 32 exchanges of one address, answered ones too, and what is too many pushes out the nonce
+    /// that is oldest: from one address, one proof at a time.
+    turn: Arc<Mutex<()>>,
     enrolled: Option<Enrolled>,
 }
 
@@ -102,7 +121,8 @@ impl Worker {
                     Err(error) if tries == TRIES => {
                         return Err(error.context(format!("node {number} was not paired in {TRIES} tries")));
                     }
-                    Err(_) => {
+                    Err(error) => {
+                        crate::say(&format!("node {number} is tried again: {error:#}"));
                         self.enrolled = None;
                         sleep(Duration::from_millis(200)).await;
                     }
@@ -122,13 +142,24 @@ impl Worker {
         let minted = self.operator.mint_ticket(request).await?;
         let ticket = Ticket::parse(&minted.ticket).context("the minted ticket")?;
         let key = KeyPair::generate(&mut fill_random)?;
-        let proved = self.prove(&ticket, name, &key).await?;
+        let proved = match self.prove(&ticket, name, &key).await {
+            Ok(proved) => proved,
+            Err(error) => {
+                // A ticket that stays open takes one of the places of all others.
+                let revoke = wire::RevokeCodeRequest {
+                    code: ticket.id.clone(),
+                    ..Default::default()
+                };
+                let _ = self.operator.revoke_code(revoke).await;
+                return Err(error.context("the proof"));
+            }
+        };
         let approve = wire::ApproveRequest {
             id: proved.pairing_id.clone(),
             ..Default::default()
         };
-        self.operator.approve(approve).await?;
-        self.fetch(proved, &key).await
+        self.operator.approve(approve).await.context("the approval")?;
+        self.fetch(proved, &key).await.context("the certificate")
     }
 
     async fn enrolled(&mut self, ticket: &Ticket) -> Result<&mut Enrolled> {
@@ -149,6 +180,8 @@ impl Worker {
 
     async fn prove(&mut self, ticket: &Ticket, name: &str, key: &KeyPair) -> Result<Proved> {
         let (csr, device_id) = (key.make_csr()?, new_ulid());
+        let turn = Arc::clone(&self.turn);
+        let _mine = turn.lock().await;
         let mut node_nonce = [0u8; NONCE_LEN];
         fill_random(&mut node_nonce);
         let enrolled = self.enrolled(ticket).await?;
