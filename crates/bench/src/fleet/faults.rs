@@ -17,7 +17,7 @@ use crate::say;
 use crate::spread::{self, Spread};
 
 /// Longer than any timeout after which a node or a replica is declared absent.
-const ALARMS: Duration = Duration::from_secs(15);
+const ALARMS: Duration = Duration::from_secs(20);
 /// For the nodes of a lost replica to be back.
 const BACK: Duration = Duration::from_secs(300);
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Identity;
 use super::board::Board;
-use super::session::{End, Session, register};
+use super::session::{End, Pace, Session, register};
 
 const FIRST_MS: u64 = 100;
 const LAST_MS: u64 = 5_000;
@@ -122,7 +122,7 @@ async fn live(seat: usize, identity: Identity, shared: Arc<Shared>) {
             // The next try registers.
             End::Unregistered => registered = false,
             End::Lost(kind) => shared.board.trouble(&kind),
-            End::Moved(_) => {}
+            End::Moved(pace) => route.told = Some(pace),
             End::Revoked(_) => break,
             End::Superseded => {
                 shared.board.trouble("superseded");
@@ -170,6 +170,7 @@ struct Route {
     order: Vec<usize>,
     failures: u32,
     flaps: u32,
+    told: Option<Pace>,
 }
 
 impl Route {
@@ -185,6 +186,7 @@ impl Route {
             order,
             failures: 0,
             flaps: 0,
+            told: None,
         }
     }
 
@@ -216,8 +218,15 @@ impl Route {
         }
     }
 
-    fn pause(&self) -> Duration {
-        Duration::from_millis(below(self.ceiling_ms() + 1))
+    /// What the server said counts once; otherwise the pause is drawn.
+    fn pause(&mut self) -> Duration {
+        let ms = match self.told.take() {
+            Some(pace) => pace
+                .after_ms
+                .saturating_add(below(pace.spread_ms.saturating_add(1))),
+            None => below(self.ceiling_ms() + 1),
+        };
+        Duration::from_millis(ms)
     }
 }
 
@@ -275,6 +284,21 @@ mod tests {
         route.ended(Duration::ZERO);
         route.ended(Duration::ZERO);
         assert_eq!(route.ceiling_ms(), 200);
+    }
+
+    #[test]
+    fn what_the_server_says_of_when_to_come_counts_once() {
+        let mut route = Route::new(0, 3);
+        route.told = Some(Pace {
+            after_ms: 40_000,
+            spread_ms: 10,
+        });
+        let pause = route.pause();
+        assert!(
+            pause >= Duration::from_secs(40) && pause <= Duration::from_millis(40_010),
+            "{pause:?}"
+        );
+        assert_eq!(route.pause(), Duration::ZERO);
     }
 
     #[test]

@@ -19,6 +19,15 @@ const CALL: Duration = Duration::from_secs(30);
 const OUTGOING: usize = 8;
 const SILENT_INTERVALS: u32 = 3;
 
+/// When to come again: not before `after_ms`, and up to `spread_ms` later at random.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// Not before.
+    pub(crate) after_ms: u64,
+    /// Up to so much later.
+    pub(crate) spread_ms: u64,
+}
+
 /// Why a session ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
@@ -26,8 +35,8 @@ pub(crate) enum End {
     Lost(String),
     /// The node must register first.
     Unregistered,
-    /// The server asks to be left.
-    Moved(String),
+    /// The server sends the node away, and says when to come, here or elsewhere.
+    Moved(Pace),
     /// The device is revoked, or its certificate is refused.
     Revoked(String),
     /// Somebody else has this node's identity.
@@ -42,6 +51,10 @@ impl End {
             Failure::Answered(error) => match error.code.as_str() {
                 "E0501" => End::Unregistered,
                 "E0302" | "E0304" => End::Revoked(error.code.clone()),
+                _ if error.trail.retry_after_ms + error.trail.spread_ms > 0 => End::Moved(Pace {
+                    after_ms: error.trail.retry_after_ms,
+                    spread_ms: error.trail.spread_ms,
+                }),
                 code => End::Lost(format!("{code} {}", error.message)),
             },
         }
@@ -51,7 +64,10 @@ impl End {
         match goodbye.code.as_str() {
             "revoked" => End::Revoked("goodbye".to_owned()),
             "superseded" => End::Superseded,
-            "draining" => End::Moved(goodbye.code.clone()),
+            "draining" | "stale" | "lost" => End::Moved(Pace {
+                after_ms: goodbye.retry_after_ms,
+                spread_ms: goodbye.spread_ms,
+            }),
             code => End::Lost(format!("goodbye {code}")),
         }
     }
