@@ -271,6 +271,8 @@ impl Session {
     /// What ends the stream: a caller that is not admitted any more, another device's message, a session that
     /// is over, a malformed message.
     pub async fn receive(&self, peer: &PeerIdentity, device_id: &str, message: Inbound) -> Result<(), Error> {
+        // What a replica that was stopped finds in its socket is not taken in, and the goodbye says why.
+        self.control.still_fresh(&self.entry)?;
         let caller = self.control.admit_node_as(peer, device_id)?;
         if let Some(end) = self.entry.outbox.end() {
             return Err(Refusal::SessionEnded { code: end.as_str() }.into());
