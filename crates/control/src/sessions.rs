@@ -362,11 +362,12 @@ impl Outgoing {
             let taken = self.entry.outbox.take().await;
             match self.control.unpack(&self.entry, taken) {
                 Unpacked::Message(message @ Outbound::Goodbye { .. }) => return Some(message),
-                Unpacked::Message(message) => match self.control.still_fresh(&self.entry) {
-                    Ok(()) => return Some(message),
+                Unpacked::Message(message) => {
+                    if self.control.still_fresh(&self.entry).is_ok() {
+                        return Some(message);
+                    }
                     // What it was stays bound to the session; the goodbye comes next.
-                    Err(_) => {}
-                },
+                }
                 Unpacked::Nothing => {}
                 Unpacked::Over => return None,
             }
