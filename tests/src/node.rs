@@ -267,7 +267,7 @@ impl Drop for Puppet {
 }
 
 impl Puppet {
-    /// Registers `echo` and attaches at one replica.
+    /// Registers `echo` and `once`, and attaches at one replica.
     ///
     /// # Errors
     /// What the replica refuses.
@@ -402,12 +402,17 @@ pub fn registration(device_id: &str) -> wire::RegisterRequest {
         max_concurrency: 4,
         ..Default::default()
     };
+    let once = wire::Capability {
+        name: "once".to_owned(),
+        effect: "once".to_owned(),
+        ..capability.clone()
+    };
     wire::RegisterRequest {
         request_id: palyra_client::new_ulid(),
         device_id: device_id.to_owned(),
         platform: "test/puppet".to_owned(),
         agent_version: "0".to_owned(),
-        capabilities: vec![capability],
+        capabilities: vec![capability, once],
         ..Default::default()
     }
 }

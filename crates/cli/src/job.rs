@@ -1,5 +1,6 @@
 //! `palyra job`: what was asked of nodes, and what came of it.
 
+mod logs;
 mod view;
 
 use std::collections::BTreeMap;
@@ -18,7 +19,14 @@ use crate::pages::{ALL, Limit};
 use crate::session::Global;
 use crate::watch::watch;
 
+use logs::told;
+pub(crate) use logs::{Seen, follow, tell};
 pub(crate) use view::JobView;
+
+/// How long `cancel --wait` waits when nothing is said: the node has a minute for its answer.
+const CANCEL_WAIT: Duration = Duration::from_secs(90);
+/// How much longer than its wait an answer may take.
+const ANSWER_GRACE: Duration = Duration::from_secs(1);
 
 /// What can be done about jobs.
 #[derive(Debug, Subcommand)]
@@ -39,9 +47,37 @@ pub(crate) enum Verb {
         #[arg(long)]
         wait: bool,
     },
+    /// Waits until a job has ended
+    #[command(
+        after_help = "Example:\n  palyra job wait 01J9ZM --timeout 5m\n\nThe exit code tells the end, as that of \
+                            palyra node invoke does."
+    )]
+    Wait {
+        /// Job id, or the beginning of one
+        id: String,
+    },
+    /// Shows what the program of a job has written, and how far it says that it is
+    #[command(
+        after_help = "Example:\n  palyra job logs -f 01J9ZM\n\nLines come from the replica that the node is connected \
+                            to, and only it has them: after its end a job keeps the last 4 KiB."
+    )]
+    Logs {
+        /// Job id, or the beginning of one
+        id: String,
+        /// Go on until the job has ended
+        #[arg(short, long)]
+        follow: bool,
+    },
     /// Cancels a job that has not ended
-    #[command(after_help = "Example:\n  palyra job cancel 01J9ZM --reason \"wrong node\"")]
+    #[command(
+        after_help = "Example:\n  palyra job cancel 01J9ZM --reason \"wrong node\" --wait\n\nOne that waits ends at once. \
+                            The program of one that runs gets SIGTERM, then SIGKILL;\nuntil the node has said what became of \
+                            it, for a minute at most, the job is `cancelling`."
+    )]
     Cancel {
+        /// Wait until it has ended (--timeout, 90s without it)
+        #[arg(long)]
+        wait: bool,
         /// Job id, or the beginning of one
         id: String,
         /// Why; kept in the journal and told to the node
@@ -54,10 +90,16 @@ pub(crate) enum Verb {
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// Only jobs of this node
-    #[arg(long, value_name = "NODE", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        visible_alias = "device",
+        value_name = "NODE",
+        default_value = "",
+        hide_default_value = true
+    )]
     node: String,
-    /// Only jobs in this state: queued, dispatched, awaiting_local_mediation, succeeded, failed, timed_out,
-    /// rejected, cancelled, session_lost
+    /// Only jobs in this state: queued, dispatched, awaiting_local_mediation, cancelling, succeeded, failed,
+    /// timed_out, rejected, cancelled, session_lost
     #[arg(long, value_name = "STATE", default_value = "", hide_default_value = true)]
     state: String,
     /// Print what changes, until interrupted
@@ -81,15 +123,26 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
             out.list(&items, source)?;
         }
         Verb::Get { id, wait } => get(global, client, out, id, wait).await?,
-        Verb::Cancel { id, reason } => {
+        Verb::Wait { id } => get(global, client, out, id, true).await?,
+        Verb::Logs { id, follow } => logs::run(global, client, out, &id, follow).await?,
+        Verb::Cancel { id, reason, wait } => {
             let request = CancelRequest {
                 request_id: global.request_id(),
                 id,
                 reason,
             };
             let answer = client.cancel_dispatch(request).await?;
-            let view = JobView::from(answer.dispatch.unwrap_or_default());
-            out.one(&view, answer.write.into(), &view.facts())?;
+            let mut dispatch = answer.dispatch.unwrap_or_default();
+            let mut source = Source::from(answer.write);
+            if wait && !is_over(&dispatch.state) {
+                let until = Instant::now() + global.timeout.unwrap_or(CANCEL_WAIT);
+                (dispatch, source) = wait_for_end(client, dispatch, source, until).await?;
+            }
+            let view = JobView::from(dispatch);
+            out.one(&view, source, &view.facts())?;
+            if wait {
+                view.cancel_verdict()?;
+            }
         }
     }
     session.close().await;
@@ -155,20 +208,33 @@ pub(crate) async fn wait_for_end(
     mut source: Source,
     until: Instant,
 ) -> Result<(DispatchInfo, Source)> {
+    told(&dispatch);
     while !is_over(&dispatch.state) {
         let left = millis(until.saturating_duration_since(Instant::now()));
         if left == 0 {
             break;
         }
         let wait_ms = u32::try_from(left.min(MAX_WAIT_MS.into())).unwrap_or(MAX_WAIT_MS);
-        let answer = client.wait_dispatch(&dispatch.id, wait_ms).await?;
-        dispatch = answer.dispatch.unwrap_or(dispatch);
+        // A cluster that cannot answer must not hold us longer than we were asked to wait.
+        let asked = client.wait_dispatch_change(&dispatch.id, &dispatch.state, wait_ms);
+        let Ok(answer) = tokio::time::timeout_at(until + ANSWER_GRACE, asked).await else {
+            break;
+        };
+        let answer = answer?;
+        let changed = answer.dispatch.unwrap_or_else(|| dispatch.clone());
         source = answer.read.into();
+        if changed.state != dispatch.state {
+            told(&changed);
+        }
+        dispatch = changed;
     }
     Ok((dispatch, source))
 }
 
 /// Whether a dispatch in this state changes no more.
 pub(crate) fn is_over(state: &str) -> bool {
-    !matches!(state, "queued" | "dispatched" | "awaiting_local_mediation")
+    !matches!(
+        state,
+        "queued" | "dispatched" | "awaiting_local_mediation" | "cancelling"
+    )
 }

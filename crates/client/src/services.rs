@@ -18,7 +18,8 @@ use palyra_proto::cluster::v1::{
 };
 use palyra_proto::dispatch::v1::{
     CancelRequest, CancelResponse, GetRequest, GetResponse, InvokeRequest, InvokeResponse, ListRequest,
-    ListResponse, WaitRequest, WaitResponse, dispatch_service_client::DispatchServiceClient,
+    ListResponse, LogsRequest, LogsResponse, WaitRequest, WaitResponse,
+    dispatch_service_client::DispatchServiceClient,
 };
 use palyra_proto::journal::v1::{
     VerifyRequest, VerifyResponse, journal_service_client::JournalServiceClient,
@@ -384,6 +385,16 @@ impl Client {
 
     /// Waits until a dispatch ended, `wait_ms` at most; the answer may be one that has not.
     pub async fn wait_dispatch(&self, id: &str, wait_ms: u32) -> Result<WaitResponse, Error> {
+        self.wait_dispatch_change(id, "", wait_ms).await
+    }
+
+    /// Waits until a dispatch ended, or is in another state than `known`, `wait_ms` at most.
+    pub async fn wait_dispatch_change(
+        &self,
+        id: &str,
+        known: &str,
+        wait_ms: u32,
+    ) -> Result<WaitResponse, Error> {
         let wait = Duration::from_millis(wait_ms.min(MAX_WAIT_MS).into());
         let until = Instant::now() + wait;
         self.pool()
@@ -391,8 +402,22 @@ impl Client {
                 let request = WaitRequest {
                     id: id.to_owned(),
                     wait_ms: remaining_ms(until),
+                    known_state: known.to_owned(),
                 };
                 async move { dispatch(channel).wait(request).await }
+            })
+            .await
+    }
+
+    /// What a program has written after what is known, and how far it is; waits for news, `wait_ms` at most.
+    pub async fn dispatch_logs(&self, request: LogsRequest) -> Result<LogsResponse, Error> {
+        let wait = Duration::from_millis(request.wait_ms.min(MAX_WAIT_MS).into());
+        let until = Instant::now() + wait;
+        self.pool()
+            .call(Repeat::Read, self.limits(wait), |channel| {
+                let mut request = request.clone();
+                request.wait_ms = remaining_ms(until);
+                async move { dispatch(channel).logs(request).await }
             })
             .await
     }

@@ -24,6 +24,7 @@ use crate::ends::Ends;
 use crate::error::Error;
 use crate::limits::{Limits, Timings};
 use crate::liveness::Liveness;
+use crate::outputs::Outputs;
 use crate::pairing::exchange::Exchanges;
 use crate::readers::Readers;
 use crate::registry::Registry;
@@ -81,6 +82,7 @@ struct Inner {
     waiters: Waiters,
     readers: Arc<Readers>,
     marks: Marks,
+    outputs: Outputs,
     exchanges: Exchanges,
     polled: crate::poll::Polled,
     authorities: Authorities,
@@ -161,6 +163,7 @@ impl Control {
                 waiters: Waiters::new(limits.waiters),
                 marks: Marks::new(),
                 readers: Readers::new(limits.readers, limits.readers_per_identity),
+                outputs: Outputs::default(),
                 exchanges: Exchanges::new(limits.exchanges, limits.exchanges_per_source),
                 polled: crate::poll::Polled::default(),
                 authorities: Authorities::new(vault),
@@ -286,6 +289,10 @@ impl Control {
 
     pub(crate) fn readers(&self) -> &Arc<Readers> {
         &self.inner.readers
+    }
+
+    pub(crate) fn outputs(&self) -> &Outputs {
+        &self.inner.outputs
     }
 
     pub(crate) fn exchanges(&self) -> &Exchanges {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use palyra_state::dispatch::{
-    self as records, AwaitMediation, Cancel, Complete, Dispatch, Failure, Outcome, ResumeFromMediation,
-    State, Submit,
+    self as records, AwaitMediation, Cancel, Complete, Dispatch, Failure, Outcome, Priority,
+    ResumeFromMediation, State, Submit,
 };
 use palyra_state::{Code, Id, Read, Reject, Reply, limits};
 
@@ -32,6 +32,10 @@ pub struct Invoke {
     pub payload: Bytes,
     /// Deadline, counted from acceptance; 0: 30 s.
     pub timeout_ms: u64,
+    /// `low`, `normal` or `high`; empty for `normal`.
+    pub priority: String,
+    /// Most attempts, fewer than the capability declares; 0: as declared.
+    pub max_attempts: u32,
 }
 
 /// A dispatch with what lies beside it.
@@ -43,6 +47,12 @@ pub struct DispatchView {
     pub payload: Bytes,
     /// Its result; empty in lists and while there is none.
     pub result: Bytes,
+    /// What its program wrote last; empty in lists and until it has ended.
+    pub log_tail: Bytes,
+    /// The name of its device.
+    pub device_name: String,
+    /// What it waits for, in words; empty when it does not wait.
+    pub waits_for: String,
 }
 
 /// What a node reports at the end of a dispatch.
@@ -54,7 +64,7 @@ pub struct Completion {
     pub dispatch_id: String,
     /// The session in which the node has it.
     pub epoch: u64,
-    /// `succeeded`, `failed` or `rejected`.
+    /// `succeeded`, `failed`, `rejected` or `cancelled`.
     pub outcome: String,
     /// The result, JSON; may be empty unless it succeeded.
     pub payload: Bytes,
@@ -62,6 +72,10 @@ pub struct Completion {
     pub error_code: String,
     /// For people, when it failed.
     pub error_message: String,
+    /// The last lines that the program wrote.
+    pub log_tail: Bytes,
+    /// The attempt that it is of; 0: the present one.
+    pub attempt: u32,
 }
 
 /// Which dispatches to list.
@@ -97,6 +111,7 @@ impl Control {
         let request_id = self.request_id(&invoke.request_id)?;
         check_size(invoke.payload.len())?;
         crate::json::check("payload", &invoke.payload)?;
+        let priority = Priority::parse(&invoke.priority).ok_or_else(|| bad_priority(&invoke.priority))?;
         let device_id = self.resolve_device(&invoke.device).await?;
         let dispatch_id = self.fresh_id();
         let submit = Submit {
@@ -105,6 +120,8 @@ impl Control {
             capability: invoke.capability,
             payload: invoke.payload,
             timeout_ms: invoke.timeout_ms,
+            priority: priority as i32,
+            max_attempts: invoke.max_attempts,
         };
         let written = self.propose(request_id, caller.actor(), submit).await?;
         let Reply::Submitted(submitted) = written.reply else {
@@ -133,15 +150,25 @@ impl Control {
         selector::device(&self.replica().view(), device)
     }
 
-    /// Waits until a dispatch has ended, or `wait_ms` (at most 300,000) are over; answers it as it is then.
+    /// Waits until a dispatch has ended, or `wait_ms` (at most 300,000) are over; answers it as it is then. With a
+    /// `known` state it also waits no longer than until it is in another one.
     ///
     /// # Errors
     /// [`Error::Rejected`] when there is no such dispatch; [`Error::Busy`]; [`Error::Stale`] as soon as this
     /// replica is cut off, for it would not hear of the end.
-    pub async fn wait_dispatch(&self, id: &str, wait_ms: u64) -> Result<(DispatchView, ReadInfo), Error> {
+    pub async fn wait_dispatch(
+        &self,
+        id: &str,
+        wait_ms: u64,
+        known: &str,
+    ) -> Result<(DispatchView, ReadInfo), Error> {
+        let known = match known {
+            "" => None,
+            text => Some(State::parse(text).ok_or_else(|| bad_state(text))?),
+        };
         self.barrier().await?;
         let id = selector::dispatch_id(&self.replica().view(), id)?;
-        self.wait_submitted(id, wait_ms).await
+        self.wait_for(id, wait_ms, known).await
     }
 
     /// As [`Control::wait_dispatch`], for a dispatch that this replica is known to have applied.
@@ -149,16 +176,26 @@ impl Control {
     /// # Errors
     /// As [`Control::wait_dispatch`].
     pub async fn wait_submitted(&self, id: Id, wait_ms: u64) -> Result<(DispatchView, ReadInfo), Error> {
+        self.wait_for(id, wait_ms, None).await
+    }
+
+    async fn wait_for(
+        &self,
+        id: Id,
+        wait_ms: u64,
+        known: Option<State>,
+    ) -> Result<(DispatchView, ReadInfo), Error> {
+        let moved = |state: State| state.is_terminal() || known.is_some_and(|known| known != state);
         let wait = bounded_wait(wait_ms, Duration::ZERO, DISPATCH_WAIT_MAX);
         let seen = self.waiters().until(id, wait, || {
             let view = self.replica().view();
             let found = records::dispatch(&view, id);
-            let over = found.is_none_or(|dispatch| dispatch.state().is_terminal());
+            let over = found.is_none_or(|dispatch| moved(dispatch.state()));
             (view, over || self.check_fresh().is_err())
         });
         let view = seen.await?;
         let seen = view_of(&view, id)?;
-        if !seen.record.state().is_terminal() {
+        if !moved(seen.record.state()) {
             self.check_fresh()?;
         }
         Ok((seen, self.read_info(view.index())))
@@ -214,13 +251,13 @@ impl Control {
         }
         let next = next_page(&mut items, limit, |dispatch| dispatch.id.to_string());
         Ok(Page {
-            items: items.into_iter().map(bare).collect(),
+            items: items.into_iter().map(|record| bare(&view, record)).collect(),
             next,
             read: info,
         })
     }
 
-    /// Takes an open dispatch back.
+    /// Takes an open dispatch back. One that is with its node is not over with this answer: wait for its end.
     ///
     /// # Errors
     /// What the state machine refuses: it has ended, or there is none.
@@ -248,12 +285,13 @@ impl Control {
         Ok((view_of(&self.replica().view(), dispatch_id)?, written.info))
     }
 
-    /// Commits what a node reports. The caller has been admitted as node.
+    /// Commits what a node reports. The caller has been admitted as node. `true` when it came too late and was only
+    /// noted.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what is no JSON or no outcome; what the state machine refuses: foreign, late,
-    /// twice, of another session.
-    pub async fn complete(&self, caller: &Caller, completion: Completion) -> Result<WriteInfo, Error> {
+    /// [`Error::Invalid`] for what is no JSON or no outcome; what the state machine refuses: foreign, twice, of
+    /// another session, of another attempt.
+    pub async fn complete(&self, caller: &Caller, completion: Completion) -> Result<bool, Error> {
         let request_id = self.request_id(&completion.request_id)?;
         let dispatch_id = selector::parse_id("dispatch_id", &completion.dispatch_id)?;
         let outcome = Outcome::parse(&completion.outcome).ok_or_else(|| {
@@ -261,7 +299,7 @@ impl Control {
             Error::invalid(
                 "outcome",
                 format!("{shown:?} is no outcome"),
-                "send succeeded, failed or rejected",
+                "send succeeded, failed, rejected or cancelled",
             )
         })?;
         check_size(completion.payload.len())?;
@@ -278,24 +316,32 @@ impl Control {
             outcome: outcome as i32,
             result: completion.payload,
             error,
+            log_tail: completion.log_tail,
+            attempt: completion.attempt,
         };
-        Ok(self.propose(request_id, caller.actor(), complete).await?.info)
+        let written = self.propose(request_id, caller.actor(), complete).await?;
+        Ok(matches!(written.reply, Reply::Late(_)))
     }
 
-    /// Commits that a person must act, or has acted.
+    /// Commits that a person must act, with what they are asked and at which machine; or that they have acted.
     pub(crate) async fn mediate(
         &self,
         caller: &Caller,
         request_id: &str,
         dispatch_id: &str,
         epoch: u64,
-        waiting: bool,
+        asked: Option<(String, String)>,
     ) -> Result<(), Error> {
         let request_id = self.request_id(request_id)?;
         let dispatch_id = selector::parse_id("dispatch_id", dispatch_id)?;
-        if waiting {
-            self.propose(request_id, caller.actor(), AwaitMediation { dispatch_id, epoch })
-                .await?;
+        if let Some((prompt, host)) = asked {
+            let wait = AwaitMediation {
+                dispatch_id,
+                epoch,
+                prompt,
+                host,
+            };
+            self.propose(request_id, caller.actor(), wait).await?;
         } else {
             self.propose(
                 request_id,
@@ -315,6 +361,15 @@ fn check_size(size: usize) -> Result<(), Error> {
     Ok(())
 }
 
+fn bad_priority(text: &str) -> Error {
+    let shown: String = text.chars().take(32).collect();
+    Error::invalid(
+        "priority",
+        format!("{shown:?} is no priority"),
+        "use low, normal or high",
+    )
+}
+
 fn bad_state(text: &str) -> Error {
     let names: Vec<&str> = State::ALL.iter().map(|state| state.as_str()).collect();
     let shown: String = text.chars().take(32).collect();
@@ -325,23 +380,57 @@ fn bad_state(text: &str) -> Error {
     )
 }
 
-fn view_of(view: &dyn Read, id: Id) -> Result<DispatchView, Error> {
+pub(crate) fn view_of(view: &dyn Read, id: Id) -> Result<DispatchView, Error> {
     let record = records::dispatch(view, id).ok_or_else(|| Reject::new(Code::NoSuchDispatch, [&id]))?;
-    let payload = records::payload(view, id).unwrap_or_default();
-    let result = records::result(view, id).unwrap_or_default();
     Ok(DispatchView {
-        record,
-        payload,
-        result,
+        payload: records::payload(view, id).unwrap_or_default(),
+        result: records::result(view, id).unwrap_or_default(),
+        log_tail: records::log_tail(view, id).unwrap_or_default(),
+        ..bare(view, record)
     })
 }
 
-fn bare(record: Dispatch) -> DispatchView {
+fn bare(view: &dyn Read, record: Dispatch) -> DispatchView {
+    let device = palyra_state::identity::device(view, record.device_id);
     DispatchView {
-        record,
         payload: Bytes::new(),
         result: Bytes::new(),
+        log_tail: Bytes::new(),
+        device_name: device.map(|device| device.name).unwrap_or_default(),
+        waits_for: waits_for(view, &record),
+        record,
     }
+}
+
+/// Why a dispatch is not with its node yet. No place in the queue and no time: both would be guesses, for others may
+/// be more urgent, and nobody knows how long a program takes.
+fn waits_for(view: &dyn Read, record: &Dispatch) -> String {
+    if record.state() != State::Queued {
+        return String::new();
+    }
+    if record.not_before != 0 {
+        return "its next attempt".to_owned();
+    }
+    let Some(node) = palyra_state::nodes::node(view, record.device_id) else {
+        return String::new();
+    };
+    if node.session.is_none() {
+        return "the node, which has no session".to_owned();
+    }
+    let (load, queue) = (
+        records::load(view, record.device_id, &record.capability),
+        records::queue_length(view, record.device_id),
+    );
+    let slots = records::capability_slots(&node, &record.capability);
+    if load.bound >= slots {
+        let waiting = load.waiting;
+        return format!(
+            "one of {slots} slots of {}, all taken; {waiting} wait",
+            record.capability
+        );
+    }
+    let (slots, waiting) = (records::device_slots(&node), queue.open - queue.bound);
+    format!("one of {slots} slots of the node, all taken; {waiting} wait")
 }
 
 /// How many entries a page has.

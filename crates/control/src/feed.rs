@@ -118,21 +118,37 @@ impl Control {
     }
 
     fn on_dispatch(&self, view: &dyn Read, id: Id) {
+        self.waiters().wake(id);
         let Some(record) = dispatch::dispatch(view, id) else {
-            self.waiters().wake(id);
             return;
         };
         if record.state().is_terminal() {
-            self.waiters().wake(id);
             for entry in self.registry().of_device(record.device_id) {
                 self.call_off(&entry, &record);
             }
         } else if record.replica_id == self.replica_id()
             && let Some(entry) = self.registry().live(record.device_id, record.epoch)
-            && !entry.deliver(id)
         {
-            self.end_session(&entry, End::SlowReader);
+            self.pass_on(&entry, &record);
         }
+    }
+
+    /// Tells a node about an open dispatch that is bound to its session. `false` when the session ended for it.
+    pub(crate) fn pass_on(&self, entry: &Arc<Entry>, record: &dispatch::Dispatch) -> bool {
+        let fits = if record.state() == State::Cancelling {
+            // Also when it was never given: the node says so, and that ends it.
+            entry.outbox.put(Waiting::Cancel {
+                dispatch_id: record.id,
+                reason: record.reason.clone(),
+                confirm: Some((record.epoch, record.attempt)),
+            })
+        } else {
+            entry.deliver(record.id, record.attempt)
+        };
+        if !fits {
+            self.end_session(entry, End::SlowReader);
+        }
+        fits
     }
 
     /// Looks which of these dispatches have ended or are forgotten, and calls them off.
@@ -164,6 +180,7 @@ impl Control {
         if !entry.outbox.put(Waiting::Cancel {
             dispatch_id: record.id,
             reason,
+            confirm: None,
         }) {
             self.end_session(entry, End::SlowReader);
         }

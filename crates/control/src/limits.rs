@@ -138,6 +138,18 @@ impl Default for Limits {
 pub const DISPATCH_WAIT_MAX: Duration = Duration::from_secs(300);
 /// Longest wait for the outcome of a pairing, and for messages of a polling node.
 pub const POLL_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for something that a program writes.
+pub const LOGS_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Dispatches whose output this replica holds.
+pub const OUTPUTS: usize = 512;
+/// Lines of one dispatch that are held.
+pub const OUTPUT_LINES: usize = 512;
+/// Bytes of one dispatch's lines that are held.
+pub const OUTPUT_BYTES: usize = 64 * 1024;
+/// Longest line; longer ones are cut.
+pub const OUTPUT_LINE_MAX: usize = 1024;
+/// Messages about one dispatch's output that are taken in a second; the node sends five.
+pub const OUTPUT_BATCHES: usize = 32;
 /// Wait for the enforcement of a revocation when none is asked for.
 pub const ENFORCE_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait for the enforcement of a revocation.

@@ -32,6 +32,10 @@ pub struct Registration {
     /// How long it may be offline before it counts as gone; 0: as the cluster has it, `limits::NEVER`: as long as
     /// it takes.
     pub lost_after_ms: u64,
+    /// Dispatches that it takes at a time; 0: as many as there may be.
+    pub max_concurrency: u32,
+    /// Dispatches that may wait for it; 0: as many as there may be.
+    pub queue_limit: u32,
 }
 
 /// What registration answers.
@@ -56,6 +60,8 @@ pub struct NodeView {
     pub open_dispatches: u32,
     /// When it was last heard.
     pub last_seen: LastSeen,
+    /// Of these, with the node.
+    pub bound_dispatches: u32,
 }
 
 impl Control {
@@ -73,6 +79,8 @@ impl Control {
             capabilities: registration.capabilities,
             labels: registration.labels,
             lost_after: registration.lost_after_ms,
+            max_concurrency: registration.max_concurrency,
+            queue_limit: registration.queue_limit,
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
         let Reply::Registered(registered) = written.reply else {
@@ -197,6 +205,7 @@ fn node_view(view: &dyn Read, record: Node, last_seen: LastSeen) -> NodeView {
             .map(|device| device.name)
             .unwrap_or_default(),
         open_dispatches: dispatch::open_count(view, id),
+        bound_dispatches: dispatch::queue_length(view, id).bound,
         last_seen,
         record,
     }

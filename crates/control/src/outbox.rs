@@ -136,6 +136,8 @@ pub struct ResultAnswer {
     pub error_message: String,
     /// The node should report it again, under the same request id; otherwise it forgets the result.
     pub retry: bool,
+    /// Accepted, and only noted: the dispatch had ended before.
+    pub late: bool,
 }
 
 /// A message to the node.
@@ -156,6 +158,8 @@ pub enum Outbound {
         dispatch_id: Id,
         /// Why.
         reason: String,
+        /// When the dispatch is open and the node has to say what became of it: its session, and its attempt.
+        confirm: Option<(u64, u32)>,
     },
     /// This is whom to trust from now on; to be stored before it is acknowledged.
     Trust(TrustUpdate),
@@ -183,7 +187,11 @@ pub(crate) enum Waiting {
     Assign(Id),
     Heartbeat(u64),
     Result(ResultAnswer),
-    Cancel { dispatch_id: Id, reason: String },
+    Cancel {
+        dispatch_id: Id,
+        reason: String,
+        confirm: Option<(u64, u32)>,
+    },
     Trust,
 }
 

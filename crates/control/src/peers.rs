@@ -1,5 +1,5 @@
 //! What the control planes of two replicas ask each other: "have you carried this out?", "how are you?",
-//! "let another lead".
+//! "let another lead", "what has that program written?".
 //!
 //! What never lives here: Raft. Nothing here changes the state; every question may be asked again.
 
@@ -16,6 +16,7 @@ use palyra_state::cluster::{self, ReplicaStatus};
 use prost::Message;
 
 use crate::control::{Control, WeakControl};
+use crate::outputs::{AskOutput, Piece};
 
 /// The topic of all calls of this layer.
 const TOPIC: &str = "control";
@@ -33,6 +34,8 @@ pub(crate) enum Call {
     Digest(Digest),
     #[prost(message, tag = "5")]
     Seen(Seen),
+    #[prost(message, tag = "10")]
+    Output(AskOutput),
 }
 
 /// Has everything up to `index` been carried out, and is no connection of `subject` left? Waits for it.
@@ -91,6 +94,8 @@ pub(crate) enum Answer {
     Digest(DigestTaken),
     #[prost(message, tag = "5")]
     Seen(SeenAges),
+    #[prost(message, tag = "10")]
+    Output(Piece),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -163,13 +168,13 @@ pub(crate) struct OwnStatus {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CallFrame {
-    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 10")]
     call: Option<Call>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct AnswerFrame {
-    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 10")]
     answer: Option<Answer>,
 }
 
@@ -214,6 +219,14 @@ impl Control {
             Call::Status(AskStatus {}) => Answer::Status(self.own_status()),
             Call::Digest(digest) => Answer::Digest(self.take_digest(from, digest)),
             Call::Seen(ask) => Answer::Seen(self.seen_ages(&ask)),
+            Call::Output(ask) => {
+                let wait = Duration::from_millis(ask.wait_ms).min(self.timings().call_timeout);
+                let piece = self
+                    .output_here(ask.dispatch_id, (ask.attempt, ask.line), wait)
+                    .await;
+                // Too many wait here: the other replica asks again.
+                Answer::Output(piece.unwrap_or_default())
+            }
             Call::HandOver(ask) => {
                 let problem = self
                     .hand_over_here(ask.to)

@@ -170,6 +170,6 @@ impl Control {
         let _working = session.as_ref().map(|entry| entry.work());
         let outcome = self.complete(&caller, completion).await;
         self.check_fresh()?;
-        Ok(result_answer(dispatch_id, outcome.err().as_ref()))
+        Ok(result_answer(dispatch_id, &outcome))
     }
 }

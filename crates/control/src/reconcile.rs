@@ -56,6 +56,7 @@ impl Control {
             }
             if self.acts_as_leader() {
                 tried("deadlines", self.expire_dispatches().await);
+                tried("attempts", self.wake_dispatches().await);
                 tried("pairing", self.expire_pairing().await);
             }
         }
@@ -108,7 +109,7 @@ impl Control {
         })
     }
 
-    /// How long until an open dispatch is too late.
+    /// How long until an open dispatch is too late, or may be tried again.
     fn until_next_deadline(&self) -> Duration {
         let view = self.replica().view();
         let next = dispatch::next_deadline(&view).unwrap_or(u64::MAX);
@@ -125,6 +126,18 @@ impl Control {
             return Ok(());
         }
         self.as_system(dispatch::Expire { ids }).await.map(drop)
+    }
+
+    /// Lets dispatches run whose wait for the next attempt is over.
+    async fn wake_dispatches(&self) -> Result<(), Error> {
+        let ids = {
+            let view = self.replica().view();
+            dispatch::due_again(&view, self.now_ms(&view), limits::EXPIRE_BATCH)
+        };
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.as_system(dispatch::Wake { ids }).await.map(drop)
     }
 
     /// Writes down which codes and pairing requests the clock has ended.

@@ -61,7 +61,8 @@ pub(crate) struct Entry {
     /// Calls and messages of the node that are being worked on; a node that waits for us is not silent.
     busy: AtomicUsize,
     /// Dispatches that were put into the outbox or that the node holds.
-    delivered: Mutex<BTreeSet<Id>>,
+    /// With the attempt of each; 0 when the node did not say.
+    delivered: Mutex<BTreeMap<Id, u32>>,
     /// [`RELEASED`] and [`SETTLED`], as they come true.
     over: AtomicU8,
     /// Somebody tells the state of its end.
@@ -109,22 +110,25 @@ impl Entry {
     }
 
     /// Notes dispatches that the node has already.
-    pub(crate) fn holds(&self, held: &[Id]) {
+    pub(crate) fn holds(&self, held: impl IntoIterator<Item = (Id, u32)>) {
         self.delivered
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .extend(held);
     }
 
-    /// Puts a dispatch into the outbox, unless it was there before. `false` when the box is full.
-    pub(crate) fn deliver(&self, dispatch_id: Id) -> bool {
+    /// Puts an attempt of a dispatch into the outbox, unless it was there before. `false` when the box is full.
+    pub(crate) fn deliver(&self, dispatch_id: Id, attempt: u32) -> bool {
         let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
-        if delivered.contains(&dispatch_id) {
+        // What is held without a number is the attempt that its first look finds.
+        let known = delivered.get(&dispatch_id).copied();
+        if known.is_some_and(|known| known == 0 || known >= attempt) {
+            delivered.insert(dispatch_id, attempt);
             return true;
         }
         let fits = self.outbox.put(Waiting::Assign(dispatch_id));
         if fits {
-            delivered.insert(dispatch_id);
+            delivered.insert(dispatch_id, attempt);
         }
         fits
     }
@@ -135,12 +139,13 @@ impl Entry {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&dispatch_id)
+            .is_some()
     }
 
     /// Everything that was put into the outbox or that the node holds.
     pub(crate) fn all_delivered(&self) -> Vec<Id> {
         let delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
-        delivered.iter().copied().collect()
+        delivered.keys().copied().collect()
     }
 
     pub(crate) fn release(&self) {
@@ -252,7 +257,7 @@ impl Registry {
             epoch: AtomicU64::new(0),
             heard: Mutex::new(platform::now()),
             busy: AtomicUsize::new(0),
-            delivered: Mutex::new(BTreeSet::new()),
+            delivered: Mutex::new(BTreeMap::new()),
             over: AtomicU8::new(0),
             detaching: AtomicBool::new(false),
             trust: AtomicU64::new(u64::MAX),

@@ -19,6 +19,7 @@ use crate::control::Control;
 use crate::dispatch::Completion;
 use crate::error::{Error, Refusal};
 use crate::outbox::{Assignment, End, Outbound, ResultAnswer, Taken, Waiting};
+use crate::outputs::Output;
 use crate::registry::{Entry, Transport};
 
 /// What a node says when it attaches.
@@ -28,6 +29,8 @@ pub struct AttachRequest {
     pub device_id: String,
     /// Dispatches that it has begun, or has finished without an accepted result; ULIDs.
     pub held: Vec<String>,
+    /// The attempt of each, in the same order; one that is missing or 0 is the present one.
+    pub held_attempts: Vec<u32>,
     /// How it receives.
     pub transport: Transport,
     /// The connection that carries the session, from [`crate::ConnectionGuard::id`]; 0 when there is none to
@@ -64,7 +67,13 @@ pub enum Inbound {
         waiting: bool,
         /// A ULID, the same for each try; empty for a fresh one.
         request_id: String,
+        /// What they are asked.
+        prompt: String,
+        /// Their machine, as it calls itself.
+        host: String,
     },
+    /// What a running program wrote, or how far it is.
+    Output(Output),
 }
 
 /// What a node is told when it has attached.
@@ -127,12 +136,14 @@ impl Control {
             replica_id: self.replica_id(),
             transport: request.transport.as_str().to_owned(),
             held: held.clone(),
+            held_attempts: request.held_attempts.clone(),
         };
         let written = self.propose(self.fresh_id(), caller.actor(), attach).await?;
         let Reply::Attached(attached) = written.reply else {
             return Err(self.odd_reply("nodes.attach"));
         };
-        session.entry.holds(&held);
+        let attempts = request.held_attempts.into_iter().chain(std::iter::repeat(0));
+        session.entry.holds(held.iter().copied().zip(attempts));
         self.registry().set_epoch(&session.entry, attached.epoch);
         self.applied(written.index).await?;
         self.settle_attach(&session.entry, &held)?;
@@ -173,8 +184,7 @@ impl Control {
             let Some(last) = page.last() else { return };
             after = Some(last.id);
             for open in page.iter().filter(|open| open.epoch == entry.epoch()) {
-                if !entry.deliver(open.id) {
-                    self.end_session(entry, End::SlowReader);
+                if !self.pass_on(entry, open) {
                     return;
                 }
             }
@@ -290,16 +300,20 @@ impl Session {
                 epoch,
                 waiting,
                 request_id,
+                prompt,
+                host,
             } => {
+                let asked = waiting.then_some((prompt, host));
                 let outcome = self
                     .control
-                    .mediate(&caller, &request_id, &dispatch_id, epoch, waiting)
+                    .mediate(&caller, &request_id, &dispatch_id, epoch, asked)
                     .await;
                 if let Err(error) = outcome {
                     // The node cannot do anything about it; the dispatch shows the state that was reached.
                     tracing::debug!(dispatch_id, cause = %error, "mediation refused");
                 }
             }
+            Inbound::Output(output) => self.control.take_output(&self.entry, output)?,
         }
         Ok(())
     }
@@ -318,7 +332,7 @@ impl Session {
         let counted = Arc::clone(self.control.committing()).try_acquire_owned().ok();
         platform::spawn(async move {
             let outcome = control.complete(&caller, completion).await;
-            let answer = result_answer(dispatch_id, outcome.err().as_ref());
+            let answer = result_answer(dispatch_id, &outcome);
             if !entry.outbox.put(Waiting::Result(answer)) {
                 control.end_session(&entry, End::SlowReader);
             }
@@ -396,9 +410,15 @@ impl Control {
             }
             Taken::Message(Waiting::Result(answer)) => Unpacked::Message(Outbound::Result(answer)),
             Taken::Message(Waiting::Trust) => Unpacked::Message(Outbound::Trust(self.trust_update())),
-            Taken::Message(Waiting::Cancel { dispatch_id, reason }) => {
-                Unpacked::Message(Outbound::Cancel { dispatch_id, reason })
-            }
+            Taken::Message(Waiting::Cancel {
+                dispatch_id,
+                reason,
+                confirm,
+            }) => Unpacked::Message(Outbound::Cancel {
+                dispatch_id,
+                reason,
+                confirm,
+            }),
             Taken::Message(Waiting::Assign(id)) => match self.assignment(entry, id) {
                 Some(assignment) => Unpacked::Message(Outbound::Assignment(assignment)),
                 None => Unpacked::Nothing,
@@ -409,7 +429,9 @@ impl Control {
     fn assignment(&self, entry: &Entry, id: Id) -> Option<Assignment> {
         let view = self.replica().view();
         let open = dispatch::dispatch(&view, id)?;
-        if open.state().is_terminal() || open.epoch != entry.epoch() {
+        // What is wanted back already is told apart from it.
+        let wanted = !open.state().is_terminal() && open.state() != dispatch::State::Cancelling;
+        if !wanted || open.epoch != entry.epoch() {
             return None;
         }
         Some(Assignment {
@@ -426,13 +448,15 @@ impl Control {
 }
 
 /// What to tell the node about a result.
-pub(crate) fn result_answer(dispatch_id: Id, error: Option<&Error>) -> ResultAnswer {
+pub(crate) fn result_answer(dispatch_id: Id, outcome: &Result<bool, Error>) -> ResultAnswer {
+    let error = outcome.as_ref().err();
     ResultAnswer {
         dispatch_id,
         accepted: error.is_none(),
         error_code: error.map(Error::code).unwrap_or_default(),
         error_message: error.map(ToString::to_string).unwrap_or_default(),
         retry: error.is_some_and(|error| error.is_retryable() || is_rebinding(error)),
+        late: matches!(outcome, Ok(true)),
     }
 }
 

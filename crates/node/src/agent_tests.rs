@@ -195,9 +195,17 @@ async fn cancelling_kills_the_program() {
     let cancel = wire::CancelDispatch {
         dispatch_id: "A".to_owned(),
         reason: "enough".to_owned(),
+        epoch: 7,
+        attempt: 1,
     };
     session.say(Said::Cancel(cancel)).await;
     held.released().await;
+    let result = session.hear_result().await;
+    assert_eq!(
+        (result.outcome.as_str(), result.error_code.as_str()),
+        ("cancelled", "stopped")
+    );
+    session.answer("A", true, false).await;
     node.becomes(|status| status.running.is_empty() && status.unreported.is_empty())
         .await;
 }

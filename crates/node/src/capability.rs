@@ -28,6 +28,18 @@ pub const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most runs of one capability at a time.
 pub const MAX_CONCURRENCY: u32 = 64;
+/// The most dispatches that may wait for one capability.
+pub const MAX_QUEUE: u32 = 1024;
+/// The most attempts of one dispatch.
+pub const MAX_ATTEMPTS: u32 = 100;
+/// The longest wait before the second attempt.
+const MAX_BACKOFF: Duration = Duration::from_secs(3600);
+/// The wait before the second attempt when none is given.
+const DEFAULT_BACKOFF: Duration = Duration::from_secs(1);
+/// Between SIGTERM and SIGKILL when nothing is given, and at most: a cancel is answered within a minute.
+const DEFAULT_GRACE: Duration = Duration::from_secs(2);
+const MAX_GRACE: Duration = Duration::from_secs(30);
+const MAX_RETRY_ON: usize = 16;
 /// The largest answer that the control plane takes, in bytes; also the default of `max_output`.
 pub const MAX_OUTPUT: usize = 512 * 1024;
 /// The largest capability file, in bytes.
@@ -88,6 +100,17 @@ pub struct Program {
     pub env: Vec<String>,
 }
 
+/// How the control plane tries a capability again that may be run again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Retry {
+    /// Attempts in all; 0: one, save that what its session lost moves to the next one.
+    pub attempts: u32,
+    /// Before the second attempt; doubles with each further one.
+    pub backoff: Duration,
+    /// After what: error codes, `session_lost`, or `failed` for any failure; empty: what may pass by itself.
+    pub on: Vec<String>,
+}
+
 /// One thing that this node does when it is asked to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capability {
@@ -101,6 +124,12 @@ pub struct Capability {
     pub timeout: Duration,
     /// How many may run at a time.
     pub concurrency: u32,
+    /// How many dispatches may wait for it; 0: as many as for the node.
+    pub queue_limit: u32,
+    /// Whether, and how, it is tried again.
+    pub retry: Retry,
+    /// Between SIGTERM and SIGKILL when a run is ended.
+    pub grace: Duration,
     /// Whether the person at the machine is asked before each run.
     pub local_mediation: bool,
     /// The largest answer, in bytes.
@@ -134,6 +163,11 @@ struct Entry {
     #[serde(default)]
     local_mediation: bool,
     max_output: Option<usize>,
+    queue_limit: Option<u32>,
+    attempts: Option<u32>,
+    backoff: Option<String>,
+    retry_on: Option<Vec<String>>,
+    grace: Option<String>,
 }
 
 /// The capabilities that every node offers.
@@ -144,6 +178,9 @@ pub fn builtins() -> Vec<Capability> {
         effect: Effect::Idempotent,
         timeout: Duration::from_secs(10),
         concurrency: 16,
+        queue_limit: 0,
+        retry: Retry::default(),
+        grace: DEFAULT_GRACE,
         local_mediation: false,
         max_output: MAX_OUTPUT,
         action: Action::Builtin(builtin),
@@ -276,6 +313,15 @@ fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
     if !(1..=MAX_CONCURRENCY).contains(&concurrency) {
         return Err(format!("`concurrency` must be between 1 and {MAX_CONCURRENCY}"));
     }
+    let queue_limit = entry.queue_limit.unwrap_or_default();
+    if entry.queue_limit == Some(0) || queue_limit > MAX_QUEUE {
+        return Err(format!("`queue_limit` must be between 1 and {MAX_QUEUE}"));
+    }
+    let retry = check_retry(&entry)?;
+    let grace = entry.grace.as_deref().map_or(Ok(DEFAULT_GRACE), parse_duration)?;
+    if grace > MAX_GRACE {
+        return Err("`grace` must be at most 30s".to_owned());
+    }
     let max_output = entry.max_output.unwrap_or(MAX_OUTPUT);
     if !(1..=MAX_OUTPUT).contains(&max_output) {
         return Err(format!("`max_output` must be between 1 and {MAX_OUTPUT} bytes"));
@@ -295,6 +341,9 @@ fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
         effect: entry.effect,
         timeout,
         concurrency,
+        queue_limit,
+        retry,
+        grace,
         local_mediation: entry.local_mediation,
         max_output,
         action: Action::Program(Program {
@@ -303,6 +352,49 @@ fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
             working_dir,
             env: entry.env,
         }),
+    })
+}
+
+fn check_retry(entry: &Entry) -> std::result::Result<Retry, String> {
+    let Some(attempts) = entry.attempts else {
+        if entry.backoff.is_some() || entry.retry_on.is_some() {
+            return Err("`backoff` and `retry_on` need `attempts`".to_owned());
+        }
+        return Ok(Retry::default());
+    };
+    if !(1..=MAX_ATTEMPTS).contains(&attempts) {
+        return Err(format!("`attempts` must be between 1 and {MAX_ATTEMPTS}"));
+    }
+    if attempts > 1 && entry.effect == Effect::Once {
+        return Err("what has the effect `once` is never tried again: leave `attempts` out".to_owned());
+    }
+    let backoff = entry
+        .backoff
+        .as_deref()
+        .map_or(Ok(DEFAULT_BACKOFF), parse_duration)?;
+    if backoff > MAX_BACKOFF {
+        return Err("`backoff` must be at most 1h".to_owned());
+    }
+    let on = entry.retry_on.clone().unwrap_or_default();
+    let plain = |code: &String| {
+        !code.is_empty()
+            && code.len() <= MAX_NAME
+            && code
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+    };
+    if on.len() > MAX_RETRY_ON || entry.retry_on.as_ref().is_some_and(Vec::is_empty) {
+        return Err(format!("`retry_on` must name 1 to {MAX_RETRY_ON} error codes"));
+    }
+    if let Some(bad) = on.iter().find(|code| !plain(code)) {
+        return Err(format!(
+            "{bad:?} in `retry_on` is no error code, session_lost or failed"
+        ));
+    }
+    Ok(Retry {
+        attempts,
+        backoff,
+        on,
     })
 }
 
@@ -428,6 +520,14 @@ mod tests {
             ("max_output = 600000\n", 2, "max_output"),
             ("env = [\"A=B\"]\n", 2, "A=B"),
             ("working_dir = \"/nowhere/at/all\"\n", 2, "working_dir"),
+            ("queue_limit = 0\n", 2, "queue_limit"),
+            ("attempts = 2\n", 2, "once"),
+            ("attempts = 0\n", 2, "attempts"),
+            ("backoff = \"1s\"\n", 2, "attempts"),
+            ("attempts = 1\nbackoff = \"2h\"\n", 2, "backoff"),
+            ("attempts = 1\nretry_on = []\n", 2, "retry_on"),
+            ("attempts = 1\nretry_on = [\"No!\"]\n", 2, "No!"),
+            ("grace = \"31s\"\n", 2, "grace"),
         ] {
             let message = refusal(&format!("{head}{tail}"));
             assert!(

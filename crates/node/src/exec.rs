@@ -20,12 +20,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::capability::Program;
+use crate::output::Output;
 use crate::work::{Outcome, Stop, stopped};
 
 /// How much of stderr is kept for the message of a failure, in bytes.
 const STDERR_TAIL: usize = 2048;
-/// Between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(2);
+/// The exit code by which a program says that trying again may help: EX_TEMPFAIL of sysexits.h.
+const TEMPORARY: i32 = 75;
 /// How long the pipes may stay open once the program itself has ended and its group was killed. Only who left
 /// the group can hold them open; what came until then is the answer.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -40,8 +41,14 @@ pub(crate) struct Run<'a> {
     pub(crate) home: &'a Path,
     /// Goes to stdin.
     pub(crate) input: &'a [u8],
-    /// The run is ended then.
+    /// The run is ended then: the dispatch's deadline.
     pub(crate) deadline: Instant,
+    /// The longest that the capability's owner lets it run.
+    pub(crate) timeout: Duration,
+    /// Between SIGTERM and SIGKILL.
+    pub(crate) grace: Duration,
+    /// Hears what it writes to stderr.
+    pub(crate) output: Arc<Output>,
     /// The largest answer, in bytes.
     pub(crate) max_output: usize,
     /// Set for the program in addition to its allow-list.
@@ -51,6 +58,7 @@ pub(crate) struct Run<'a> {
 enum End {
     Exited(std::io::Result<ExitStatus>),
     Deadline,
+    Timeout,
     Overflow,
     Stopped(Stop),
 }
@@ -87,25 +95,54 @@ pub(crate) async fn run(
     };
     let (full, overflow) = oneshot::channel();
     let output = Collector::start(stdout, keep_bounded(run.max_output, full));
-    let tail = Collector::start(stderr, keep_tail);
+    let heard = Arc::clone(&run.output);
+    let tail = Collector::start(stderr, move |kept, piece| {
+        heard.write(piece);
+        keep_tail(kept, piece)
+    });
+    let begun = Instant::now();
     let end = tokio::select! {
         status = child.wait() => End::Exited(status),
         () = tokio::time::sleep_until(run.deadline) => End::Deadline,
+        () = tokio::time::sleep(run.timeout) => End::Timeout,
         () = overflowed(overflow) => End::Overflow,
         reason = stopped(stop) => End::Stopped(reason),
         () = feed => End::Deadline,
     };
+    let mut killed = false;
     let end = match end {
         End::Exited(status) => End::Exited(status),
         early => {
-            terminate(&mut child, group).await;
+            killed = terminate(&mut child, group, run.grace).await;
             early
         }
+    };
+    let stopped = Stopped {
+        ran: begun.elapsed(),
+        killed,
     };
     drop(guard);
     let until = Instant::now() + DRAIN;
     let (output, tail) = (output.finish(until).await, tail.finish(until).await);
-    judge(end, output, &tail, &run)
+    judge(end, output, &tail, &run, &stopped)
+}
+
+/// How a run was ended that did not end by itself.
+struct Stopped {
+    ran: Duration,
+    /// SIGTERM was not enough.
+    killed: bool,
+}
+
+impl Stopped {
+    fn words(&self, grace: Duration) -> String {
+        let ran = self.ran.as_secs_f64();
+        if self.killed {
+            format!("ended by SIGKILL after {ran:.1} s: it did not end within {grace:?} of SIGTERM")
+        } else {
+            format!("ended by SIGTERM after {ran:.1} s")
+        }
+    }
 }
 
 /// Kills what is left of a process group, however the run ends, even when its future is dropped.
@@ -137,12 +174,15 @@ fn command(run: &Run<'_>) -> Command {
     command
 }
 
-async fn terminate(child: &mut Child, group: u32) {
+/// Ends the group; whether it took SIGKILL.
+async fn terminate(child: &mut Child, group: u32, grace: Duration) -> bool {
     signal(group, Signal::SIGTERM);
-    if timeout(GRACE, child.wait()).await.is_err() {
-        signal(group, Signal::SIGKILL);
-        let _ = child.wait().await;
+    if timeout(grace, child.wait()).await.is_ok() {
+        return false;
     }
+    signal(group, Signal::SIGKILL);
+    let _ = child.wait().await;
+    true
 }
 
 fn signal(group: u32, signal: Signal) {
@@ -224,23 +264,32 @@ fn keep_tail(kept: &mut Vec<u8>, piece: &[u8]) -> bool {
     true
 }
 
-fn judge(end: End, mut output: Vec<u8>, tail: &[u8], run: &Run<'_>) -> Outcome {
+fn judge(end: End, mut output: Vec<u8>, tail: &[u8], run: &Run<'_>, stopped: &Stopped) -> Outcome {
     let path = run.program.path.display();
     let status = match end {
         End::Deadline => {
-            return Outcome::failed(
-                "timeout",
-                with_tail(format!("{path} did not end in time and was killed"), tail),
-            );
+            let message = format!("the deadline came while {path} ran: {}", stopped.words(run.grace));
+            return Outcome::failed("deadline", with_tail(message, tail));
+        }
+        End::Timeout => {
+            let (limit, words) = (run.timeout, stopped.words(run.grace));
+            let message = format!("{path} ran longer than its capability's timeout of {limit:?}: {words}");
+            return Outcome::failed("timeout", with_tail(message, tail));
         }
         End::Overflow => return too_large(run),
-        End::Stopped(Stop::Cancelled) => return Outcome::Cancelled,
+        End::Stopped(Stop::Cancelled) => {
+            return Outcome::cancelled("stopped", format!("{path} was {}", stopped.words(run.grace)));
+        }
         End::Stopped(Stop::Agent) => {
             return Outcome::failed("agent_stopped", format!("the node was stopped while {path} ran"));
         }
         End::Exited(Err(error)) => return Outcome::failed("program_lost", format!("{path}: {error}")),
         End::Exited(Ok(status)) => status,
     };
+    if status.code() == Some(TEMPORARY) {
+        let message = format!("{path}: exit code {TEMPORARY}, try again later");
+        return Outcome::failed("temporary_failure", with_tail(message, tail));
+    }
     if !status.success() {
         return Outcome::failed(
             "program_failed",
@@ -342,7 +391,10 @@ mod tests {
             program,
             home: Path::new("/"),
             input,
-            deadline: Instant::now() + limit,
+            deadline: Instant::now() + LONG,
+            timeout: limit,
+            grace: Duration::from_millis(500),
+            output: Arc::new(Output::new("x", tokio::sync::mpsc::unbounded_channel().0)),
             max_output: 1000,
             extra_env: &[("PALYRA_DISPATCH_ID", "x")],
         }
@@ -411,6 +463,14 @@ mod tests {
         // The deadline may come before the shell does; that is a hang as well.
         let (code, _) = failure(outcome(&sh("exec sleep 1000"), b"", Duration::from_millis(50)).await);
         assert_eq!(code, "timeout");
+        let program = sh("exec sleep 1000");
+        let mut late = job(&program, b"", LONG);
+        late.deadline = Instant::now() + Duration::from_millis(50);
+        let (_keep, mut stop) = watch::channel(None);
+        let (code, message) = failure(run(late, &mut stop, |_| {}).await);
+        assert!(code == "deadline" && message.contains("SIGTERM"), "{message}");
+        let (code, _) = failure(outcome(&sh("exit 75"), b"", LONG).await);
+        assert_eq!(code, "temporary_failure");
     }
 
     #[tokio::test]
@@ -427,7 +487,10 @@ mod tests {
             held.opened().await;
             cancel.send_replace(Some(Stop::Cancelled));
         });
-        assert_eq!(end, Outcome::Cancelled);
+        assert!(
+            matches!(&end, Outcome::Cancelled { code, message } if code == "stopped" && message.contains("SIGKILL")),
+            "{end:?}"
+        );
         held.released().await;
     }
 
@@ -480,7 +543,11 @@ mod tests {
         let end = run(job(&program, b"", LONG), &mut stop, |_| {
             cancel.send_replace(Some(Stop::Cancelled));
         });
-        assert_eq!(end.await, Outcome::Cancelled);
+        let end = end.await;
+        assert!(
+            matches!(&end, Outcome::Cancelled { message, .. } if message.contains("SIGTERM after")),
+            "{end:?}"
+        );
     }
 
     #[tokio::test]

@@ -80,6 +80,10 @@ pub struct NodeConfig {
     /// How long the node may be away before it counts as gone: `24h`, `30d`, `never`.
     #[serde(default)]
     pub lost_after: Option<String>,
+    /// How many dispatches run at a time, of all capabilities; absent: 256 at most.
+    pub concurrency: Option<u32>,
+    /// How many dispatches may wait for this node; absent: 1024 at most.
+    pub queue_limit: Option<u32>,
 }
 
 /// A node's data folder that was checked to be one.

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::capability::Effect;
 use crate::ledger::{Ledger, MAX_HELD, StoredResult};
+use crate::output::Output;
 use crate::service::AgentStatus;
 use crate::work::{Event, Outcome, Stop, Task, Worker, deadline_in};
 
@@ -28,21 +29,65 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The most bytes of input that running and waiting dispatches hold.
 const MAX_INPUT: usize = 64 << 20;
+/// What a program writes goes out that often at most.
+const OUTPUT_EVERY: Duration = Duration::from_millis(200);
+/// The longest name of this machine that is told.
+const HOST_MAX: usize = 64;
 /// Refusals of the request rather than of the result: bound to another session, request id too old, ahead.
 const OF_THE_REQUEST: [&str; 3] = ["E0609", "E0901", "E0902"];
 /// The result is there already: an earlier try of it arrived.
 const ARRIVED_BEFORE: &str = "E0606";
 
 enum State {
-    Running {
-        stop: watch::Sender<Option<Stop>>,
-        waiting: bool,
-        input: usize,
-    },
+    Running(Running),
     Finished {
         result: Arc<StoredResult>,
         again_at: Instant,
     },
+}
+
+struct Running {
+    stop: watch::Sender<Option<Stop>>,
+    attempt: u32,
+    /// What the person at the machine is asked, while it waits for them.
+    waiting: Option<String>,
+    input: usize,
+    output: Arc<Output>,
+    /// When what it wrote goes out; nothing while nothing waits.
+    output_at: Option<Instant>,
+    /// When something of it went out last.
+    output_sent: Option<Instant>,
+}
+
+impl Running {
+    /// Something was written: it goes out soon, and not too often.
+    fn schedule(&mut self, now: Instant) {
+        let soonest = self.output_sent.map_or(now, |sent| sent + OUTPUT_EVERY);
+        self.output_at = Some(self.output_at.unwrap_or(soonest.max(now)));
+    }
+
+    /// What goes out of what it wrote.
+    fn written(&mut self, epoch: u64, now: Instant) -> Vec<Body> {
+        let (lines, progress, more) = self.output.take();
+        self.output_sent = Some(now);
+        self.output_at = more.then_some(now + OUTPUT_EVERY);
+        let attempt = self.attempt;
+        let lines = lines.map(|lines| {
+            Body::LogLines(wire::LogLines {
+                epoch,
+                attempt,
+                ..lines
+            })
+        });
+        let progress = progress.map(|said| {
+            Body::Progress(wire::Progress {
+                epoch,
+                attempt,
+                ..said
+            })
+        });
+        lines.into_iter().chain(progress).collect()
+    }
 }
 
 /// The table.
@@ -53,6 +98,8 @@ pub(crate) struct Jobs {
     tasks: JoinSet<()>,
     epoch: u64,
     stopping: bool,
+    /// This machine, as it calls itself.
+    host: String,
 }
 
 impl Jobs {
@@ -76,6 +123,7 @@ impl Jobs {
             tasks: JoinSet::new(),
             epoch: 0,
             stopping: false,
+            host: host_name(),
         }
     }
 
@@ -84,15 +132,32 @@ impl Jobs {
         self.held.keys().cloned().collect()
     }
 
+    /// The attempt of each that [`Jobs::held`] names.
+    pub(crate) fn held_attempts(&self) -> Vec<u32> {
+        let attempt = |state: &State| match state {
+            State::Running(running) => running.attempt,
+            State::Finished { result, .. } => result.attempt,
+        };
+        self.held.values().map(attempt).collect()
+    }
+
     /// A new session: everything held belongs to it now. Answers what to send.
     pub(crate) fn attached(&mut self, epoch: u64) -> Vec<Body> {
         self.epoch = epoch;
-        let again_at = Instant::now() + ANSWER_WITHIN;
+        let now = Instant::now();
+        let again_at = now + ANSWER_WITHIN;
         let mut send = Vec::new();
         for (id, state) in &mut self.held {
             match state {
-                State::Running { waiting: true, .. } => send.push(mediation(id, epoch, true)),
-                State::Running { waiting: false, .. } => {}
+                State::Running(running) => {
+                    if let Some(prompt) = &running.waiting {
+                        send.push(mediation(id, epoch, Some((prompt, &self.host))));
+                    }
+                    // The replica of this session may have heard nothing of it.
+                    if running.output.rewind() {
+                        running.schedule(now);
+                    }
+                }
                 State::Finished {
                     result,
                     again_at: again,
@@ -112,10 +177,8 @@ impl Jobs {
             dispatch_id: id.clone(),
             epoch: assignment.epoch,
         });
-        match self.held.get(&id) {
-            Some(State::Running { .. }) => return vec![ack],
-            Some(State::Finished { result, .. }) => return vec![ack, report(result, self.epoch)],
-            None => {}
+        if let Some(known) = self.known(&id, assignment.attempt) {
+            return std::iter::once(ack).chain(known).collect();
         }
         if self.stopping {
             // Not acknowledged and not held: the next session's attach decides about it.
@@ -124,13 +187,19 @@ impl Jobs {
         let input = assignment.payload.len();
         if let Some(refusal) = self.refuse(&assignment.capability, input) {
             // Not held: nothing was begun, and if this is lost, the next attach decides anew.
-            let result = refusal.into_result(&id);
+            let result = refusal.into_result(&id).map(|mut result| {
+                result.attempt = assignment.attempt;
+                result
+            });
             return std::iter::once(ack)
                 .chain(result.map(|result| report(&result, self.epoch)))
                 .collect();
         }
         let (stop, stopped) = watch::channel(None);
+        let output = self.worker.output(&id);
         let task = Task {
+            attempt: assignment.attempt,
+            output: Arc::clone(&output),
             id: id.clone(),
             capability: assignment.capability,
             payload: assignment.payload.to_vec(),
@@ -142,14 +211,41 @@ impl Jobs {
             deadline: deadline_in(assignment.remaining_ms),
             deadline_at_ms: assignment.deadline_at_ms,
         };
-        let running = State::Running {
+        let running = State::Running(Running {
             stop,
-            waiting: false,
+            attempt: assignment.attempt,
+            waiting: None,
             input,
-        };
+            output,
+            output_at: None,
+            output_sent: None,
+        });
         self.held.insert(id, running);
         self.tasks.spawn(Arc::clone(&self.worker).perform(task, stopped));
         vec![ack]
+    }
+
+    /// What to send about a delivery of a dispatch that is held. Nothing when it has to begin: what is held is the
+    /// failure of an earlier attempt, and another one is wanted.
+    fn known(&mut self, id: &str, attempt: u32) -> Option<Vec<Body>> {
+        let epoch = self.epoch;
+        match self.held.get_mut(id)? {
+            // What runs is what is wanted, whatever number it has now: the control plane had taken it for lost.
+            State::Running(running) => {
+                running.attempt = running.attempt.max(attempt);
+                Some(Vec::new())
+            }
+            State::Finished { result, .. } if attempt > result.attempt && result.outcome != "succeeded" => {
+                self.held.remove(id);
+                None
+            }
+            State::Finished { result, .. } => {
+                if attempt > result.attempt {
+                    Arc::make_mut(result).attempt = attempt;
+                }
+                Some(vec![report(result, epoch)])
+            }
+        }
     }
 
     fn refuse(&self, capability: &str, input: usize) -> Option<Outcome> {
@@ -162,7 +258,7 @@ impl Jobs {
             return full(format!("{MAX_HELD} dispatches already"));
         }
         let inputs = self.held.values().map(|state| match state {
-            State::Running { input, .. } => *input,
+            State::Running(running) => running.input,
             State::Finished { .. } => 0,
         });
         if inputs.sum::<usize>() + input > MAX_INPUT {
@@ -181,15 +277,29 @@ impl Jobs {
                 None
             }
             Event::Waiting { id, waiting } => {
-                if let Some(State::Running { waiting: known, .. }) = self.held.get_mut(&id) {
-                    *known = waiting;
+                let asked = waiting.as_deref().map(|prompt| (prompt, self.host.as_str()));
+                let body = mediation(&id, self.epoch, asked);
+                if let Some(State::Running(running)) = self.held.get_mut(&id) {
+                    running.waiting = waiting;
                 }
-                Some(mediation(&id, self.epoch, waiting))
+                Some(body)
+            }
+            Event::Output(id) => {
+                if let Some(State::Running(running)) = self.held.get_mut(&id) {
+                    running.schedule(Instant::now());
+                }
+                None
             }
         }
     }
 
-    fn finish(&mut self, result: Arc<StoredResult>) -> Body {
+    fn finish(&mut self, mut result: Arc<StoredResult>) -> Body {
+        // It may have become a later attempt while it ran.
+        if let Some(State::Running(running)) = self.held.get(&result.id)
+            && running.attempt > result.attempt
+        {
+            Arc::make_mut(&mut result).attempt = running.attempt;
+        }
         let body = report(&result, self.epoch);
         let state = State::Finished {
             result: Arc::clone(&result),
@@ -215,39 +325,63 @@ impl Jobs {
             }
             return;
         }
+        if answer.late {
+            tracing::warn!(dispatch = %answer.dispatch_id, "the result came after the end of its dispatch and was noted");
+        }
         if !answer.accepted && code != ARRIVED_BEFORE {
             let (dispatch, why) = (&answer.dispatch_id, &answer.error_message);
             tracing::warn!(%dispatch, %code, %why, "the control plane refused a result for good");
         }
+        let attempt = result.attempt;
         self.held.remove(&answer.dispatch_id);
         let (ledger, id) = (Arc::clone(&self.ledger), answer.dispatch_id.clone());
         // Another dispatch may be in the middle of a slow sync; a session must not wait for that.
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = ledger.lock().unwrap_or_else(PoisonError::into_inner).forget(&id) {
+            let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = ledger.forget(&id, attempt) {
                 tracing::warn!(dispatch = %id, %error, "the ledger was not updated");
             }
         });
     }
 
     /// The control plane doesn't want a dispatch any more. A result that is there already is still reported,
-    /// so that the control plane says itself whether it wants it.
-    pub(crate) fn cancel(&mut self, cancel: &wire::CancelDispatch) {
-        if let Some(State::Running { stop, .. }) = self.held.get(&cancel.dispatch_id) {
-            tracing::info!(dispatch = %cancel.dispatch_id, reason = %cancel.reason, "cancelled");
-            stop.send_replace(Some(Stop::Cancelled));
+    /// so that the control plane says itself whether it wants it. Answers what to send.
+    pub(crate) fn cancel(&mut self, cancel: &wire::CancelDispatch) -> Vec<Body> {
+        let id = &cancel.dispatch_id;
+        match self.held.get(id) {
+            Some(State::Running(running)) => {
+                tracing::info!(dispatch = %id, reason = %cancel.reason, "cancelled");
+                running.stop.send_replace(Some(Stop::Cancelled));
+                Vec::new()
+            }
+            Some(State::Finished { .. }) => Vec::new(),
+            // It waits for our word, and we have nothing of it. When this is lost, the next attach says the same.
+            None if cancel.epoch != 0 => {
+                let outcome = Outcome::cancelled("not_begun", "it had not begun on this node");
+                let result = outcome.into_result(id).map(|mut result| {
+                    result.attempt = cancel.attempt;
+                    report(&result, self.epoch)
+                });
+                result.into_iter().collect()
+            }
+            None => Vec::new(),
         }
     }
 
-    /// Results whose answer is overdue.
+    /// Results whose answer is overdue, and what programs have written.
     pub(crate) fn overdue(&mut self, now: Instant) -> Vec<Body> {
         let epoch = self.epoch;
         let mut send = Vec::new();
         for state in self.held.values_mut() {
-            if let State::Finished { result, again_at } = state
-                && *again_at <= now
-            {
-                *again_at = now + ANSWER_WITHIN;
-                send.push(report(result, epoch));
+            match state {
+                State::Finished { result, again_at } if *again_at <= now => {
+                    *again_at = now + ANSWER_WITHIN;
+                    send.push(report(result, epoch));
+                }
+                State::Running(running) if running.output_at.is_some_and(|at| at <= now) => {
+                    send.extend(running.written(epoch, now));
+                }
+                State::Finished { .. } | State::Running(_) => {}
             }
         }
         send
@@ -257,7 +391,7 @@ impl Jobs {
     pub(crate) fn next_overdue(&self) -> Option<Instant> {
         let due = |state: &State| match state {
             State::Finished { again_at, .. } => Some(*again_at),
-            State::Running { .. } => None,
+            State::Running(running) => running.output_at,
         };
         self.held.values().filter_map(due).min()
     }
@@ -269,16 +403,14 @@ impl Jobs {
 
     /// Whether work is going on.
     pub(crate) fn is_busy(&self) -> bool {
-        self.held
-            .values()
-            .any(|state| matches!(state, State::Running { .. }))
+        self.held.values().any(|state| matches!(state, State::Running(_)))
     }
 
     /// Ends what still runs and waits until its results are on disk.
     pub(crate) async fn abort(&mut self) {
         for state in self.held.values() {
-            if let State::Running { stop, .. } = state {
-                stop.send_replace(Some(Stop::Agent));
+            if let State::Running(running) = state {
+                running.stop.send_replace(Some(Stop::Agent));
             }
         }
         while self.tasks.join_next().await.is_some() {}
@@ -293,8 +425,8 @@ impl Jobs {
                 .map(|(id, _)| id.clone())
                 .collect()
         };
-        status.running = ids(|state| matches!(state, State::Running { waiting: false, .. }));
-        status.mediation = ids(|state| matches!(state, State::Running { waiting: true, .. }));
+        status.running = ids(|state| matches!(state, State::Running(one) if one.waiting.is_none()));
+        status.mediation = ids(|state| matches!(state, State::Running(one) if one.waiting.is_some()));
         status.unreported = ids(|state| matches!(state, State::Finished { .. }));
     }
 }
@@ -308,17 +440,30 @@ fn report(result: &StoredResult, epoch: u64) -> Body {
         payload: result.payload.clone().into_bytes().into(),
         error_code: result.error_code.clone(),
         error_message: result.error_message.clone(),
+        log_tail: result.log_tail.clone().into_bytes().into(),
+        attempt: result.attempt,
     })
 }
 
-fn mediation(id: &str, epoch: u64, waiting: bool) -> Body {
+/// `asked`: the question, and the machine that it is asked at.
+fn mediation(id: &str, epoch: u64, asked: Option<(&str, &str)>) -> Body {
+    let (prompt, host) = asked.unwrap_or_default();
     Body::Mediation(wire::Mediation {
         // The server makes one: it is sent once, and this machine's clock may be wrong.
         request_id: String::new(),
         dispatch_id: id.to_owned(),
         epoch,
-        waiting,
+        waiting: asked.is_some(),
+        prompt: prompt.to_owned(),
+        host: host.to_owned(),
     })
+}
+
+/// What this machine calls itself; empty where nobody says.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    name.chars().filter(|c| !c.is_control()).take(HOST_MAX).collect()
 }
 
 #[cfg(test)]

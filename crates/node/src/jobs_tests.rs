@@ -149,24 +149,129 @@ async fn a_result_survives_the_agent_and_a_begun_once_is_not_run_again() {
 }
 
 #[tokio::test]
-async fn cancelling_ends_the_run_and_reports_nothing() {
+async fn cancelling_ends_the_run_and_says_how() {
     let mut held = Fifo::new();
     let mut bench = bench(&slow(&held));
     bench.jobs.assign(assignment("A", "slow"));
     held.opened().await;
-    bench.jobs.cancel(&wire::CancelDispatch {
-        dispatch_id: "A".to_owned(),
+    let cancel = |id: &str, epoch| wire::CancelDispatch {
+        dispatch_id: id.to_owned(),
         reason: "operator".to_owned(),
-    });
-    let event = bench.events.recv().await.unwrap();
-    assert_eq!(event, Event::Gone("A".to_owned()));
-    assert_eq!(bench.jobs.event(event), None);
-    assert!(bench.jobs.held().is_empty());
-    held.released().await;
-    assert!(
-        bench_in(bench.dir, "").jobs.held().is_empty(),
-        "nor after a restart"
+        epoch,
+        attempt: 1,
+    };
+    assert!(bench.jobs.cancel(&cancel("A", 7)).is_empty(), "its end says it");
+    let result = result_of(&mut bench).await;
+    assert_eq!(
+        (result.outcome.as_str(), result.error_code.as_str()),
+        ("cancelled", "stopped")
     );
+    assert!(
+        result.error_message.contains("SIGTERM after"),
+        "{}",
+        result.error_message
+    );
+    held.released().await;
+    assert_eq!(
+        bench_in(bench.dir, "").jobs.held(),
+        ["A"],
+        "owed until it is accepted"
+    );
+}
+
+#[tokio::test]
+async fn what_is_taken_back_and_not_here_is_said_to_be_not_begun() {
+    let mut bench = bench("");
+    bench.jobs.attached(7);
+    let mut cancel = wire::CancelDispatch {
+        dispatch_id: "A".to_owned(),
+        epoch: 7,
+        attempt: 2,
+        ..wire::CancelDispatch::default()
+    };
+    let said = bench.jobs.cancel(&cancel);
+    assert!(
+        matches!(&said[0], Body::Result(r) if r.outcome == "cancelled" && r.error_code == "not_begun" && r.attempt == 2)
+    );
+    cancel.epoch = 0;
+    assert!(
+        bench.jobs.cancel(&cancel).is_empty(),
+        "it has ended: nobody waits for a word"
+    );
+}
+
+#[tokio::test]
+async fn a_later_attempt_begins_after_a_failure_and_takes_over_what_runs_or_succeeded() {
+    let gate = Fifo::new();
+    let script = format!("echo x >> runs; read line <{}; echo 1", gate.gate());
+    let files = entry("fails", "echo x >> runs; exit 75", "") + &entry("waits", &script, "");
+    let mut bench = bench(&files);
+    bench.jobs.attached(7);
+    let attempt = |id: &str, capability: &str, attempt| wire::Assignment {
+        attempt,
+        effect: "idempotent".to_owned(),
+        ..assignment(id, capability)
+    };
+    bench.jobs.assign(attempt("A", "fails", 1));
+    let first = result_of(&mut bench).await;
+    assert_eq!(
+        (first.error_code.as_str(), first.attempt),
+        ("temporary_failure", 1)
+    );
+    assert_eq!(
+        bench.jobs.assign(attempt("A", "fails", 1)).len(),
+        2,
+        "the same again: its result again"
+    );
+    assert_eq!(bench.jobs.assign(attempt("A", "fails", 2)).len(), 1, "begun anew");
+    assert_eq!(result_of(&mut bench).await.attempt, 2);
+    assert_eq!(runs(&bench.dir.path().join("runs")), 2);
+    // The control plane had taken it for lost, and it runs.
+    bench.jobs.assign(attempt("B", "waits", 1));
+    bench.jobs.assign(attempt("B", "waits", 2));
+    assert_eq!(bench.jobs.held_attempts(), [2, 2]);
+    gate.open_gate().await;
+    assert_eq!(result_of(&mut bench).await.attempt, 2);
+    let again = bench.jobs.assign(attempt("B", "waits", 3));
+    assert!(matches!(&again[1], Body::Result(r) if r.attempt == 3 && r.outcome == "succeeded"));
+    assert_eq!(runs(&bench.dir.path().join("runs")), 3, "done is done");
+}
+
+#[tokio::test]
+async fn what_a_program_writes_goes_out_while_it_runs_and_again_to_the_next_replica() {
+    let gate = Fifo::new();
+    let script = format!(
+        "echo one >&2; echo ::progress 50 half >&2; read line <{}; echo two >&2; echo 1",
+        gate.gate()
+    );
+    let mut bench = bench(&entry("talks", &script, ""));
+    bench.jobs.attached(7);
+    bench.jobs.assign(assignment("A", "talks"));
+    let mut lines = Vec::new();
+    let mut percent = None;
+    while lines.is_empty() || percent.is_none() {
+        let event = bench.events.recv().await.unwrap();
+        assert_eq!(bench.jobs.event(event), None);
+        let due = bench.jobs.next_overdue().unwrap();
+        for body in bench.jobs.overdue(due) {
+            match body {
+                Body::LogLines(sent) => lines.extend(sent.lines),
+                Body::Progress(said) => percent = said.percent,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!((lines, percent), (vec!["one".to_owned()], Some(50)));
+    assert!(bench.jobs.attached(9).is_empty());
+    let due = bench.jobs.next_overdue().unwrap();
+    let again = bench.jobs.overdue(due);
+    assert!(
+        matches!(&again[0], Body::LogLines(sent) if sent.first == 1 && sent.epoch == 9),
+        "{again:?}"
+    );
+    gate.open_gate().await;
+    let result = result_of(&mut bench).await;
+    assert_eq!(&result.log_tail[..], b"one\ntwo");
 }
 
 #[tokio::test]
@@ -216,7 +321,7 @@ async fn concurrency_is_the_owners_and_the_wait_is_within_the_deadline() {
     let first = result_of(&mut bench).await;
     assert_eq!(
         (first.dispatch_id.as_str(), first.error_code.as_str()),
-        ("B", "timeout")
+        ("B", "deadline")
     );
     gate.open_gate().await;
     assert_eq!(result_of(&mut bench).await.dispatch_id, "A");

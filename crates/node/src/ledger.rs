@@ -40,7 +40,7 @@ pub(crate) struct StoredResult {
     pub(crate) id: String,
     /// The same for each try of this result.
     pub(crate) request_id: String,
-    /// `succeeded`, `failed` or `rejected`.
+    /// `succeeded`, `failed`, `rejected` or `cancelled`.
     pub(crate) outcome: String,
     /// JSON; empty unless it succeeded.
     pub(crate) payload: String,
@@ -48,6 +48,12 @@ pub(crate) struct StoredResult {
     pub(crate) error_code: String,
     /// Empty when it succeeded.
     pub(crate) error_message: String,
+    /// The last lines that the program wrote.
+    #[serde(default)]
+    pub(crate) log_tail: String,
+    /// The attempt that it is of; 0 when that is not known any more.
+    #[serde(default)]
+    pub(crate) attempt: u32,
 }
 
 /// A process that the agent started; enough to know it again after a restart of the agent.
@@ -84,6 +90,7 @@ impl Line {
 #[derive(Debug, Clone, Default)]
 struct Held {
     once: bool,
+    attempt: u32,
     process: Option<Started>,
     result: Option<Arc<StoredResult>>,
 }
@@ -153,7 +160,16 @@ impl Ledger {
 
     /// Notes that a dispatch begins; durable on return when `effect` is `once`. What may run twice begins also
     /// when the disk does not take the note.
-    pub(crate) fn begin(&mut self, id: &str, effect: Effect) -> std::result::Result<(), Refused> {
+    pub(crate) fn begin(
+        &mut self,
+        id: &str,
+        attempt: u32,
+        effect: Effect,
+    ) -> std::result::Result<(), Refused> {
+        // An earlier attempt that is over, whose end the control plane knows.
+        if let Some(before) = self.held.remove(id) {
+            self.bytes -= size_of_held(&before);
+        }
         if self.held.len() >= MAX_HELD || self.bytes >= MAX_BYTES {
             return Err(Refused::Full);
         }
@@ -171,6 +187,7 @@ impl Ledger {
             id.to_owned(),
             Held {
                 once,
+                attempt,
                 ..Held::default()
             },
         );
@@ -196,14 +213,20 @@ impl Ledger {
         let result = Arc::new(result);
         let slot = self.held.entry(result.id.clone()).or_default();
         self.bytes -= size_of_held(slot);
+        slot.attempt = result.attempt;
         slot.result = Some(Arc::clone(&result));
         self.bytes += size_of_held(slot);
         self.append(&Line::Finished((*result).clone()), true)?;
         Ok(result)
     }
 
-    /// Drops a dispatch: its result was accepted or finally refused, or nobody wants it any more.
-    pub(crate) fn forget(&mut self, id: &str) -> io::Result<()> {
+    /// Drops an attempt of a dispatch: its result was accepted or finally refused, or nobody wants it any more. A later
+    /// attempt that has begun meanwhile stays; 0 is any.
+    pub(crate) fn forget(&mut self, id: &str, attempt: u32) -> io::Result<()> {
+        let later = |held: &Held| attempt != 0 && held.attempt > attempt;
+        if self.held.get(id).is_none_or(later) {
+            return Ok(());
+        }
         let Some(gone) = self.held.remove(id) else {
             return Ok(());
         };
@@ -271,6 +294,8 @@ fn interrupted(id: &str) -> StoredResult {
         error_code: "agent_restarted".to_owned(),
         error_message: "the node's agent ended while this ran; whether it took effect is not known"
             .to_owned(),
+        log_tail: String::new(),
+        attempt: 0,
     }
 }
 
@@ -285,7 +310,7 @@ fn damaged(path: &Path, line: usize) -> Error {
 
 fn size_of_held(held: &Held) -> usize {
     held.result.as_ref().map_or(0, |result| {
-        result.payload.len() + result.error_message.len() + 128
+        result.payload.len() + result.error_message.len() + result.log_tail.len() + 128
     })
 }
 
@@ -371,8 +396,9 @@ fn replay(held: &mut BTreeMap<String, Held>, line: Line) {
             }
         }
         Line::Finished(result) => {
-            let id = result.id.clone();
-            held.entry(id).or_default().result = Some(Arc::new(result));
+            let slot = held.entry(result.id.clone()).or_default();
+            slot.attempt = result.attempt;
+            slot.result = Some(Arc::new(result));
         }
         Line::Forgotten { id } => {
             held.remove(&id);
@@ -381,216 +407,5 @@ fn replay(held: &mut BTreeMap<String, Held>, line: Line) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn result(id: &str) -> StoredResult {
-        StoredResult {
-            id: id.to_owned(),
-            request_id: "R".to_owned(),
-            outcome: "succeeded".to_owned(),
-            payload: "{\"text\":\"line\\nbreak ü\"}".to_owned(),
-            error_code: String::new(),
-            error_message: String::new(),
-        }
-    }
-
-    fn story(dir: &Path) {
-        let (mut ledger, left) = Ledger::open(dir).unwrap();
-        assert!(left.is_empty());
-        ledger.begin("A", Effect::Once).unwrap();
-        ledger
-            .process(
-                "A",
-                Started {
-                    pid: 7,
-                    ticks: 8,
-                    boot: "b".to_owned(),
-                },
-            )
-            .unwrap();
-        ledger.begin("B", Effect::Idempotent).unwrap();
-        ledger.finish(result("A")).unwrap();
-        ledger.begin("C", Effect::Once).unwrap();
-        ledger.forget("A").unwrap();
-        ledger.finish(result("B")).unwrap();
-    }
-
-    fn reopened(dir: &Path) -> Vec<(String, String)> {
-        let (ledger, _) = Ledger::open(dir).unwrap();
-        ledger
-            .results()
-            .iter()
-            .map(|one| (one.id.clone(), one.error_code.clone()))
-            .collect()
-    }
-
-    #[test]
-    fn what_was_begun_and_owed_survives() {
-        let dir = tempfile::tempdir().unwrap();
-        story(dir.path());
-        let expected = vec![
-            ("B".to_owned(), String::new()),
-            ("C".to_owned(), "agent_restarted".to_owned()),
-        ];
-        assert_eq!(reopened(dir.path()), expected);
-        assert_eq!(reopened(dir.path()), expected, "and again");
-        let (ledger, _) = Ledger::open(dir.path()).unwrap();
-        let again = ledger.results()[1].request_id.clone();
-        assert_eq!(
-            Ledger::open(dir.path()).unwrap().0.results()[1].request_id,
-            again,
-            "one request id for all tries"
-        );
-    }
-
-    #[test]
-    fn a_cut_at_any_byte_leaves_a_prefix_of_the_story() {
-        let dir = tempfile::tempdir().unwrap();
-        story(dir.path());
-        let path = dir.path().join("ledger.log");
-        let whole = std::fs::read(&path).unwrap();
-        let line_ends: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').collect();
-        for cut in 0..=whole.len() {
-            std::fs::write(&path, &whole[..cut]).unwrap();
-            let lines = line_ends.iter().filter(|end| **end < cut).count();
-            let seen = reopened(dir.path());
-            // Lines: begun A, process, begun B, finished A, begun C, forgotten A, finished B.
-            let expected: &[(&str, &str)] = match lines {
-                0 => &[],
-                1..=3 => &[("A", "agent_restarted")],
-                4 => &[("A", "")],
-                5 => &[("A", ""), ("C", "agent_restarted")],
-                6 => &[("C", "agent_restarted")],
-                _ => &[("B", ""), ("C", "agent_restarted")],
-            };
-            let seen: Vec<(&str, &str)> = seen
-                .iter()
-                .map(|(id, code)| (id.as_str(), code.as_str()))
-                .collect();
-            assert_eq!(seen, expected, "cut at {cut}, {lines} whole lines");
-        }
-    }
-
-    #[test]
-    fn damage_in_the_middle_is_reported_not_skipped() {
-        let dir = tempfile::tempdir().unwrap();
-        story(dir.path());
-        let path = dir.path().join("ledger.log");
-        let whole = std::fs::read(&path).unwrap();
-        let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 30;
-        // A bit that flipped, and a line that was made two.
-        for byte in [whole[second] ^ 1, b'\n'] {
-            let mut bent = whole.clone();
-            bent[second] = byte;
-            std::fs::write(&path, &bent).unwrap();
-            let error = Ledger::open(dir.path()).err().unwrap();
-            assert!(
-                error.code == "N0401" && error.message.contains("line 2"),
-                "{error}"
-            );
-            assert_eq!(std::fs::read(&path).unwrap(), bent, "nothing is thrown away");
-        }
-    }
-
-    #[test]
-    fn a_power_loss_may_tear_all_that_was_not_synced() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
-        ledger.begin("A", Effect::Once).unwrap();
-        ledger.finish(result("A")).unwrap();
-        let synced = usize::try_from(ledger.length).unwrap();
-        ledger.begin("B", Effect::Idempotent).unwrap();
-        ledger.begin("C", Effect::Idempotent).unwrap();
-        ledger.begin("D", Effect::Once).unwrap();
-        let path = dir.path().join("ledger.log");
-        let whole = std::fs::read(&path).unwrap();
-        // The pages of a file reach the disk in any order; one that didn't reads as zeros.
-        for (from, to) in [
-            (synced, synced + 40),
-            (synced + 10, whole.len() - 70),
-            (synced, whole.len()),
-        ] {
-            let mut torn = whole.clone();
-            torn[from..to].fill(0);
-            std::fs::write(&path, &torn).unwrap();
-            let held = reopened(dir.path());
-            assert_eq!(
-                held[0],
-                ("A".to_owned(), String::new()),
-                "what was synced is there"
-            );
-        }
-        // Zeros before something that was synced after them: no power loss does this.
-        let mut rotten = whole.clone();
-        rotten[10..40].fill(0);
-        std::fs::write(&path, &rotten).unwrap();
-        assert_eq!(Ledger::open(dir.path()).err().unwrap().code, "N0401");
-    }
-
-    #[test]
-    fn a_disk_that_takes_nothing_stops_what_must_not_run_twice() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
-        // Every write fails.
-        ledger.file = File::open(dir.path().join("ledger.log")).unwrap();
-        assert!(matches!(ledger.begin("A", Effect::Once), Err(Refused::Io(_))));
-        ledger.begin("B", Effect::Idempotent).unwrap();
-        assert!(ledger.finish(result("B")).is_err());
-        assert_eq!(ledger.results().len(), 1, "kept in memory, to be reported");
-    }
-
-    #[test]
-    fn the_processes_of_a_dead_agent_are_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let process = Started {
-            pid: 7,
-            ticks: 8,
-            boot: "b".to_owned(),
-        };
-        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
-        ledger.begin("A", Effect::Idempotent).unwrap();
-        ledger.process("A", process.clone()).unwrap();
-        drop(ledger);
-        assert_eq!(Ledger::open(dir.path()).unwrap().1, vec![process]);
-        assert_eq!(
-            Ledger::open(dir.path()).unwrap().1,
-            vec![],
-            "told once, and an idempotent start is not owed"
-        );
-    }
-
-    #[test]
-    fn the_number_of_held_dispatches_is_bounded() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
-        for number in 0..MAX_HELD {
-            ledger.begin(&format!("{number}"), Effect::Idempotent).unwrap();
-        }
-        assert!(matches!(
-            ledger.begin("one more", Effect::Once),
-            Err(Refused::Full)
-        ));
-        ledger.forget("0").unwrap();
-        ledger.begin("one more", Effect::Idempotent).unwrap();
-    }
-
-    #[test]
-    fn the_file_is_rewritten_when_it_is_mostly_past() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut ledger, _) = Ledger::open(dir.path()).unwrap();
-        let big = StoredResult {
-            payload: "x".repeat(300_000),
-            ..result("A")
-        };
-        for _ in 0..5 {
-            ledger.begin("A", Effect::Idempotent).unwrap();
-            ledger.finish(big.clone()).unwrap();
-            ledger.forget("A").unwrap();
-        }
-        assert!(std::fs::metadata(dir.path().join("ledger.log")).unwrap().len() < COMPACT_AT);
-        ledger.begin("Z", Effect::Once).unwrap();
-        drop(ledger);
-        assert_eq!(reopened(dir.path()).len(), 1, "appending goes to the new file");
-    }
-}
+#[path = "ledger_tests.rs"]
+mod tests;

@@ -33,6 +33,7 @@ mod ledger;
 mod link;
 mod lock;
 mod lost_after;
+mod output;
 mod poll;
 mod route;
 mod session;

@@ -104,6 +104,7 @@ async fn attach(agent: &mut Agent, connection: &Connection) -> Polled {
         request_id: new_ulid(),
         held: agent.jobs.held(),
         trust_generation: agent.link.trust_generation(),
+        held_attempts: agent.jobs.held_attempts(),
     };
     let request = wire::PollRequest {
         device_id: agent.device_id.clone(),

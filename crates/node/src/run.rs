@@ -38,6 +38,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(50);
 const LOG_LOOK: Duration = Duration::from_secs(30);
 /// The most labels of a node.
 const LABELS_MAX: usize = 32;
+/// The most dispatches that the control plane gives to one node at a time.
+const MAX_HELD_AT_ONCE: u32 = 256;
 /// The longest name or value of a label, in bytes.
 const LABEL_MAX: usize = 128;
 
@@ -242,7 +244,23 @@ fn registration(
         capabilities: capabilities.iter().map(announce).collect(),
         labels: labels(owners, config)?,
         lost_after_ms: lost_after(away)?,
+        max_concurrency: limit("concurrency", owners.concurrency, MAX_HELD_AT_ONCE)?,
+        queue_limit: limit("queue_limit", owners.queue_limit, capability::MAX_QUEUE)?,
     })
+}
+
+/// A limit from `node.toml`; 0 when it is absent.
+fn limit(name: &str, asked: Option<u32>, most: u32) -> Result<u32> {
+    match asked {
+        None => Ok(0),
+        Some(asked) if (1..=most).contains(&asked) => Ok(asked),
+        Some(asked) => Err(Error::new(
+            Kind::Usage,
+            "N0610",
+            format!("`{name} = {asked}` in node.toml must be between 1 and {most}"),
+            "correct the file, then: palyra node restart",
+        )),
+    }
 }
 
 fn labels(owners: &NodeConfig, config: &RunConfig) -> Result<BTreeMap<String, String>> {
@@ -279,6 +297,10 @@ fn announce(capability: &Capability) -> wire::Capability {
         max_concurrency: capability.concurrency,
         local_mediation: capability.local_mediation,
         description: capability.description.clone(),
+        queue_limit: capability.queue_limit,
+        max_attempts: capability.retry.attempts,
+        backoff_ms: u64::try_from(capability.retry.backoff.as_millis()).unwrap_or(u64::MAX),
+        retry_on: capability.retry.on.clone(),
     }
 }
 

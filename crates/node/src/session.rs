@@ -214,6 +214,7 @@ async fn attach(
         request_id: new_ulid(),
         held: agent.jobs.held(),
         trust_generation: agent.link.trust_generation(),
+        held_attempts: agent.jobs.held_attempts(),
     })])
     .await?;
     let opened = timeout(CALL, connection.session(receive));
@@ -291,8 +292,8 @@ async fn converse(
                 }
             }
             Some(event) = agent.events.recv() => {
-                let body = agent.jobs.event(event);
-                wire.send(body).await
+                let bodies = agent.jobs.event(event);
+                wire.send(bodies).await
             }
             () = sleep_until(beat_at) => {
                 if heard_at.elapsed() > interval * SILENT_INTERVALS {
@@ -343,7 +344,7 @@ pub(crate) fn take(agent: &mut Agent, message: wire::ServerMessage) -> std::resu
     match message.body {
         Some(Heard::Assignment(assignment)) => return Ok(agent.jobs.assign(assignment)),
         Some(Heard::Result(answer)) => agent.jobs.answered(&answer),
-        Some(Heard::Cancel(cancel)) => agent.jobs.cancel(&cancel),
+        Some(Heard::Cancel(cancel)) => return Ok(agent.jobs.cancel(&cancel)),
         Some(Heard::TrustUpdate(update)) => return Ok(agent.trust(update)),
         Some(Heard::Goodbye(goodbye)) => {
             agent.learn(&goodbye.endpoints);

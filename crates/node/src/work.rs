@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::capability::{Action, Capability, Effect, Program};
 use crate::ledger::{Ledger, Refused, StoredResult};
 use crate::mediation::{Desk, Pending};
+use crate::output::Output;
 use crate::service::AgentStatus;
 use crate::{builtin, exec, lock};
 
@@ -55,8 +56,13 @@ pub(crate) enum Outcome {
         /// For people.
         message: String,
     },
-    /// Nobody waits for it.
-    Cancelled,
+    /// It was stopped, or not begun, because it was taken back.
+    Cancelled {
+        /// Stable.
+        code: String,
+        /// For people.
+        message: String,
+    },
     /// The agent stopped before it began; whoever comes next may run it.
     NotBegun,
 }
@@ -76,6 +82,13 @@ impl Outcome {
         }
     }
 
+    pub(crate) fn cancelled(code: &str, message: impl Into<String>) -> Self {
+        Self::Cancelled {
+            code: code.to_owned(),
+            message: message.into(),
+        }
+    }
+
     /// The result to report; `None` when there is none to report.
     pub(crate) fn into_result(self, id: &str) -> Option<StoredResult> {
         let (outcome, payload, error_code, error_message) = match self {
@@ -88,7 +101,8 @@ impl Outcome {
             ),
             Self::Failed { code, message } => ("failed", String::new(), code, message),
             Self::Rejected { code, message } => ("rejected", String::new(), code, message),
-            Self::Cancelled | Self::NotBegun => return None,
+            Self::Cancelled { code, message } => ("cancelled", String::new(), code, message),
+            Self::NotBegun => return None,
         };
         Some(StoredResult {
             id: id.to_owned(),
@@ -98,12 +112,14 @@ impl Outcome {
             error_code,
             // Control characters are refused: a line break of stderr would lose the result.
             error_message: plain(&error_message, MESSAGE_MAX),
+            log_tail: String::new(),
+            attempt: 0,
         })
     }
 }
 
 /// One dispatch to carry out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(crate) struct Task {
     pub(crate) id: String,
     pub(crate) capability: String,
@@ -111,6 +127,8 @@ pub(crate) struct Task {
     pub(crate) effect: Effect,
     pub(crate) deadline: Instant,
     pub(crate) deadline_at_ms: u64,
+    pub(crate) attempt: u32,
+    pub(crate) output: Arc<Output>,
 }
 
 /// What the rest of the agent hears of running work.
@@ -124,9 +142,11 @@ pub(crate) enum Event {
     Waiting {
         /// The dispatch.
         id: String,
-        /// Whether it waits.
-        waiting: bool,
+        /// What they are asked, while it waits.
+        waiting: Option<String>,
     },
+    /// Its program wrote something.
+    Output(String),
 }
 
 struct Slot {
@@ -145,7 +165,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Makes a worker for these capabilities. Events are unbounded in type, but at most three per held
+    /// Makes a worker for these capabilities. Events are unbounded in type, but at most four per held
     /// dispatch.
     pub(crate) fn new(
         capabilities: Vec<Capability>,
@@ -170,6 +190,11 @@ impl Worker {
         })
     }
 
+    /// Where a run tells what it writes.
+    pub(crate) fn output(&self, id: &str) -> Arc<Output> {
+        Arc::new(Output::new(id, self.events.clone()))
+    }
+
     /// The capability of that name.
     pub(crate) fn capability(&self, name: &str) -> Option<&Capability> {
         self.slots.get(name).map(|slot| &slot.capability)
@@ -179,10 +204,14 @@ impl Worker {
     pub(crate) async fn perform(self: Arc<Self>, task: Task, mut stop: watch::Receiver<Option<Stop>>) {
         let outcome = self.attempt(&task, &mut stop).await;
         let event = match outcome.into_result(&task.id) {
-            Some(result) => Event::Finished(self.keep(result).await),
+            Some(mut result) => {
+                result.attempt = task.attempt;
+                result.log_tail = task.output.tail();
+                Event::Finished(self.keep(result).await)
+            }
             None => {
-                let id = task.id.clone();
-                if let Err(error) = self.with_ledger(move |ledger| ledger.forget(&id)).await {
+                let (id, attempt) = (task.id.clone(), task.attempt);
+                if let Err(error) = self.with_ledger(move |ledger| ledger.forget(&id, attempt)).await {
                     tracing::warn!(dispatch = %task.id, %error, "the ledger was not updated");
                 }
                 Event::Gone(task.id.clone())
@@ -226,7 +255,7 @@ impl Worker {
             biased;
             reason = stopped(stop) => return not_begun(reason),
             () = sleep_until(task.deadline) => {
-                return Outcome::failed("timeout", "the deadline passed in the wait for a free slot");
+                return Outcome::failed("deadline", "the deadline passed in the wait for a free slot");
             }
             permit = Arc::clone(&slot.permits).acquire_owned() => permit,
         };
@@ -238,9 +267,9 @@ impl Worker {
         {
             return outcome;
         }
-        let (id, effect) = (task.id.clone(), effect_of(task, &slot.capability));
+        let (id, attempt, effect) = (task.id.clone(), task.attempt, effect_of(task, &slot.capability));
         match self
-            .with_ledger(move |ledger| Ok(ledger.begin(&id, effect)))
+            .with_ledger(move |ledger| Ok(ledger.begin(&id, attempt, effect)))
             .await
         {
             Ok(Ok(())) => {}
@@ -275,9 +304,13 @@ impl Worker {
             since_ms: wall_ms(),
             deadline_at_ms: task.deadline_at_ms,
         });
+        let prompt = match capability.description.as_str() {
+            "" => format!("run {}?", capability.name),
+            description => format!("run {} ({description})?", capability.name),
+        };
         let _ = self.events.send(Event::Waiting {
             id: task.id.clone(),
-            waiting: true,
+            waiting: Some(prompt),
         });
         let outcome = tokio::select! {
             biased;
@@ -294,7 +327,7 @@ impl Worker {
         self.desk.withdraw(&task.id);
         let _ = self.events.send(Event::Waiting {
             id: task.id.clone(),
-            waiting: false,
+            waiting: None,
         });
         outcome
     }
@@ -340,7 +373,10 @@ impl Worker {
             program,
             home: &self.home,
             input: &task.payload,
-            deadline: task.deadline.min(Instant::now() + capability.timeout),
+            deadline: task.deadline,
+            timeout: capability.timeout,
+            grace: capability.grace,
+            output: Arc::clone(&task.output),
             max_output: capability.max_output,
             extra_env: &environment,
         };
@@ -372,7 +408,7 @@ fn effect_of(task: &Task, capability: &Capability) -> Effect {
 
 fn not_begun(reason: Stop) -> Outcome {
     match reason {
-        Stop::Cancelled => Outcome::Cancelled,
+        Stop::Cancelled => Outcome::cancelled("not_begun", "it was taken back before it began here"),
         Stop::Agent => Outcome::NotBegun,
     }
 }

@@ -133,7 +133,7 @@ fn dispatch_need(action: &dispatch::Action) -> Need {
     match action {
         Action::Submit(_) | Action::Cancel(_) => Need::Role(Role::Operator),
         Action::Complete(_) | Action::AwaitMediation(_) | Action::ResumeFromMediation(_) => Need::AnyNode,
-        Action::Expire(_) => Need::Replica,
+        Action::Expire(_) | Action::Wake(_) => Need::Replica,
     }
 }
 

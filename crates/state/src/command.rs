@@ -240,6 +240,7 @@ fn dispatch_name(action: &dispatch::Action) -> &'static str {
         dispatch::Action::ResumeFromMediation(_) => "dispatch.resume_from_mediation",
         dispatch::Action::Cancel(_) => "dispatch.cancel",
         dispatch::Action::Expire(_) => "dispatch.expire",
+        dispatch::Action::Wake(_) => "dispatch.wake",
     }
 }
 
@@ -295,6 +296,7 @@ fn nodes_is_known(action: &nodes::Action) -> bool {
 fn dispatch_is_known(action: &dispatch::Action) -> bool {
     match action {
         dispatch::Action::Complete(command) => dispatch::Outcome::is_valid(command.outcome),
+        dispatch::Action::Submit(command) => dispatch::Priority::is_valid(command.priority),
         _ => true,
     }
 }
@@ -332,7 +334,7 @@ commands! {
         MintCode RevokeCode BeginAttempt FailAttempt Prove Approve Reject MarkCompleted Expire
     }
     Nodes nodes { Register Attach Detach DetachReplica DetachMany Lapse }
-    Dispatch dispatch { Submit Complete AwaitMediation ResumeFromMediation Cancel Expire }
+    Dispatch dispatch { Submit Complete AwaitMediation ResumeFromMediation Cancel Expire Wake }
     Ca ca {
         BeginRoot AdvanceRoot RevertRoot CertifyAuthority RotateAuthority AskRotation RetireAuthority Acknowledge
         ReplicaReady PublishCrl

@@ -3,14 +3,25 @@
 //! Payload and result lie beside the record, so that a change of state does not write them again.
 //! Invariants: a dispatch ends exactly once; only its node, in the epoch that it is bound to, may end it with
 //! a result; `once` work is never delivered in two epochs; every open dispatch is in the device's queue and
-//! the deadline index, no ended one is.
+//! the deadline index, no ended one is; a node is given no more at a time than it has slots (`slots`).
 
+mod mediation;
+mod moves;
 mod rules;
+mod slots;
 mod store;
+mod story;
 
-pub(crate) use rules::{apply, cancel_all, on_attach, on_gone};
-pub(crate) use store::forget_finished;
-pub use store::{by_state, due, list, list_of_device, next_deadline, open_of_device, payload, result};
+pub(crate) use moves::{cancel_all, on_attach, on_gone};
+pub(crate) use rules::apply;
+pub(crate) use slots::fill;
+pub use slots::{capability_queue, capability_slots, device_queue, device_slots, load, next_runnable};
+pub use store::{
+    ahead_of, by_state, due, due_again, list, list_of_device, log_tail, next_deadline, open_of_device,
+    payload, queue_length, result,
+};
+pub(crate) use store::{forget_finished, waiting_key};
+pub use story::{ANY_FAILURE, Attempt, CancelAsked, Late, Mediation, Priority, Retry, SESSION_LOST};
 
 use crate::ids::Id;
 use crate::read::Read;
@@ -41,14 +52,17 @@ pub enum State {
     Cancelled = 7,
     /// A `once` dispatch whose session ended: it is not known whether it ran.
     SessionLost = 8,
+    /// Bound, and wanted back: the node has to say what became of it.
+    Cancelling = 9,
 }
 
 impl State {
     /// All of them.
-    pub const ALL: [State; 9] = [
+    pub const ALL: [State; 10] = [
         State::Queued,
         State::Dispatched,
         State::AwaitingLocalMediation,
+        State::Cancelling,
         State::Succeeded,
         State::Failed,
         State::TimedOut,
@@ -64,6 +78,7 @@ impl State {
             State::Queued => "queued",
             State::Dispatched => "dispatched",
             State::AwaitingLocalMediation => "awaiting_local_mediation",
+            State::Cancelling => "cancelling",
             State::Succeeded => "succeeded",
             State::Failed => "failed",
             State::TimedOut => "timed_out",
@@ -82,7 +97,16 @@ impl State {
     /// Whether it has ended.
     #[must_use]
     pub fn is_terminal(self) -> bool {
-        self >= State::Succeeded
+        !self.is_bound() && self != State::Queued
+    }
+
+    /// Whether it is with its node, and takes a slot there.
+    #[must_use]
+    pub fn is_bound(self) -> bool {
+        matches!(
+            self,
+            State::Dispatched | State::AwaitingLocalMediation | State::Cancelling
+        )
     }
 }
 
@@ -148,6 +172,39 @@ pub struct Dispatch {
     /// Size of the result in bytes.
     #[prost(uint32, tag = "16")]
     pub result_size: u32,
+    /// How urgent it is.
+    #[prost(enumeration = "Priority", tag = "17")]
+    pub priority: i32,
+    /// Log index at which it was accepted: the order within a class.
+    #[prost(uint64, tag = "18")]
+    pub order: u64,
+    /// While it waits for its next attempt: the first moment for it; 0 when it may run at once.
+    #[prost(uint64, tag = "19")]
+    pub not_before: u64,
+    /// When it is run again; absent for `once` work.
+    #[prost(message, optional, tag = "20")]
+    pub retry: Option<Retry>,
+    /// Earlier attempts, oldest first, at most `limits::ATTEMPTS_KEPT`.
+    #[prost(message, repeated, tag = "21")]
+    pub attempts: Vec<Attempt>,
+    /// Who has to act, while somebody has to.
+    #[prost(message, optional, tag = "22")]
+    pub mediation: Option<Mediation>,
+    /// A result that came after the end.
+    #[prost(message, optional, tag = "23")]
+    pub late: Option<Late>,
+    /// Bytes of the last lines that the program wrote.
+    #[prost(uint32, tag = "24")]
+    pub tail_size: u32,
+    /// Who wanted it back while it was with its node.
+    #[prost(message, optional, tag = "25")]
+    pub cancel: Option<CancelAsked>,
+    /// When the present attempt was bound.
+    #[prost(uint64, tag = "26")]
+    pub assigned_at: u64,
+    /// The node itself said how it ended.
+    #[prost(bool, tag = "27")]
+    pub reported: bool,
 }
 
 /// Counters of dispatches; there is one.
@@ -174,7 +231,7 @@ pub struct Totals {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// The one thing that is asked.
-    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub action: Option<Action>,
 }
 
@@ -199,6 +256,9 @@ pub enum Action {
     /// See [`Expire`].
     #[prost(message, tag = "6")]
     Expire(Expire),
+    /// See [`Wake`].
+    #[prost(message, tag = "7")]
+    Wake(Wake),
 }
 
 /// Asks a node to do something; bound to its live session, or queued. Actor: operator. Reply: `Submitted`.
@@ -219,6 +279,12 @@ pub struct Submit {
     /// Deadline, counted from acceptance; 0: 30 s; at most 24 h.
     #[prost(uint64, tag = "5")]
     pub timeout_ms: u64,
+    /// How urgent it is.
+    #[prost(enumeration = "Priority", tag = "6")]
+    pub priority: i32,
+    /// Most attempts, of those that the capability declares; 0: as declared. `once` work has one.
+    #[prost(uint32, tag = "7")]
+    pub max_attempts: u32,
 }
 
 /// How the node ended a dispatch.
@@ -231,22 +297,37 @@ pub enum Outcome {
     Failed = 1,
     /// It did not begin.
     Rejected = 2,
+    /// It was stopped, or had not begun, because it was taken back.
+    Cancelled = 3,
 }
 
 impl Outcome {
-    /// From the text form: `succeeded`, `failed`, `rejected`.
+    /// Stable text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Succeeded => "succeeded",
+            Outcome::Failed => "failed",
+            Outcome::Rejected => "rejected",
+            Outcome::Cancelled => "cancelled",
+        }
+    }
+
+    /// From the text form: `succeeded`, `failed`, `rejected`, `cancelled`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Outcome> {
-        match text {
-            "succeeded" => Some(Outcome::Succeeded),
-            "failed" => Some(Outcome::Failed),
-            "rejected" => Some(Outcome::Rejected),
-            _ => None,
-        }
+        let all = [
+            Outcome::Succeeded,
+            Outcome::Failed,
+            Outcome::Rejected,
+            Outcome::Cancelled,
+        ];
+        all.into_iter().find(|outcome| outcome.as_str() == text)
     }
 }
 
-/// Ends a dispatch with the node's outcome. Actor: that node. Reply: `Done`.
+/// Ends a dispatch with the node's outcome, or makes it wait for its next attempt. Of a dispatch that had ended
+/// without one it is noted as late, once. Actor: that node. Reply: `Done`, or `Late`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Complete {
     /// The dispatch.
@@ -264,6 +345,12 @@ pub struct Complete {
     /// Why it failed or was refused.
     #[prost(message, optional, tag = "5")]
     pub error: Option<Failure>,
+    /// The last lines that the program wrote, at most `limits::LOG_TAIL` bytes.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub log_tail: Bytes,
+    /// The attempt that it is of; 0: the present one.
+    #[prost(uint32, tag = "7")]
+    pub attempt: u32,
 }
 
 /// Says that a person must act first. Actor: that node. Reply: `Done`.
@@ -275,6 +362,12 @@ pub struct AwaitMediation {
     /// Session in which the node has it.
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
+    /// What they are asked.
+    #[prost(string, tag = "3")]
+    pub prompt: String,
+    /// Their machine, as it calls itself.
+    #[prost(string, tag = "4")]
+    pub host: String,
 }
 
 /// Says that the person agreed. Actor: that node. Reply: `Done`.
@@ -288,7 +381,8 @@ pub struct ResumeFromMediation {
     pub epoch: u64,
 }
 
-/// Takes an open dispatch back. Actor: operator. Reply: `Done`.
+/// Takes an open dispatch back: at once while it waits. One that is with its node is `cancelling` until the node says
+/// what became of it, or `limits::CANCEL_PATIENCE` is over. Actor: operator. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Cancel {
     /// The dispatch.
@@ -303,6 +397,15 @@ pub struct Cancel {
 /// Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Expire {
+    /// At most `limits::EXPIRE_BATCH`.
+    #[prost(message, repeated, tag = "1")]
+    pub ids: Vec<Id>,
+}
+
+/// Lets those of the list run whose wait for the next attempt is over; others are left alone. Actor: system or a
+/// replica. Reply: `Counted`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Wake {
     /// At most `limits::EXPIRE_BATCH`.
     #[prost(message, repeated, tag = "1")]
     pub ids: Vec<Id>,
@@ -323,7 +426,7 @@ pub fn totals(r: &dyn Read) -> Totals {
 /// How many dispatches of this device have not ended.
 #[must_use]
 pub fn open_count(r: &dyn Read, device_id: Id) -> u32 {
-    tables::QUEUE_LENGTHS.get(r, device_id).unwrap_or_default().open
+    queue_length(r, device_id).open
 }
 
 /// How many dispatches of a device have not ended.
@@ -332,4 +435,18 @@ pub struct QueueLength {
     /// Not ended.
     #[prost(uint32, tag = "1")]
     pub open: u32,
+    /// Of these, with the node.
+    #[prost(uint32, tag = "2")]
+    pub bound: u32,
+}
+
+/// How many dispatches of one capability of a device have not ended.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Load {
+    /// With the node.
+    #[prost(uint32, tag = "1")]
+    pub bound: u32,
+    /// Waiting, for a slot or for their next attempt.
+    #[prost(uint32, tag = "2")]
+    pub waiting: u32,
 }

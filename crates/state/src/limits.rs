@@ -132,6 +132,24 @@ pub const NEVER: u64 = u64::MAX;
 pub const PAYLOAD: usize = 512 * 1024;
 /// Dispatches of one device that have not ended.
 pub const OPEN_PER_DEVICE: u32 = 1_024;
+/// Dispatches that are with one device at a time, whatever it declares: what an attach may have to move.
+pub const BOUND_PER_DEVICE: u32 = 256;
+/// How far a class of priority goes before the one below it: a dispatch passes what is at most so much older.
+pub const PRIORITY_LEAD: u64 = 5 * MINUTE;
+/// Deliveries of one dispatch.
+pub const DELIVERIES: u32 = 100;
+/// Earlier attempts that a dispatch remembers.
+pub const ATTEMPTS_KEPT: usize = 16;
+/// Longest message of an earlier attempt; longer ones are cut.
+pub const ATTEMPT_MESSAGE: usize = 256;
+/// Longest wait before the next attempt.
+pub const BACKOFF_MAX: u64 = HOUR;
+/// Reasons that a capability may name for another attempt.
+pub const RETRY_ON: usize = 16;
+/// Last lines of a program that are kept with the result, in bytes.
+pub const LOG_TAIL: usize = 4_096;
+/// How long a node may take to say what became of a dispatch that was taken back.
+pub const CANCEL_PATIENCE: u64 = MINUTE;
 /// Bytes of all dispatches that have not ended: their payloads, and [`DISPATCH_COST`] for each.
 pub const OPEN_BYTES: u64 = 512 * 1024 * 1024;
 /// What a dispatch counts beside its payload, so that empty ones are bounded too.
@@ -179,7 +197,9 @@ const _: () = {
     assert!((CODES_OPEN as u64) < CODES);
     assert!(REQUESTS_PENDING < REQUESTS);
     // A payload with everything around it must fit one entry, and a full node list one message.
-    assert!(PAYLOAD + 64 * 1024 <= ENVELOPE_MAX);
+    assert!(PAYLOAD + LOG_TAIL + 64 * 1024 <= ENVELOPE_MAX);
+    assert!(BOUND_PER_DEVICE <= OPEN_PER_DEVICE);
+    assert!(CANCEL_PATIENCE < DEADLINE_MAX && BACKOFF_MAX < DEADLINE_MAX);
     assert!(DEADLINE < DEADLINE_MAX);
     assert!(SUSPECT_FOR < LOST_AFTER);
     assert!(LOST_AFTER_MIN < LOST_AFTER && LOST_AFTER < LOST_AFTER_MAX && LOST_AFTER_MAX < NEVER);

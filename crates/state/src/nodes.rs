@@ -71,6 +71,18 @@ pub struct Capability {
     /// For people.
     #[prost(string, tag = "6")]
     pub description: String,
+    /// How many dispatches may wait for it; 0: as many as for the node.
+    #[prost(uint32, tag = "7")]
+    pub queue_limit: u32,
+    /// Attempts in all when it is idempotent; 0: one, and what its session lost moves on. See `dispatch::Retry`.
+    #[prost(uint32, tag = "8")]
+    pub max_attempts: u32,
+    /// Wait before the second attempt, in milliseconds; doubles with each further one.
+    #[prost(uint64, tag = "9")]
+    pub backoff_ms: u64,
+    /// After what it is tried again; none: after what may pass by itself.
+    #[prost(string, repeated, tag = "10")]
+    pub retry_on: Vec<String>,
 }
 
 /// One live authenticated connection of a node.
@@ -142,6 +154,12 @@ pub struct Node {
     /// When its status changes unless it attaches; 0: time changes nothing.
     #[prost(uint64, tag = "23")]
     pub due_at: u64,
+    /// How many dispatches it is given at a time; 0: `limits::BOUND_PER_DEVICE`.
+    #[prost(uint32, tag = "35")]
+    pub max_concurrency: u32,
+    /// How many dispatches may wait for it; 0: `limits::OPEN_PER_DEVICE`.
+    #[prost(uint32, tag = "36")]
+    pub queue_limit: u32,
 }
 
 impl Node {
@@ -207,6 +225,12 @@ pub struct Register {
     /// `limits::NEVER`: as long as it takes.
     #[prost(uint64, tag = "10")]
     pub lost_after: u64,
+    /// How many dispatches it takes at a time; 0: as many as there may be.
+    #[prost(uint32, tag = "13")]
+    pub max_concurrency: u32,
+    /// How many dispatches may wait for it; 0: as many as there may be.
+    #[prost(uint32, tag = "14")]
+    pub queue_limit: u32,
 }
 
 /// Begins a session; the one before it ends. Open dispatches move to it: see `dispatch`. Actor: that node.
@@ -225,6 +249,9 @@ pub struct Attach {
     /// Dispatches that the node has begun, or has finished without an accepted result.
     #[prost(message, repeated, tag = "4")]
     pub held: Vec<Id>,
+    /// The attempt of each, in the same order; one that is missing or 0 is the present one.
+    #[prost(uint32, repeated, tag = "9")]
+    pub held_attempts: Vec<u32>,
 }
 
 /// Ends a session, if it is still that one; otherwise nothing happens. A node that ends its own is offline, one

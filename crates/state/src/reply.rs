@@ -44,6 +44,9 @@ pub enum Reply {
     /// A batch was worked off.
     #[prost(message, tag = "12")]
     Counted(Counted),
+    /// A result came after the end of its dispatch, and was noted.
+    #[prost(message, tag = "19")]
+    Late(Late),
 }
 
 impl Reply {
@@ -208,6 +211,14 @@ pub struct Submitted {
     /// First moment at which it is too late.
     #[prost(uint64, tag = "5")]
     pub deadline_at: u64,
+}
+
+/// A result came after the end of its dispatch, and was noted.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Late {
+    /// How the dispatch had ended.
+    #[prost(enumeration = "dispatch::State", tag = "1")]
+    pub state: i32,
 }
 
 /// A batch was worked off.

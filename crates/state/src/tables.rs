@@ -91,6 +91,14 @@ pub const DISPATCHES_OF: Table<Present> = Table::new(0x3F, "dispatches_of");
 pub const FINISHED: Table<Present> = Table::new(0x40, "finished");
 /// Counters of dispatches.
 pub const DISPATCH_TOTALS: Table<dispatch::Totals> = Table::new(0x41, "dispatch_totals");
+/// Dispatches that wait for a slot, by (device id, capability, rank, order, dispatch id): the order in which they go.
+pub const WAITING: Table<Present> = Table::new(0x42, "waiting");
+/// Dispatches that wait for their next attempt, by (first moment for it, dispatch id).
+pub const DELAYED: Table<Present> = Table::new(0x43, "delayed");
+/// How many dispatches are with a node, and how many wait, by (device id, capability).
+pub const LOADS: Table<dispatch::Load> = Table::new(0x44, "loads");
+/// Last lines of programs by dispatch id.
+pub const LOG_TAILS: Table<Blob> = Table::new(0x45, "log_tails");
 
 /// Where the authorities stand.
 pub const CA: Table<ca::Ca> = Table::new(0x48, "ca");
@@ -147,6 +155,10 @@ pub const ALL: &[(u8, &str)] = &[
     DISPATCHES_OF.entry(),
     FINISHED.entry(),
     DISPATCH_TOTALS.entry(),
+    WAITING.entry(),
+    DELAYED.entry(),
+    LOADS.entry(),
+    LOG_TAILS.entry(),
     CA.entry(),
     ROOTS.entry(),
     AUTHORITIES.entry(),

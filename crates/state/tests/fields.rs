@@ -6,6 +6,8 @@
 mod about_cluster;
 #[path = "fields/authorities.rs"]
 mod authorities;
+#[path = "fields/dispatch.rs"]
+mod dispatches;
 mod kit;
 
 use std::collections::BTreeMap;
@@ -62,7 +64,7 @@ type Field = (&'static str, usize, &'static str, Make);
 
 #[test]
 fn a_field_at_its_limit_is_accepted_and_one_above_is_refused() {
-    let fields = [CLUSTER, PEOPLE, PAIRING, NODES, DISPATCH, CA].concat();
+    let fields = [CLUSTER, PEOPLE, PAIRING, NODES, dispatches::DISPATCH, CA].concat();
     for (name, limit, code, make) in fields {
         let mut fits = stage();
         let (actor, command) = make(&mut fits, limit);
@@ -338,6 +340,42 @@ const NODES: &[Field] = &[
         |stage, size| register(stage, |command| command.capabilities[0].timeout_ms = size as u64),
     ),
     (
+        "a capability's attempts",
+        limits::DELIVERIES as usize,
+        "E0502",
+        |stage, size| {
+            register(stage, |command| {
+                command.capabilities[0].max_attempts = size as u32
+            })
+        },
+    ),
+    (
+        "a capability's wait between attempts",
+        limits::BACKOFF_MAX as usize,
+        "E0502",
+        |stage, size| register(stage, |command| command.capabilities[0].backoff_ms = size as u64),
+    ),
+    (
+        "what a capability is tried again after",
+        limits::SHORT_NAME_MAX,
+        "E0502",
+        |stage, size| {
+            register(stage, |command| {
+                command.capabilities[0].retry_on = vec![text(size)]
+            })
+        },
+    ),
+    (
+        "reasons to try again",
+        limits::RETRY_ON,
+        "E0502",
+        |stage, size| {
+            register(stage, |command| {
+                command.capabilities[0].retry_on = vec![text(1); size]
+            })
+        },
+    ),
+    (
         "held dispatches",
         limits::OPEN_PER_DEVICE as usize,
         "E0503",
@@ -370,69 +408,6 @@ const NODES: &[Field] = &[
             silent_for: 0,
         })
     }),
-];
-
-fn complete(stage: &mut Stage, change: impl FnOnce(&mut dispatch::Complete)) -> (Actor, Command) {
-    let mut complete = commands::complete(&mut stage.world, "d", stage.epoch, Outcome::Failed);
-    change(&mut complete);
-    (stage.node.clone(), complete.into())
-}
-
-const DISPATCH: &[Field] = &[
-    ("a payload", limits::PAYLOAD, "E0603", |stage, size| {
-        root(dispatch::Submit {
-            payload: bytes(size),
-            ..commands::submit(&mut stage.world, "d2", "n1", "echo")
-        })
-    }),
-    (
-        "a deadline",
-        limits::DEADLINE_MAX as usize,
-        "E0612",
-        |stage, size| {
-            root(dispatch::Submit {
-                timeout_ms: size as u64,
-                ..commands::submit(&mut stage.world, "d2", "n1", "echo")
-            })
-        },
-    ),
-    ("a result", limits::PAYLOAD, "E0603", |stage, size| {
-        complete(stage, |command| command.result = bytes(size))
-    }),
-    ("an error's code", limits::REASON_MAX, "E0906", |stage, size| {
-        complete(stage, |command| command.error.as_mut().unwrap().code = text(size))
-    }),
-    (
-        "an error's message",
-        limits::ERROR_MESSAGE_MAX,
-        "E0906",
-        |stage, size| {
-            complete(stage, |command| {
-                command.error.as_mut().unwrap().message = text(size)
-            })
-        },
-    ),
-    (
-        "why a dispatch is taken back",
-        limits::REASON_MAX,
-        "E0906",
-        |stage, size| {
-            let dispatch_id = stage.world.id("d");
-            root(dispatch::Cancel {
-                dispatch_id,
-                reason: text(size),
-            })
-        },
-    ),
-    (
-        "dispatches to expire",
-        limits::EXPIRE_BATCH,
-        "E0907",
-        |stage, size| {
-            let ids = vec![stage.world.id("d"); size];
-            by_replica(dispatch::Expire { ids })
-        },
-    ),
 ];
 
 #[test]
@@ -515,7 +490,7 @@ fn a_number_that_no_enum_has_is_of_a_later_version() {
     register.capabilities[1].effect = 9;
     let replica_id = 1;
     let method = 9;
-    let asked: [Command; 7] = [
+    let asked: [Command; 8] = [
         register.into(),
         cluster::SetReplicaStatus {
             replica_id,
@@ -540,6 +515,11 @@ fn a_number_that_no_enum_has_is_of_a_later_version() {
         pairing::BeginAttempt {
             method,
             ..commands::begin(world, "a", "c", "n3")
+        }
+        .into(),
+        dispatch::Submit {
+            priority: 9,
+            ..commands::submit(world, "d", "n1", "echo")
         }
         .into(),
         dispatch::Complete {

@@ -151,10 +151,65 @@ fn command_samples() -> BTreeMap<String, Vec<u8>> {
     };
     let with_times = Envelope::new(base.request_id, base.actor.clone(), with_times);
     samples.insert("command.nodes.detach_replica.with_times".to_owned(), with_times);
+    later_fields(&mut samples);
     samples
         .into_iter()
         .map(|(name, envelope)| (name, envelope.encode()))
         .collect()
+}
+
+/// Fields that came after the command, each in a line of its own.
+fn later_fields(samples: &mut BTreeMap<String, Envelope>) {
+    let mut world = World::new();
+    let base = samples["command.dispatch.expire"].clone();
+    let register = commands::register(&mut world, "n1");
+    let dispatch_id = world.id("d1");
+    let later: [(&str, Command); 5] = [
+        (
+            "nodes.register.with_limits",
+            commands::limited(register, [2, 3], [4, 5]).into(),
+        ),
+        (
+            "nodes.attach.with_attempts",
+            nodes::Attach {
+                held_attempts: vec![1, 2],
+                ..commands::attach(&mut world, "n1", 1, &["d1", "d2"])
+            }
+            .into(),
+        ),
+        (
+            "dispatch.submit.with_priority",
+            dispatch::Submit {
+                priority: dispatch::Priority::High as i32,
+                max_attempts: 2,
+                ..commands::submit(&mut world, "d1", "n1", "echo")
+            }
+            .into(),
+        ),
+        (
+            "dispatch.complete.with_log",
+            dispatch::Complete {
+                log_tail: bytes::Bytes::from_static(b"the end"),
+                attempt: 2,
+                ..commands::complete(&mut world, "d1", 7, dispatch::Outcome::Cancelled)
+            }
+            .into(),
+        ),
+        (
+            "dispatch.await_mediation.with_prompt",
+            dispatch::AwaitMediation {
+                dispatch_id,
+                epoch: 7,
+                prompt: text("unlock?"),
+                host: text("cam.local"),
+            }
+            .into(),
+        ),
+    ];
+    for (name, command) in later {
+        let envelope = Envelope::new(base.request_id, base.actor.clone(), command);
+        samples.insert(format!("command.{name}"), envelope);
+    }
 }
 
 /// What is no message and lies on disk all the same: tags and key layouts of tables, the numbers of every enum, and
@@ -189,6 +244,10 @@ fn shape_samples() -> BTreeMap<String, Vec<u8>> {
         (
             "issued",
             tables::ISSUED.key(((258u64, 3u32, 4u64), fingerprint("n1"))),
+        ),
+        (
+            "waiting",
+            tables::WAITING.key(((one, tables::Text("echo")), (258u64, 259u64, other))),
         ),
     ];
     samples.extend(keys.map(|(name, key)| (format!("key.{name}"), key)));
@@ -243,6 +302,7 @@ fn enums() -> Vec<(&'static str, Vec<(String, i32)>)> {
         ("outcome", numbers::<dispatch::Outcome>()),
         ("ca_phase", numbers::<ca::Phase>()),
         ("authority_status", numbers::<ca::AuthorityStatus>()),
+        ("priority", numbers::<dispatch::Priority>()),
     ]
 }
 
@@ -272,6 +332,8 @@ fn envelopes() -> BTreeMap<String, Envelope> {
     commands.extend(dispatch_commands(&mut world));
     // What came later follows: the place in the list is in the request id, and so in the bytes.
     commands.extend(liveness_commands(&mut world));
+    let ids = vec![world.id("d1")];
+    commands.push(dispatch::Wake { ids }.into());
     let named = commands.into_iter().enumerate().map(|(at, command)| {
         let name = format!("command.{}", command.name());
         (
@@ -295,7 +357,7 @@ fn envelopes() -> BTreeMap<String, Envelope> {
         };
         named.insert(format!("command.{}", envelope.command.name()), envelope);
     }
-    assert_eq!(named.len(), 48, "a command without a sample");
+    assert_eq!(named.len(), 49, "a command without a sample");
     named
 }
 
@@ -526,6 +588,7 @@ fn dispatch_commands(world: &mut World) -> Vec<Command> {
         dispatch::AwaitMediation {
             dispatch_id,
             epoch: 7,
+            ..dispatch::AwaitMediation::default()
         }
         .into(),
         dispatch::ResumeFromMediation {

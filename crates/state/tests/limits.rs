@@ -156,6 +156,8 @@ impl NewNotAfter {
 fn a_queue_and_everything_that_empties_it() {
     let mut world = World::born();
     let node = world.pair("n1");
+    let register = commands::register(&mut world, "n1");
+    world.accept(node.clone(), commands::limited(register, [0, 0], [0, 0]));
     world.checked = false;
     for number in 0..limits::OPEN_PER_DEVICE {
         let mut submit = commands::submit(&mut world, &format!("d{number}"), "n1", "echo");
@@ -166,16 +168,23 @@ fn a_queue_and_everything_that_empties_it() {
     world.refuse("E0604", operator("root"), one_more);
     let attach = commands::attach(&mut world, "n1", 1, &[]);
     let applied = world.accept(node.clone(), attach);
-    assert_eq!(applied.rows.len(), 1 + limits::OPEN_PER_DEVICE as usize);
+    assert_eq!(
+        applied.rows.len(),
+        1 + limits::BOUND_PER_DEVICE as usize,
+        "the rest waits"
+    );
     // Deadlines come in order, in batches.
     world.advance(300_000);
     let due = dispatch::due(&world.state, world.at, limits::EXPIRE_BATCH);
     assert_eq!(due.len(), limits::EXPIRE_BATCH);
     assert_eq!(dispatch::next_deadline(&world.state), Some(kit::T0 + 1_000));
     world.accept(Actor::System, dispatch::Expire { ids: due });
+    // What waits and is too late is not given to the node: the free slots find the 44 others.
+    assert_eq!(dispatch::due(&world.state, world.at, 1_000), []);
+    let device_id = world.id("n1");
     assert_eq!(
-        dispatch::due(&world.state, world.at, 1_000).len(),
-        300 - limits::EXPIRE_BATCH
+        dispatch::queue_length(&world.state, device_id).bound,
+        limits::BOUND_PER_DEVICE
     );
     let revoke = commands::revoke(&mut world, "n1");
     world.accept(operator("root"), revoke);
@@ -376,15 +385,15 @@ fn put(world: &mut World, key: Vec<u8>, record: &impl Message) {
 #[test]
 fn the_journal_is_trimmed_by_as_much_as_an_entry_brings() {
     let mut world = World::born();
-    let node = world.pair("n1");
+    world.pair("n1");
     world.checked = false;
     for number in 0..limits::OPEN_PER_DEVICE {
         let submit = commands::submit(&mut world, &format!("d{number}"), "n1", "echo");
         world.accept(operator("root"), submit);
     }
     pretend(&mut world, |known| known.journal_rows = limits::JOURNAL_ROWS);
-    let attach = commands::attach(&mut world, "n1", 1, &[]);
-    let applied = world.accept(node, attach);
+    let revoke = commands::revoke(&mut world, "n1");
+    let applied = world.accept(operator("root"), revoke);
     assert!(applied.rows.len() > 1_000);
     let known = meta(&world.state);
     assert_eq!(known.journal_rows, limits::JOURNAL_ROWS);

@@ -18,12 +18,13 @@ use proptest::test_runner::RngSeed;
 use prost::Message as _;
 
 /// Commands that are done again rather than remembered: doing them again does nothing.
-const SWEEPS: [&str; 6] = [
+const SWEEPS: [&str; 7] = [
     "nodes.detach",
     "nodes.detach_many",
     "nodes.lapse",
     "nodes.detach_replica",
     "dispatch.expire",
+    "dispatch.wake",
     "pairing.expire",
 ];
 
@@ -151,7 +152,7 @@ proptest! {
 }
 
 /// Every command there is, save genesis.
-const COMMANDS: [&str; 47] = [
+const COMMANDS: [&str; 48] = [
     "access.add_operator",
     "access.remove_operator",
     "access.set_role",
@@ -178,6 +179,7 @@ const COMMANDS: [&str; 47] = [
     "dispatch.expire",
     "dispatch.resume_from_mediation",
     "dispatch.submit",
+    "dispatch.wake",
     "identity.purge_device",
     "identity.remove_device",
     "identity.renew_certificate",
@@ -202,7 +204,7 @@ const COMMANDS: [&str; 47] = [
 ];
 
 /// Journal rows that need more than their command to come about.
-const ROWS: [&str; 20] = [
+const ROWS: [&str; 24] = [
     "pairing.code_burned",
     "pairing.code_expired",
     "pairing.proof_failed",
@@ -213,6 +215,10 @@ const ROWS: [&str; 20] = [
     "node.gone",
     "dispatch.assigned",
     "dispatch.rebound",
+    "dispatch.attempt_ended",
+    "dispatch.cancelling",
+    "dispatch.ready",
+    "dispatch.result_late",
     "dispatch.finished succeeded",
     "dispatch.finished failed",
     "dispatch.finished rejected",

@@ -460,6 +460,17 @@ fn nodes_command(args: &mut Args<'_>, name: &str) -> Command {
     match name {
         "nodes.register" => {
             let mut made = commands::register(args.world, &device);
+            if args.has("slots").is_some() {
+                let [slots, each] = [args.number("slots") as u32, args.number("each") as u32];
+                let [queue, each_queue] = [args.number("queue") as u32, args.number("each_queue") as u32];
+                made = commands::limited(made, [slots, each], [queue, each_queue]);
+            }
+            if let Some(attempts) = args.has("attempts") {
+                let echo = &mut made.capabilities[0];
+                echo.max_attempts = attempts.parse().unwrap();
+                echo.backoff_ms = args.number("backoff");
+                echo.retry_on = args.has("retry_on").into_iter().collect();
+            }
             if let Some(platform) = args.has("platform") {
                 made.platform = platform;
             }
@@ -475,6 +486,11 @@ fn nodes_command(args: &mut Args<'_>, name: &str) -> Command {
             replica_id: args.number("replica"),
             transport: args.has("transport").unwrap_or_else(|| "stream".to_owned()),
             held: args.ids("held"),
+            held_attempts: args
+                .has("held_attempt")
+                .map(|text| text.parse().unwrap())
+                .into_iter()
+                .collect(),
         }
         .into(),
         "nodes.detach" => commands::detach(args.world, &device, args.number("epoch")).into(),
@@ -533,6 +549,8 @@ fn dispatch_command(args: &mut Args<'_>, name: &str) -> Command {
     match name {
         "dispatch.submit" => dispatch::Submit {
             timeout_ms: args.number("timeout"),
+            priority: dispatch::Priority::parse(&args.text("priority")).expect(args.line) as i32,
+            max_attempts: args.number("attempts") as u32,
             payload: Bytes::from(vec![
                 b' ';
                 args.has("size").map_or(2, |size| size.parse().unwrap())
@@ -547,11 +565,18 @@ fn dispatch_command(args: &mut Args<'_>, name: &str) -> Command {
         .into(),
         "dispatch.complete" => {
             let outcome = dispatch::Outcome::parse(&args.text("outcome")).expect(args.line);
-            commands::complete(args.world, &args.text("id"), epoch, outcome).into()
+            let mut made = commands::complete(args.world, &args.text("id"), epoch, outcome);
+            made.attempt = args.number("attempt") as u32;
+            if let (Some(code), Some(error)) = (args.has("code"), made.error.as_mut()) {
+                error.code = code;
+            }
+            made.into()
         }
         "dispatch.await_mediation" => dispatch::AwaitMediation {
             dispatch_id: id,
             epoch,
+            prompt: args.text("prompt"),
+            host: args.text("host"),
         }
         .into(),
         "dispatch.resume_from_mediation" => dispatch::ResumeFromMediation {
@@ -565,6 +590,7 @@ fn dispatch_command(args: &mut Args<'_>, name: &str) -> Command {
         }
         .into(),
         "dispatch.expire" => dispatch::Expire { ids: args.ids("ids") }.into(),
+        "dispatch.wake" => dispatch::Wake { ids: args.ids("ids") }.into(),
         _ => panic!("no such command: {name}"),
     }
 }

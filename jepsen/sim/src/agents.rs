@@ -198,15 +198,22 @@ impl Agent {
         let answer = self
             .cluster
             .ask_noted(at, envelope, |answer| Asked::Command {
-                deed: Deed::Complete {
-                    dispatch: id,
-                    epoch,
-                    result,
-                    stale,
+                deed: match &answer.reply {
+                    // Noted beside an end that had come before it: no result of the dispatch.
+                    Some(Ok(Reply::Late(_))) => Deed::Plain("late"),
+                    _ => Deed::Complete {
+                        dispatch: id,
+                        epoch,
+                        result,
+                        stale,
+                    },
                 },
                 request: answer.request,
             })
             .await;
+        if let Some(Ok(Reply::Late(_))) = &answer.reply {
+            self.cluster.world.reach("late-result-noted");
+        }
         match (&answer.outcome, &answer.reply) {
             (Outcome::Ok(_), _) if !stale => {
                 self.begun.insert(id, Begun::Over);

@@ -215,6 +215,8 @@ pub(crate) fn write(actor: Actor, device_id: Id, value: u64) -> Envelope {
     let capability = |name: &str, effect: Effect| Capability {
         name: name.into(),
         effect: effect.into(),
+        // Few, so that dispatches wait for a slot.
+        max_concurrency: 3,
         ..Capability::default()
     };
     let register = nodes::Register {
@@ -226,7 +228,7 @@ pub(crate) fn write(actor: Actor, device_id: Id, value: u64) -> Envelope {
             capability(ONCE, Effect::Once),
         ],
         labels: BTreeMap::from([("value".to_owned(), value.to_string())]),
-        lost_after: 0,
+        ..nodes::Register::default()
     };
     envelope(actor, register)
 }
@@ -238,6 +240,7 @@ pub(crate) fn attach(actor: Actor, device_id: Id, replica_id: u64, held: Vec<Id>
         replica_id,
         transport: "stream".into(),
         held,
+        ..nodes::Attach::default()
     };
     envelope(actor, attach)
 }
@@ -266,6 +269,8 @@ pub(crate) fn submit(
         capability: capability.into(),
         payload: Bytes::from(vec![b'p'; bytes]),
         timeout_ms,
+        priority: (dispatch_id.to_bytes()[15] % 3).into(),
+        ..dispatch::Submit::default()
     };
     envelope(operator(), submit)
 }
@@ -308,7 +313,12 @@ pub(crate) fn expire(ids: Vec<Id>) -> Envelope {
 
 /// Says that a person must act first.
 pub(crate) fn await_mediation(actor: Actor, dispatch_id: Id, epoch: u64) -> Envelope {
-    envelope(actor, dispatch::AwaitMediation { dispatch_id, epoch })
+    let wait = dispatch::AwaitMediation {
+        dispatch_id,
+        epoch,
+        ..dispatch::AwaitMediation::default()
+    };
+    envelope(actor, wait)
 }
 
 /// Reports a result.
@@ -319,6 +329,7 @@ pub(crate) fn complete(actor: Actor, dispatch_id: Id, epoch: u64, result: &[u8])
         outcome: dispatch::Outcome::Succeeded.into(),
         result: Bytes::copy_from_slice(result),
         error: None,
+        ..dispatch::Complete::default()
     };
     envelope(actor, complete)
 }

@@ -77,7 +77,7 @@ pub(crate) async fn working_node(cluster: &Cluster, name: &str) -> (PathBuf, Str
 }
 
 /// Revokes a test's node, so that the next test begins without it.
-async fn retire(cluster: &Cluster, device_id: &str) {
+pub(crate) async fn retire(cluster: &Cluster, device_id: &str) {
     let revoke = RevokeDeviceRequest {
         device_id: device_id.to_owned(),
         reason: "end of test".to_owned(),
@@ -107,7 +107,7 @@ pub(crate) async fn invoke(cluster: &Cluster, at: u64, request: InvokeRequest) -
         .unwrap()
 }
 
-fn lines(path: &Path) -> usize {
+pub(crate) fn lines(path: &Path) -> usize {
     std::fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
@@ -168,7 +168,7 @@ pub(crate) async fn failures_say_what_failed(cluster: &mut Cluster) {
     for (capability, code, words) in [
         ("fails", "program_failed", "the cause"),
         ("talks", "output_not_json", "JSON"),
-        ("hangs", "timeout", "killed"),
+        ("hangs", "timeout", "timeout of 500ms"),
     ] {
         let done = invoke(cluster, 1, request(&device_id, capability, "{}")).await;
         assert_eq!(
@@ -286,7 +286,22 @@ pub(crate) async fn a_cancelled_job_ends_on_the_node(cluster: &mut Cluster) {
         .unwrap()
         .dispatch
         .unwrap();
-    assert_eq!(cancelled.state, "cancelled");
+    assert!(
+        ["cancelling", "cancelled"].contains(&cancelled.state.as_str()),
+        "{cancelled:?}"
+    );
+    let ended = cluster
+        .client()
+        .wait_dispatch(&submitted.id, 20_000)
+        .await
+        .unwrap()
+        .dispatch
+        .unwrap();
+    assert_eq!(
+        (ended.state.as_str(), ended.error_code.as_str()),
+        ("cancelled", "stopped")
+    );
+    assert!(ended.error_message.contains("SIGTERM"), "{ended:?}");
     eventually("the program's end", async || {
         let status = palyra_node::service::status(&dir).await.ok()?.agent?;
         (status.running.is_empty() && status.unreported.is_empty()).then_some(())

@@ -4,6 +4,7 @@
 
 mod authorities;
 mod damage;
+mod depth;
 mod dispatch;
 mod faults;
 mod hostile;
@@ -68,6 +69,15 @@ const TESTS: &[Test] = &[
     ("a_once_job_is_not_run_again_by_a_new_agent", |c| {
         Box::pin(dispatch::a_once_job_is_not_run_again(c))
     }),
+    ("what_a_program_writes_is_seen_at_every_replica", |c| {
+        Box::pin(depth::what_a_program_writes_is_seen(c))
+    }),
+    ("what_fails_for_a_while_is_tried_again", |c| {
+        Box::pin(depth::what_fails_for_a_while_is_tried_again(c))
+    }),
+    ("slots_and_queues_are_kept", |c| {
+        Box::pin(depth::slots_and_queues_are_kept(c))
+    }),
     ("results_late_foreign_or_twice_change_nothing", |c| {
         Box::pin(hostile::results_late_foreign_or_twice(c))
     }),
@@ -100,6 +110,9 @@ const TESTS: &[Test] = &[
     }),
     ("a_node_survives_each_replica_in_turn", |c| {
         Box::pin(faults::a_node_survives_each_replica_in_turn(c))
+    }),
+    ("work_in_flight_ends_right", |c| {
+        Box::pin(depth::work_in_flight_ends_right(c))
     }),
     ("work_goes_on_after_the_leader_is_killed", |c| {
         Box::pin(faults::work_goes_on_after_the_leader_is_killed(c))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use palyra_client::wall_ms;
-use palyra_proto::dispatch::v1::DispatchInfo;
+use palyra_proto::dispatch::v1::{AttemptInfo, DispatchInfo, LateInfo, MediationInfo};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -35,6 +35,61 @@ pub(crate) struct JobView {
     pub(crate) result: Option<Value>,
     error_code: String,
     error_message: String,
+    priority: String,
+    max_attempts: u32,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attempts: Vec<AttemptView>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    waits_for: String,
+    not_before: Moment,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mediation: Option<MediationView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancel: Option<CancelView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    late: Option<LateView>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    log_tail: String,
+}
+
+/// An attempt that did not end its job.
+#[derive(Debug, Clone, Serialize)]
+struct AttemptView {
+    number: u32,
+    replica_id: u64,
+    epoch: u64,
+    assigned_at: Moment,
+    ended_at: Moment,
+    why: String,
+    message: String,
+}
+
+/// Who has to act.
+#[derive(Debug, Clone, Serialize)]
+struct MediationView {
+    since: Moment,
+    host: String,
+    device: String,
+    prompt: String,
+    command: String,
+}
+
+/// Who wanted it back.
+#[derive(Debug, Clone, Serialize)]
+struct CancelView {
+    asked_at: Moment,
+    asked_by: String,
+    reason: String,
+}
+
+/// What came after the end.
+#[derive(Debug, Clone, Serialize)]
+struct LateView {
+    at: Moment,
+    outcome: String,
+    error_code: String,
+    size: u32,
+    digest: String,
 }
 
 /// JSON as it is; text when it is none; nothing when it is empty.
@@ -68,6 +123,57 @@ impl From<DispatchInfo> for JobView {
             result: embedded(&info.result),
             error_code: info.error_code,
             error_message: info.error_message,
+            priority: info.priority,
+            max_attempts: info.max_attempts,
+            attempts: info.attempts.into_iter().map(AttemptView::from).collect(),
+            waits_for: info.waits_for,
+            not_before: Moment(info.not_before_ms),
+            mediation: info.mediation.map(MediationView::from),
+            cancel: (info.cancel_asked_at_ms != 0).then(|| CancelView {
+                asked_at: Moment(info.cancel_asked_at_ms),
+                asked_by: info.cancel_asked_by,
+                reason: info.cancel_reason,
+            }),
+            late: info.late.map(LateView::from),
+            log_tail: String::from_utf8_lossy(&info.log_tail).into_owned(),
+        }
+    }
+}
+
+impl From<AttemptInfo> for AttemptView {
+    fn from(info: AttemptInfo) -> AttemptView {
+        AttemptView {
+            number: info.number,
+            replica_id: info.replica_id,
+            epoch: info.epoch,
+            assigned_at: Moment(info.assigned_at_ms),
+            ended_at: Moment(info.ended_at_ms),
+            why: info.why,
+            message: info.message,
+        }
+    }
+}
+
+impl From<MediationInfo> for MediationView {
+    fn from(info: MediationInfo) -> MediationView {
+        MediationView {
+            since: Moment(info.since_ms),
+            host: info.host,
+            device: info.device,
+            prompt: info.prompt,
+            command: info.command,
+        }
+    }
+}
+
+impl From<LateInfo> for LateView {
+    fn from(info: LateInfo) -> LateView {
+        LateView {
+            at: Moment(info.at_ms),
+            outcome: info.outcome,
+            error_code: info.error_code,
+            size: info.size,
+            digest: info.digest,
         }
     }
 }
@@ -126,7 +232,16 @@ impl JobView {
             ("node", self.device_id.clone()),
             ("capability", format!("{} ({})", self.capability, self.effect)),
             ("state", self.state.clone()),
+            ("priority", self.told_priority()),
             ("bound to", bound),
+            ("waits for", self.told_wait(now)),
+            (
+                "to do",
+                self.mediation
+                    .as_ref()
+                    .map(|waits| waits.command.clone())
+                    .unwrap_or_default(),
+            ),
             (
                 "submitted",
                 format!("{} by {}", self.submitted_at.told(now), self.submitted_by),
@@ -140,18 +255,114 @@ impl JobView {
                 },
             ),
             ("took", self.took(now)),
+            ("attempts", self.told_attempts(now)),
+            ("cancel", self.told_cancel(now)),
             ("error", error),
+            ("late", self.told_late(now)),
             ("note", self.caveat().to_owned()),
             ("input", pretty(&self.input)),
             ("result", pretty(&self.result)),
+            ("log", self.log_tail.clone()),
         ]
+    }
+
+    fn told_priority(&self) -> String {
+        match self.priority.as_str() {
+            "normal" => String::new(),
+            other => other.to_owned(),
+        }
+    }
+
+    /// What it waits for: a slot, its node, its next attempt, or somebody at the machine.
+    fn told_wait(&self, now: u64) -> String {
+        if let Some(waits) = &self.mediation {
+            return format!(
+                "the person at {} (node {}) since {}: {}",
+                waits.host,
+                waits.device,
+                waits.since.told(now),
+                waits.prompt
+            );
+        }
+        if self.not_before.0 != 0 {
+            return format!("{}, not before {}", self.waits_for, self.not_before.told(now));
+        }
+        self.waits_for.clone()
+    }
+
+    fn told_attempts(&self, now: u64) -> String {
+        let told = |one: &AttemptView| {
+            let message = if one.message.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", one.message)
+            };
+            format!(
+                "{} at r{} ended {}, {}{message}",
+                one.number,
+                one.replica_id,
+                one.ended_at.told(now),
+                one.why
+            )
+        };
+        let mut lines: Vec<String> = self.attempts.iter().map(told).collect();
+        if !lines.is_empty() {
+            lines.push(format!("{} of at most {}", self.attempt, self.max_attempts));
+        }
+        lines.join("\n")
+    }
+
+    fn told_cancel(&self, now: u64) -> String {
+        self.cancel.as_ref().map_or_else(String::new, |cancel| {
+            let reason = if cancel.reason.is_empty() {
+                String::new()
+            } else {
+                format!(": {}", cancel.reason)
+            };
+            format!(
+                "asked for {} by {}{reason}",
+                cancel.asked_at.told(now),
+                cancel.asked_by
+            )
+        })
+    }
+
+    fn told_late(&self, now: u64) -> String {
+        self.late.as_ref().map_or_else(String::new, |late| {
+            let what = format!("{} {}", late.outcome, late.error_code);
+            format!(
+                "after its end, {}, the node said: {}; {} bytes, sha256 {}",
+                late.at.told(now),
+                what.trim(),
+                late.size,
+                late.digest
+            )
+        })
+    }
+
+    /// What the exit code of `cancel --wait` says: whether it is cancelled.
+    ///
+    /// Errors: it had ended otherwise before that reached it; or it is not known yet.
+    pub(crate) fn cancel_verdict(&self) -> Result {
+        match self.state.as_str() {
+            "cancelled" if self.error_code == "cancel_unconfirmed" => Err(Failure::Silent(UNKNOWN)),
+            "cancelled" => Ok(()),
+            "cancelling" => Err(Failure::Silent(UNKNOWN)),
+            _ => Err(Failure::Silent(7)),
+        }
     }
 
     /// What is not said by the state: whether its program has run.
     pub(crate) fn caveat(&self) -> &'static str {
         match self.state.as_str() {
             "timed_out" if self.attempt == 0 => "it was never handed to the node: its program has not run",
+            "timed_out" | "session_lost" if self.late.is_some() => {
+                "its node said later what became of it: see late"
+            }
             "timed_out" | "session_lost" => "whether its program ran, and how far, is not known",
+            "cancelled" if self.error_code == "cancel_unconfirmed" => {
+                "whether its program was stopped, and how far it ran, is not known"
+            }
             _ => "",
         }
     }
@@ -184,6 +395,8 @@ impl Record for JobView {
         wide("BY"),
         wide("EFFECT"),
         wide("ATTEMPT"),
+        wide("PRIORITY"),
+        wide("WAITS FOR"),
         wide("REPLICA"),
         wide("ERROR"),
     ];
@@ -208,6 +421,8 @@ impl Record for JobView {
             self.submitted_by.clone(),
             self.effect.clone(),
             self.attempt.to_string(),
+            self.priority.clone(),
+            self.told_wait(now_ms),
             if self.replica_id == 0 {
                 String::new()
             } else {

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use palyra_client::{Client, MAX_WAIT_MS};
-use palyra_proto::dispatch::v1::InvokeRequest;
+use palyra_client::Client;
+use palyra_proto::dispatch::v1::{DispatchInfo, InvokeRequest};
 use tokio::time::Instant;
 
 use crate::failure::{Failure, Result};
-use crate::job::{JobView, is_over, wait_for_end};
+use crate::job::{JobView, Seen, follow, is_over, tell, wait_for_end};
 use crate::output::time::millis;
 use crate::output::{Out, Source, note, pretty};
 use crate::session::Global;
@@ -19,7 +19,7 @@ use crate::session::Global;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How much longer than the deadline the command waits: what passes it is ended by the cluster, and that is
 /// told too.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(2);
 /// The exit code of a command that was interrupted, as shells have it.
 const INTERRUPTED: u8 = 130;
 /// The largest input that is read; the cluster's own limit is smaller and says so itself.
@@ -49,6 +49,16 @@ pub(crate) struct Invoke {
     /// Answer once the job is accepted
     #[arg(long)]
     no_wait: bool,
+    /// Show what the program writes while it runs, on standard error
+    #[arg(long, conflicts_with = "no_wait")]
+    follow: bool,
+    /// Which of the jobs that wait for the node goes first: low, normal, high. A class passes what is up to five
+    /// minutes older
+    #[arg(long, value_name = "CLASS", default_value = "", hide_default_value = true)]
+    priority: String,
+    /// How often it may be tried again, fewer times than the capability allows
+    #[arg(long, value_name = "COUNT")]
+    retries: Option<u32>,
 }
 
 fn input(invoke: &Invoke) -> Result<Vec<u8>> {
@@ -103,18 +113,16 @@ pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Res
     let timeout = global.timeout.unwrap_or(TIMEOUT);
     let until = Instant::now() + timeout + GRACE;
     let wait = !invoke.no_wait;
-    let first_wait = millis(timeout + GRACE).min(MAX_WAIT_MS.into());
     let request = InvokeRequest {
         request_id: global.request_id(),
         device_id: invoke.node.clone(),
         capability: invoke.capability,
         payload: payload.into(),
         timeout_ms: millis(timeout),
-        wait_ms: if wait {
-            u32::try_from(first_wait).unwrap_or(MAX_WAIT_MS)
-        } else {
-            0
-        },
+        // Accepted first: a cluster that cannot take it says so within the timeout, and not after the wait for its end.
+        wait_ms: 0,
+        priority: invoke.priority.clone(),
+        max_attempts: invoke.retries.map_or(0, |retries| retries.saturating_add(1)),
     };
     let again = |id: &str| format!("the same command with --request-id {id}, or: palyra job ls");
     let request_id = request.request_id.clone();
@@ -131,7 +139,7 @@ pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Res
         let duplicate = source.duplicate;
         let id = dispatch.id.clone();
         let ended = tokio::select! {
-            ended = wait_for_end(client, dispatch, source, until) => ended,
+            ended = end_of(client, dispatch, source, until, invoke.follow) => ended,
             () = interrupt() => Err(Failure::Silent(INTERRUPTED)),
         };
         // It was accepted, so it goes on without us: whoever waited needs its name.
@@ -142,6 +150,24 @@ pub(crate) async fn run(global: &Global, client: &Client, invoke: Invoke) -> Res
     let view = JobView::from(dispatch);
     print(global.out(), &view, source, wait, &invoke.node)?;
     if wait { view.verdict() } else { Ok(()) }
+}
+
+/// Waits for the end, and shows on the way what the program writes when that is asked for.
+async fn end_of(
+    client: &Client,
+    dispatch: DispatchInfo,
+    source: Source,
+    until: Instant,
+    follows: bool,
+) -> Result<(DispatchInfo, Source)> {
+    if follows {
+        let shown = |seen: Seen<'_>| {
+            tell(&seen);
+            Ok(())
+        };
+        follow(client, &dispatch.id, until, shown).await?;
+    }
+    wait_for_end(client, dispatch, source, until).await
 }
 
 /// Ctrl-C: the wait ends, the job does not. Never, when the signal can't be watched for.
@@ -199,6 +225,9 @@ mod tests {
             input_file: file.map(Path::to_owned),
             wait: false,
             no_wait: false,
+            follow: false,
+            priority: String::new(),
+            retries: None,
         }
     }
 

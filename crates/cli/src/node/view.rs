@@ -23,6 +23,10 @@ pub(crate) struct NodeView {
     labels: BTreeMap<String, String>,
     capabilities: Vec<CapabilityView>,
     open_dispatches: u64,
+    bound_dispatches: u64,
+    waiting_dispatches: u64,
+    max_concurrency: u32,
+    queue_limit: u32,
     session_epoch: u64,
     session_replica: u64,
     transport: String,
@@ -90,6 +94,10 @@ struct CapabilityView {
     effect: String,
     timeout_ms: u64,
     max_concurrency: u32,
+    queue_limit: u32,
+    max_attempts: u32,
+    backoff_ms: u64,
+    retry_on: Vec<String>,
     local_mediation: bool,
     description: String,
 }
@@ -101,6 +109,10 @@ impl From<Capability> for CapabilityView {
             effect: capability.effect,
             timeout_ms: capability.timeout_ms,
             max_concurrency: capability.max_concurrency,
+            queue_limit: capability.queue_limit,
+            max_attempts: capability.max_attempts,
+            backoff_ms: capability.backoff_ms,
+            retry_on: capability.retry_on,
             local_mediation: capability.local_mediation,
             description: capability.description,
         }
@@ -114,6 +126,21 @@ impl CapabilityView {
             span(self.timeout_ms),
             format!("{} at once", self.max_concurrency),
         ];
+        if self.queue_limit > 0 {
+            words.push(format!("{} may wait", self.queue_limit));
+        }
+        if self.max_attempts > 1 {
+            let on = if self.retry_on.is_empty() {
+                String::new()
+            } else {
+                format!(" after {}", self.retry_on.join(", "))
+            };
+            let backoff = span(self.backoff_ms);
+            words.push(format!(
+                "{} attempts{on}, {backoff} apart at first",
+                self.max_attempts
+            ));
+        }
         if self.local_mediation {
             words.push("asks the person at the machine".to_owned());
         }
@@ -139,6 +166,10 @@ impl From<NodeInfo> for NodeView {
             labels: info.labels.into_iter().collect(),
             capabilities: info.capabilities.into_iter().map(CapabilityView::from).collect(),
             open_dispatches: info.open_dispatches,
+            bound_dispatches: info.bound_dispatches,
+            waiting_dispatches: info.waiting_dispatches,
+            max_concurrency: info.max_concurrency,
+            queue_limit: info.queue_limit,
             session_epoch: info.session_epoch,
             session_replica: info.session_replica,
             transport: info.transport,

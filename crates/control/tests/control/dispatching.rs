@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use palyra_control::{Error, Inbound, Invoke, Outbound};
+use palyra_control::{Completion, Error, Inbound, Invoke, Outbound};
 use palyra_state::Code;
 use palyra_state::dispatch::State;
 
@@ -34,7 +34,8 @@ async fn a_dispatch_is_delivered_answered_and_awaited() {
     assert_eq!(submitted.record.state(), State::Dispatched);
     let id = submitted.record.id;
     let control = cluster.control.clone();
-    let waiting = palyra_platform::spawn(async move { control.wait_dispatch(&id.to_string(), 20_000).await });
+    let waiting =
+        palyra_platform::spawn(async move { control.wait_dispatch(&id.to_string(), 20_000, "").await });
 
     let Some(Outbound::Assignment(assignment)) = next(&outgoing).await else {
         panic!("no assignment")
@@ -217,13 +218,45 @@ async fn a_cancelled_dispatch_is_called_off_at_the_node() {
         .cancel_dispatch(&operator, "", &id, "changed my mind")
         .await
         .unwrap();
-    assert_eq!(ended.record.state(), State::Cancelled);
-    let Some(Outbound::Cancel { dispatch_id, reason }) = next(&outgoing).await else {
+    assert_eq!(ended.record.state(), State::Cancelling, "its program may run");
+    let Some(Outbound::Cancel {
+        dispatch_id,
+        reason,
+        confirm,
+    }) = next(&outgoing).await
+    else {
         panic!("not called off")
     };
     assert_eq!(
-        (dispatch_id, reason.as_str()),
-        (submitted.record.id, "changed my mind")
+        (dispatch_id, reason.as_str(), confirm),
+        (
+            submitted.record.id,
+            "changed my mind",
+            Some((session.attached().epoch, 1))
+        )
+    );
+    let stopped = Completion {
+        outcome: "cancelled".to_owned(),
+        payload: Bytes::new(),
+        error_code: "stopped".to_owned(),
+        error_message: "ended by SIGTERM after 0.3 s".to_owned(),
+        ..succeeded(dispatch_id, session.attached().epoch)
+    };
+    let device = node.device_id.to_string();
+    let answer = cluster
+        .control
+        .report(node.peer(), &device, stopped)
+        .await
+        .unwrap();
+    assert!(answer.accepted && !answer.late, "{answer:?}");
+    let (ended, _) = soon(cluster.control.wait_dispatch(&id, 20_000, ""))
+        .await
+        .unwrap();
+    assert_eq!(ended.record.state(), State::Cancelled);
+    assert_eq!(ended.record.reason, "changed my mind");
+    assert_eq!(
+        ended.record.error.map(|error| error.message).unwrap_or_default(),
+        "ended by SIGTERM after 0.3 s"
     );
 }
 
@@ -250,19 +283,30 @@ async fn what_ended_while_its_node_was_away_is_called_off_when_it_comes_back() {
     let [cancelled, open] = ids.as_slice() else {
         unreachable!()
     };
-    cluster
+    let asked = cluster
         .control
         .cancel_dispatch(&operator, "", &cancelled.to_string(), "too late")
         .await
         .unwrap();
+    assert_eq!(asked.0.record.state(), State::Cancelling, "its node is away");
     let second = node
         .attach(&cluster, &[*open, *cancelled, fresh_id()])
         .await
         .unwrap();
-    let Some(Outbound::Cancel { dispatch_id, reason }) = next(&second.outgoing()).await else {
+    let Some(Outbound::Cancel {
+        dispatch_id, reason, ..
+    }) = next(&second.outgoing()).await
+    else {
         panic!("not called off")
     };
     assert_eq!((dispatch_id, reason.as_str()), (*cancelled, "too late"));
+    drop(second);
+    // It comes back and has it no more: that is what was wanted.
+    let _third = node.attach(&cluster, &[*open]).await.unwrap();
+    let (ended, _) = soon(cluster.control.wait_dispatch(&cancelled.to_string(), 20_000, ""))
+        .await
+        .unwrap();
+    assert_eq!(ended.record.state(), State::Cancelled);
 }
 
 #[tokio::test]
@@ -276,7 +320,9 @@ async fn the_deadline_ends_what_nobody_answers() {
     };
     let (submitted, _) = cluster.control.invoke(&operator, invoke).await.unwrap();
     let id = submitted.record.id.to_string();
-    let (ended, _) = soon(cluster.control.wait_dispatch(&id, 20_000)).await.unwrap();
+    let (ended, _) = soon(cluster.control.wait_dispatch(&id, 20_000, ""))
+        .await
+        .unwrap();
     assert_eq!(ended.record.state(), State::TimedOut);
 }
 
@@ -306,11 +352,11 @@ async fn a_wait_that_ends_first_answers_what_there_is() {
         .await
         .unwrap();
     let id = queued.record.id.to_string();
-    let (seen, _) = soon(cluster.control.wait_dispatch(&id, 1)).await.unwrap();
+    let (seen, _) = soon(cluster.control.wait_dispatch(&id, 1, "")).await.unwrap();
     assert_eq!(seen.record.state(), State::Queued);
     let (seen, _) = palyra_platform::timeout(
         Duration::from_secs(10),
-        cluster.control.wait_dispatch(&id[..15], 0),
+        cluster.control.wait_dispatch(&id[..15], 0, ""),
     )
     .await
     .unwrap()
@@ -356,7 +402,7 @@ async fn what_a_node_holds_survives_its_session_and_other_once_work_is_lost() {
         .await
         .unwrap();
     assert!(kept.accepted, "{kept:?}");
-    let (gone, _) = soon(cluster.control.wait_dispatch(&lost.to_string(), 20_000))
+    let (gone, _) = soon(cluster.control.wait_dispatch(&lost.to_string(), 20_000, ""))
         .await
         .unwrap();
     assert_eq!(gone.record.state(), State::SessionLost);

@@ -6,6 +6,7 @@
 
 mod authorities;
 mod beginning;
+mod depth;
 mod dispatching;
 mod events;
 mod hostile;

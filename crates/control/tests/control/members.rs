@@ -59,7 +59,7 @@ async fn any_replica_serves_any_node_and_any_operator() {
     );
     let id = submitted.record.id;
     let control = three.control.clone();
-    let waiting = platform::spawn(async move { control.wait_dispatch(&id.to_string(), 20_000).await });
+    let waiting = platform::spawn(async move { control.wait_dispatch(&id.to_string(), 20_000, "").await });
     let Some(Outbound::Assignment(assignment)) = next(&outgoing).await else {
         panic!("no assignment")
     };
@@ -120,7 +120,7 @@ async fn a_replica_that_is_cut_off_serves_nobody_and_loses_its_sessions() {
         Some(Outbound::Assignment(_))
     ));
     let control = three.control.clone();
-    let waiting = platform::spawn(async move { control.wait_dispatch(&id, 300_000).await });
+    let waiting = platform::spawn(async move { control.wait_dispatch(&id, 300_000, "").await });
     one.bus.isolate(3);
     assert_eq!(next(&session.outgoing()).await, Some(goodbye(End::Stale)));
     assert!(matches!(
@@ -282,7 +282,7 @@ async fn a_wait_outlives_the_leader() {
         .unwrap();
     let id = submitted.record.id;
     let control = three.control.clone();
-    let waiting = platform::spawn(async move { control.wait_dispatch(&id.to_string(), 60_000).await });
+    let waiting = platform::spawn(async move { control.wait_dispatch(&id.to_string(), 60_000, "").await });
     let Some(Outbound::Assignment(assignment)) = next(&session.outgoing()).await else {
         panic!("nothing")
     };

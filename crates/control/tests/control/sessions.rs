@@ -272,6 +272,7 @@ async fn a_node_can_live_from_poll_to_poll() {
     let attach = AttachRequest {
         device_id: device.clone(),
         held: Vec::new(),
+        held_attempts: Vec::new(),
         transport: Transport::Poll,
         connection: 0,
     };
@@ -321,6 +322,7 @@ async fn a_node_that_waits_for_us_is_not_silent() {
     let attach = AttachRequest {
         device_id: device.clone(),
         held: Vec::new(),
+        held_attempts: Vec::new(),
         transport: Transport::Poll,
         connection: 0,
     };
@@ -340,6 +342,7 @@ async fn a_stream_that_is_not_read_to_its_goodbye_loses_its_connection() {
     let attach = AttachRequest {
         device_id: node.device_id.to_string(),
         held: Vec::new(),
+        held_attempts: Vec::new(),
         transport: Transport::Stream,
         connection: connection.id(),
     };
@@ -401,6 +404,7 @@ async fn a_session_that_nobody_holds_is_detached() {
         replica_id: 1,
         transport: "stream".to_owned(),
         held: Vec::new(),
+        held_attempts: Vec::new(),
     };
     let envelope = palyra_state::Envelope::new(fresh_id(), caller.actor(), attach);
     cluster.replica.propose(envelope).await.unwrap().reply.unwrap();

@@ -517,22 +517,25 @@ impl Machine {
     }
 
     pub(crate) async fn register(&self, cluster: &Cluster) {
-        let caller = cluster
-            .control
-            .admit_node_as(self.peer(), &self.device_id.to_string())
-            .unwrap();
         let capability = |name: &str, effect: Effect| Capability {
             name: name.to_owned(),
             effect: effect as i32,
             ..Capability::default()
         };
+        let capabilities = vec![
+            capability("echo", Effect::Idempotent),
+            capability("pay", Effect::Once),
+        ];
+        self.register_with(cluster, capabilities).await;
+    }
+
+    pub(crate) async fn register_with(&self, cluster: &Cluster, capabilities: Vec<Capability>) {
+        let device = self.device_id.to_string();
+        let caller = cluster.control.admit_node_as(self.peer(), &device).unwrap();
         let registration = Registration {
             platform: "linux/x86_64".to_owned(),
             agent_version: "test".to_owned(),
-            capabilities: vec![
-                capability("echo", Effect::Idempotent),
-                capability("pay", Effect::Once),
-            ],
+            capabilities,
             ..Registration::default()
         };
         cluster.control.register(&caller, registration).await.unwrap();
@@ -546,6 +549,7 @@ impl Machine {
         let request = AttachRequest {
             device_id: self.device_id.to_string(),
             held: held.iter().map(ToString::to_string).collect(),
+            held_attempts: Vec::new(),
             transport: Transport::Stream,
             connection: 0,
         };
@@ -559,6 +563,8 @@ impl Machine {
             capability: capability.to_owned(),
             payload: Bytes::from_static(payload.as_bytes()),
             timeout_ms: 60_000,
+            priority: String::new(),
+            max_attempts: 0,
         }
     }
 }
@@ -582,6 +588,8 @@ pub(crate) fn succeeded(id: Id, epoch: u64) -> Completion {
         payload: Bytes::from_static(b"{\"ok\":true}"),
         error_code: String::new(),
         error_message: String::new(),
+        log_tail: Bytes::new(),
+        attempt: 0,
     }
 }
 

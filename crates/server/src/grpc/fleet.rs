@@ -11,6 +11,7 @@ use palyra_control::{DeviceView, Enforcement, Progress, Remove, Stand};
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::fleet_service_server::FleetService;
 use palyra_state::access::Role;
+use palyra_state::dispatch;
 use palyra_state::identity::{Certificate, CertificateStatus};
 use palyra_state::nodes::{Capability, Condition};
 use tonic::{Request, Response, Status};
@@ -193,6 +194,10 @@ fn capability_info(capability: Capability) -> wire::Capability {
         local_mediation: capability.local_mediation,
         name: capability.name,
         description: capability.description,
+        queue_limit: capability.queue_limit,
+        max_attempts: capability.max_attempts,
+        backoff_ms: capability.backoff_ms,
+        retry_on: capability.retry_on,
     }
 }
 
@@ -201,9 +206,11 @@ fn node_info(node: NodeView) -> wire::NodeInfo {
         record,
         name,
         open_dispatches,
+        bound_dispatches,
         last_seen,
     } = node;
     let seen = seen_info(last_seen);
+    let (slots, places) = (dispatch::device_slots(&record), dispatch::device_queue(&record));
     let status = record.status().as_str().to_owned();
     let session = record.session.clone();
     wire::NodeInfo {
@@ -225,6 +232,10 @@ fn node_info(node: NodeView) -> wire::NodeInfo {
         conditions: record.conditions.into_iter().map(condition_info).collect(),
         lost_after_ms: record.lost_after,
         due_at_ms: record.due_at,
+        max_concurrency: slots,
+        queue_limit: places,
+        bound_dispatches: bound_dispatches.into(),
+        waiting_dispatches: (open_dispatches - bound_dispatches).into(),
         ..seen
     }
 }

@@ -74,6 +74,8 @@ impl NodePlane {
             capabilities: capabilities?,
             labels: request.labels.into_iter().collect(),
             lost_after_ms: request.lost_after_ms,
+            max_concurrency: request.max_concurrency,
+            queue_limit: request.queue_limit,
         };
         let registered = self.control.register(&caller, registration).await?;
         Ok(wire::RegisterResponse {
@@ -92,6 +94,7 @@ impl NodePlane {
         let attach = request.attach.map(|attach| AttachRequest {
             device_id: request.device_id.clone(),
             held: attach.held,
+            held_attempts: attach.held_attempts,
             transport: Transport::Poll,
             // Polls of one session may come on many connections; none of them is the session's own.
             connection: 0,
@@ -190,10 +193,19 @@ impl NodePlane {
             }),
             Outbound::Heartbeat { sequence } => Body::Heartbeat(wire::HeartbeatAnswer { sequence }),
             Outbound::Result(answer) => Body::Result(result_answer(answer)),
-            Outbound::Cancel { dispatch_id, reason } => Body::Cancel(wire::CancelDispatch {
-                dispatch_id: dispatch_id.to_string(),
+            Outbound::Cancel {
+                dispatch_id,
                 reason,
-            }),
+                confirm,
+            } => {
+                let (epoch, attempt) = confirm.unwrap_or_default();
+                Body::Cancel(wire::CancelDispatch {
+                    dispatch_id: dispatch_id.to_string(),
+                    reason,
+                    epoch,
+                    attempt,
+                })
+            }
             Outbound::Trust(update) => Body::TrustUpdate(wire::TrustUpdate {
                 generation: update.generation,
                 roots: convert::chain(update.roots),
@@ -226,6 +238,10 @@ fn capability(capability: wire::Capability) -> Result<Capability, Error> {
         max_concurrency: capability.max_concurrency,
         local_mediation: capability.local_mediation,
         description: capability.description,
+        queue_limit: capability.queue_limit,
+        max_attempts: capability.max_attempts,
+        backoff_ms: capability.backoff_ms,
+        retry_on: capability.retry_on,
     })
 }
 
@@ -239,6 +255,8 @@ fn completion(result: wire::Result) -> Completion {
         payload: result.payload,
         error_code: result.error_code,
         error_message: result.error_message,
+        log_tail: result.log_tail,
+        attempt: result.attempt,
     }
 }
 
@@ -249,5 +267,6 @@ fn result_answer(answer: ResultAnswer) -> wire::ResultAnswer {
         error_code: answer.error_code,
         error_message: answer.error_message,
         retry: answer.retry,
+        late: answer.late,
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{Stream, StreamExt, stream};
-use palyra_control::{AttachRequest, Inbound, Outgoing, Session};
+use palyra_control::{AttachRequest, Inbound, Outgoing, Output, Session};
 use palyra_control::{Error, Refusal};
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::node_message::Body;
@@ -96,6 +96,7 @@ impl NodePlane {
         let request = AttachRequest {
             device_id: message.device_id,
             held: attach.held,
+            held_attempts: attach.held_attempts,
             transport: from.transport,
             connection,
         };
@@ -170,6 +171,8 @@ impl Reader {
                 epoch: mediation.epoch,
                 waiting: mediation.waiting,
                 request_id: mediation.request_id,
+                prompt: mediation.prompt,
+                host: mediation.host,
             },
             Some(Body::Leave(_)) => Inbound::Leave,
             Some(Body::TrustAck(ack)) => {
@@ -177,6 +180,22 @@ impl Reader {
                     .session
                     .trusts(&self.from.peer, &message.device_id, ack.generation);
             }
+            Some(Body::Progress(progress)) => Inbound::Output(Output {
+                dispatch_id: progress.dispatch_id,
+                epoch: progress.epoch,
+                attempt: progress.attempt,
+                first: 0,
+                lines: Vec::new(),
+                progress: Some((progress.percent, progress.message)),
+            }),
+            Some(Body::LogLines(lines)) => Inbound::Output(Output {
+                dispatch_id: lines.dispatch_id,
+                epoch: lines.epoch,
+                attempt: lines.attempt,
+                first: lines.first,
+                lines: lines.lines,
+                progress: None,
+            }),
             Some(Body::Attach(_)) => return Err(protocol("a session is attached once")),
             None => return Err(protocol("a message without a body")),
         };

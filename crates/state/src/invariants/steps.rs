@@ -31,6 +31,7 @@ pub fn check_step(
     results_come_from_their_epoch(before, envelope, applied, &mut findings);
     nodes_are_waited_for(before, after, &mut findings);
     super::authorities::check_step(before, after, &mut findings);
+    slots_are_kept(before, after, &mut findings);
     findings.found
 }
 
@@ -74,7 +75,11 @@ fn results_come_from_their_epoch(
     else {
         return;
     };
-    let bound = dispatch::dispatch(before, command.dispatch_id).map(|found| (found.device_id, found.epoch));
+    let now = meta::clock(before).max(applied.rows.first().map_or(0, |row| row.at_ms));
+    let open = dispatch::dispatch(before, command.dispatch_id)
+        .filter(|found| !found.state().is_terminal() && now < found.deadline_at);
+    let Some(open) = open else { return };
+    let bound = Some((open.device_id, open.epoch));
     let reporter = match envelope.actor {
         Actor::Node { device_id, .. } => Some((device_id, command.epoch)),
         _ => None,
@@ -83,6 +88,28 @@ fn results_come_from_their_epoch(
     findings.expect("a result comes from the bound epoch", holds, || {
         format!("{bound:?} {reporter:?}")
     });
+}
+
+/// More is with a node after an entry than before it only within the limits that hold then; a node that lowers its
+/// limits keeps what it has.
+fn slots_are_kept(before: &dyn Read, after: &dyn Read, findings: &mut Findings) {
+    for node in all(after, &tables::NODES) {
+        let id = node.device_id;
+        let bound = |r| dispatch::queue_length(r, id).bound;
+        let slots = dispatch::device_slots(&node);
+        let kept = bound(after) <= slots.max(bound(before));
+        findings.expect("a node is given what it has slots for", kept, || {
+            format!("{id}: {} of {slots}", bound(after))
+        });
+        for capability in &node.capabilities {
+            let bound = |r| dispatch::load(r, id, &capability.name).bound;
+            let slots = dispatch::capability_slots(&node, &capability.name);
+            let kept = bound(after) <= slots.max(bound(before));
+            findings.expect("a capability is given what it has slots for", kept, || {
+                format!("{id} {}: {} of {slots}", capability.name, bound(after))
+            });
+        }
+    }
 }
 
 fn bookkeeping_goes_forward(before: &dyn Read, after: &dyn Read, applied: &Applied, findings: &mut Findings) {
@@ -119,13 +146,22 @@ fn ends_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) 
     for old in all(before, &tables::DISPATCHES) {
         let new = dispatch::dispatch(after, old.id);
         let kept = match &new {
-            Some(new) => !old.state().is_terminal() || *new == old,
+            // A late result is noted once, and nothing else of it changes.
+            Some(new) => {
+                let known = dispatch::Dispatch {
+                    late: new.late.clone(),
+                    ..old.clone()
+                };
+                !old.state().is_terminal() || (*new == known && (old.late.is_none() || new.late == old.late))
+            }
             None => old.state().is_terminal(),
         };
         findings.expect("a dispatch ends exactly once", kept, || {
             format!("{old:?} {new:?}")
         });
-        let epoch = new.map_or(old.epoch, |new| new.epoch);
+        // What waits for its next attempt is bound to none.
+        let bound = new.filter(|new| new.state() != dispatch::State::Queued);
+        let epoch = bound.map_or(old.epoch, |new| new.epoch);
         findings.expect("tokens strictly increase", epoch >= old.epoch, || {
             old.id.to_string()
         });

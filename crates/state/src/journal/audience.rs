@@ -92,21 +92,37 @@ pub const AUDIENCES: &[Audience] = &[
         &["device", "epoch", "attempt"],
     ),
     of(
+        "dispatch.attempt_ended",
+        Nodes::Device,
+        &["device", "attempt", "epoch", "why", "not_before"],
+    ),
+    of(
         "dispatch.awaiting_local_mediation",
         Nodes::Device,
-        &["device", "epoch"],
+        &["device", "epoch", "prompt"],
+    ),
+    of(
+        "dispatch.cancelling",
+        Nodes::Device,
+        &["device", "epoch", "reason", "until"],
     ),
     of(
         "dispatch.finished",
         Nodes::Device,
         &["state", "device", "capability", "epoch", "reason", "error"],
     ),
+    of("dispatch.ready", Nodes::Device, &["device", "attempts"]),
     of("dispatch.rebound", Nodes::Device, &["device", "epoch"]),
+    of(
+        "dispatch.result_late",
+        Nodes::Device,
+        &["device", "state", "outcome", "error", "size"],
+    ),
     of("dispatch.resumed", Nodes::Device, &["device", "epoch"]),
     of(
         "dispatch.submitted",
         Nodes::Device,
-        &["device", "capability", "state", "deadline_at"],
+        &["device", "capability", "state", "deadline_at", "priority"],
     ),
     of(
         "identity.certificate_renewed",

@@ -2,8 +2,8 @@
 
 use super::status::{count_session, insert, turn};
 use super::{
-    Action, Attach, Capability, Detach, DetachMany, DetachReplica, Ended, How, Lapse, Node, NodeStatus,
-    Register, Session, Totals, node, sessions_of, totals,
+    Action, Attach, Capability, Detach, DetachMany, DetachReplica, Effect, Ended, How, Lapse, Node,
+    NodeStatus, Register, Session, Totals, node, sessions_of, totals,
 };
 use crate::actor::Actor;
 use crate::ids::Id;
@@ -36,6 +36,8 @@ fn register(txn: &mut Txn<'_>, command: &Register) -> Result<Reply, Reject> {
             && known.labels == command.labels
             && known.capabilities == capabilities
             && known.lost_after == command.lost_after
+            && known.max_concurrency == command.max_concurrency
+            && known.queue_limit == command.queue_limit
     };
     if let Some(known) = before.as_ref().filter(|known| same(known)) {
         return Ok(Reply::Registered(Registered {
@@ -57,6 +59,8 @@ fn register(txn: &mut Txn<'_>, command: &Register) -> Result<Reply, Reject> {
     changed.labels = command.labels.clone();
     changed.capabilities = capabilities;
     changed.lost_after = command.lost_after;
+    changed.max_concurrency = command.max_concurrency;
+    changed.queue_limit = command.queue_limit;
     changed.generation += 1;
     txn.put(&tables::NODES, id, &changed);
     let names: Vec<&str> = changed
@@ -74,6 +78,8 @@ fn register(txn: &mut Txn<'_>, command: &Register) -> Result<Reply, Reject> {
             ("capabilities", names.join(" ")),
         ],
     );
+    // More may run now.
+    dispatch::fill(txn, id);
     Ok(Reply::Registered(Registered {
         generation: changed.generation,
         changed: true,
@@ -123,11 +129,40 @@ fn check_capability(capability: &Capability) -> Result<(), Reject> {
         let cause = format_args!("{} has a timeout of over 24 h", capability.name);
         return Err(check::invalid("a capability", &cause));
     }
+    check_retry(capability)?;
     check::text(
         "the description of a capability",
         &capability.description,
         limits::DESCRIPTION_MAX,
     )
+}
+
+fn check_retry(capability: &Capability) -> Result<(), Reject> {
+    let refused = |cause: String| {
+        let cause = format_args!("{} {cause}", capability.name);
+        Err(check::invalid("a capability", &cause))
+    };
+    if capability.effect() == Effect::Once && capability.max_attempts > 1 {
+        return refused("is to run once and cannot be tried again".to_owned());
+    }
+    if capability.max_attempts > limits::DELIVERIES {
+        return refused(format!("has over {} attempts", limits::DELIVERIES));
+    }
+    if capability.backoff_ms > limits::BACKOFF_MAX {
+        return refused("waits over 1 h between attempts".to_owned());
+    }
+    check::count(
+        "the list of what a capability is tried again after",
+        capability.retry_on.len(),
+        limits::RETRY_ON,
+    )?;
+    capability.retry_on.iter().try_for_each(|on| {
+        check::filled(
+            "what a capability is tried again after",
+            on,
+            limits::SHORT_NAME_MAX,
+        )
+    })
 }
 
 fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
@@ -178,7 +213,9 @@ fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
             ("transport", command.transport.clone()),
         ],
     );
-    let moved = dispatch::on_attach(txn, id, command.replica_id, &command.held);
+    let attempts = command.held_attempts.iter().copied().chain(std::iter::repeat(0));
+    let held = command.held.iter().copied().zip(attempts).collect();
+    let moved = dispatch::on_attach(txn, id, &held);
     Ok(Reply::Attached(Attached {
         epoch,
         assigned: moved.assigned,

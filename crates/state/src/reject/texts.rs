@@ -152,6 +152,12 @@ pub enum Code {
     BadDeadline = 612,
     /// Dispatches of … bytes wait in the cluster, and … is the limit.
     ClusterQueueFull = 613,
+    /// For node … wait … dispatches while … are with it; its limit is ….
+    DeviceQueueFull = 614,
+    /// For capability … of node … wait … dispatches while … are with it; its limit is ….
+    CapabilityQueueFull = 615,
+    /// The result of dispatch … is of attempt …, and attempt … is under way.
+    AttemptStale = 616,
     /// A rotation of the root is in phase …, begun by ….
     RotationUnderWay = 701,
     /// No rotation of the root is under way.
@@ -265,6 +271,9 @@ impl Code {
         Code::DispatchExists,
         Code::BadDeadline,
         Code::ClusterQueueFull,
+        Code::DeviceQueueFull,
+        Code::CapabilityQueueFull,
+        Code::AttemptStale,
         Code::RotationUnderWay,
         Code::NoRotation,
         Code::RotationPhase,
@@ -530,6 +539,15 @@ const TEXTS: &[(Code, Class, &str, &str)] = &[
     (Code::ClusterQueueFull, Class::Exhausted,
      "dispatches of {0} bytes wait in the cluster, and {1} is the limit",
      "wait until some dispatches end, or cancel them: `palyra job ls`"),
+    (Code::DeviceQueueFull, Class::Exhausted,
+     "for node {0} {1} dispatches wait while {2} are with it, and its limit is {3}",
+     "send it again when some have ended (`palyra job ls --device {0}`), cancel some, or raise `queue_limit` in node.toml"),
+    (Code::CapabilityQueueFull, Class::Exhausted,
+     "for capability {0} of node {1} {2} dispatches wait while {3} are with it, and its limit is {4}",
+     "send it again when some have ended (`palyra job ls --device {1}`), cancel some, or raise its `queue_limit` on the node"),
+    (Code::AttemptStale, Class::Conflict,
+     "the result of dispatch {0} is of attempt {1}, and attempt {2} is under way",
+     "forget the result"),
     (Code::RotationUnderWay, Class::Conflict,
      "a rotation of the root is in phase {0}, begun by {1}",
      "see `palyra ca status`; finish it with `palyra ca rotate root advance`, or give it up with `palyra \

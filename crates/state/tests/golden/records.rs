@@ -226,6 +226,7 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
             max_concurrency: 2,
             local_mediation: true,
             description: text("says it again"),
+            ..nodes::Capability::default()
         }],
         labels: BTreeMap::from([(text("a"), text("1")), (text("b"), text("2"))]),
         registered_at: 1,
@@ -256,10 +257,20 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
         }],
         last_seen_at: 8,
         due_at: 9,
-        ..node
+        ..node.clone()
     };
     add(all, "record.node.suspect", &lost);
     add(all, "record.session_count", &nodes::SessionCount { sessions: 1 });
+    let mut limited = node;
+    [limited.max_concurrency, limited.queue_limit] = [4, 5];
+    limited.capabilities[0] = nodes::Capability {
+        queue_limit: 6,
+        max_attempts: 7,
+        backoff_ms: 8,
+        retry_on: vec![text("timeout")],
+        ..limited.capabilities[0].clone()
+    };
+    add(all, "record.node.with_limits", &limited);
     add(
         all,
         "record.node_totals",
@@ -283,6 +294,48 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
     add(all, "record.node_totals.bans", &totals);
 }
 
+fn with_story(dispatch: dispatch::Dispatch) -> dispatch::Dispatch {
+    dispatch::Dispatch {
+        priority: dispatch::Priority::High as i32,
+        order: 9,
+        not_before: 10,
+        retry: Some(dispatch::Retry {
+            max_attempts: 3,
+            backoff_ms: 500,
+            on: vec![text("timeout")],
+        }),
+        attempts: vec![dispatch::Attempt {
+            number: 1,
+            epoch: 2,
+            replica_id: 3,
+            assigned_at: 4,
+            ended_at: 5,
+            why: text("timeout"),
+            message: text("too slow"),
+        }],
+        mediation: Some(dispatch::Mediation {
+            since: 11,
+            prompt: text("unlock?"),
+            host: text("cam.local"),
+        }),
+        late: Some(dispatch::Late {
+            at: 12,
+            outcome: dispatch::Outcome::Failed as i32,
+            code: text("exit_status"),
+            size: 13,
+            digest: palyra_state::Digest::of(b"late"),
+        }),
+        tail_size: 14,
+        cancel: Some(dispatch::CancelAsked {
+            at: 15,
+            by: text("operator/root"),
+        }),
+        assigned_at: 16,
+        reported: true,
+        ..dispatch
+    }
+}
+
 fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {
     let dispatch = dispatch::Dispatch {
         id: id(8),
@@ -304,8 +357,10 @@ fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {
         reason: text("revoked"),
         payload_size: 7,
         result_size: 8,
+        ..dispatch::Dispatch::default()
     };
     add(all, "record.dispatch", &dispatch);
+    add(all, "record.dispatch.with_story", &with_story(dispatch));
     let totals = dispatch::Totals {
         open: 1,
         open_bytes: 2,
@@ -319,7 +374,14 @@ fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {
         ..totals
     };
     add(all, "record.dispatch_totals.with_oldest", &totals);
-    add(all, "record.queue_length", &dispatch::QueueLength { open: 1 });
+    add(
+        all,
+        "record.queue_length",
+        &dispatch::QueueLength { open: 1, bound: 0 },
+    );
+    let length = dispatch::QueueLength { open: 2, bound: 1 };
+    add(all, "record.queue_length.with_bound", &length);
+    add(all, "record.load", &dispatch::Load { bound: 1, waiting: 2 });
     add(
         all,
         "record.blob",
@@ -472,6 +534,7 @@ fn replies(all: &mut BTreeMap<String, Vec<u8>>) {
     };
     let list = [
         ("done", Reply::done()),
+        ("late", Reply::Late(reply::Late { state })),
         (
             "token_minted",
             Reply::TokenMinted(reply::TokenMinted {

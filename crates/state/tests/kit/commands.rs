@@ -195,8 +195,7 @@ pub fn capability(name: &str, effect: Effect) -> Capability {
         effect: effect as i32,
         timeout_ms: 10_000,
         max_concurrency: 1,
-        local_mediation: false,
-        description: String::new(),
+        ..Capability::default()
     }
 }
 
@@ -210,7 +209,7 @@ pub fn register(world: &mut World, device: &str) -> nodes::Register {
             capability("pay", Effect::Once),
         ],
         labels: BTreeMap::from([("site".to_owned(), "lab".to_owned())]),
-        lost_after: 0,
+        ..nodes::Register::default()
     }
 }
 
@@ -220,6 +219,7 @@ pub fn attach(world: &mut World, device: &str, replica_id: u64, held: &[&str]) -
         replica_id,
         transport: "stream".to_owned(),
         held: held.iter().map(|name| world.id(name)).collect(),
+        held_attempts: Vec::new(),
     }
 }
 
@@ -237,7 +237,7 @@ pub fn submit(world: &mut World, dispatch: &str, device: &str, capability: &str)
         device_id: world.id(device),
         capability: capability.to_owned(),
         payload: Bytes::from_static(b"{}"),
-        timeout_ms: 0,
+        ..dispatch::Submit::default()
     }
 }
 
@@ -257,7 +257,17 @@ pub fn complete(
             code: "exit_status".to_owned(),
             message: "exit 1".to_owned(),
         }),
+        ..dispatch::Complete::default()
     }
+}
+
+/// The same registration with other limits: slots of the node, of each capability, and places in their queues.
+pub fn limited(mut register: nodes::Register, slots: [u32; 2], queues: [u32; 2]) -> nodes::Register {
+    [register.max_concurrency, register.queue_limit] = [slots[0], queues[0]];
+    for capability in &mut register.capabilities {
+        [capability.max_concurrency, capability.queue_limit] = [slots[1], queues[1]];
+    }
+    register
 }
 
 pub fn revoke(world: &mut World, device: &str) -> identity::RevokeDevice {

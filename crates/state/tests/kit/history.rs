@@ -65,12 +65,21 @@ pub(crate) fn fleet() -> World {
     world.accept(replica(1), commands::admit(2, "r2"));
     for (name, held_by) in [("n0", 1), ("n1", 2), ("n2", 0)] {
         let node = world.pair(name);
+        let register = commands::register(&mut world, name);
+        world.accept(node.clone(), patient(register, 4));
         if held_by != 0 {
             let attach = commands::attach(&mut world, name, held_by, &[]);
             world.accept(node, attach);
         }
     }
     world
+}
+
+/// The same registration, with attempts of what may be run again.
+fn patient(mut register: nodes::Register, attempts: u32) -> nodes::Register {
+    register.capabilities[0].max_attempts = attempts;
+    register.capabilities[0].backoff_ms = 200;
+    register
 }
 
 /// What a step asks for, and who usually does.
@@ -253,6 +262,8 @@ fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
             let mut register = commands::register(world, &name);
             register.agent_version = format!("0.{}", step.one);
             register.lost_after = [0, 60_000, 600_000][usize::from(step.one) % 3];
+            let slots = u32::from(step.one);
+            let register = patient(commands::limited(register, [slots, slots / 2], [slots, 0]), slots);
             (node, register.into())
         }
         2..5 => {
@@ -268,6 +279,7 @@ fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
                 replica_id,
                 transport: "stream".to_owned(),
                 held,
+                held_attempts: vec![u32::from(step.actor % 16 == 1)],
             };
             (node, attach.into())
         }
@@ -340,9 +352,13 @@ fn is_busy(world: &mut World, name: &str, wanted: fn(&dispatch::Dispatch) -> boo
 }
 
 fn dispatch_command(world: &mut World, step: &Step) -> (Actor, Command) {
+    let ready = dispatch::due_again(&world.state, world.at, 50);
+    if !ready.is_empty() && step.one > 2 {
+        return (Actor::System, dispatch::Wake { ids: ready }.into());
+    }
     // A report makes sense where something is under way.
     let wanted: fn(&dispatch::Dispatch) -> bool = match step.kind % 10 {
-        4..7 => |_| true,
+        4..7 => |found| found.state().is_bound(),
         7 => waits,
         _ => |_| false,
     };
@@ -353,7 +369,11 @@ fn dispatch_command(world: &mut World, step: &Step) -> (Actor, Command) {
     let device = world.id(&name);
     let open = dispatch::open_of_device(&world.state, device, None, 100);
     let picked = match step.kind % 10 {
-        7 => open.iter().find(|found| waits(found)),
+        4..8 if open.iter().any(wanted) => {
+            let mut wanted = open.iter().filter(|found| wanted(found));
+            let first = wanted.clone().next();
+            wanted.nth(usize::from(step.one)).or(first)
+        }
         _ => open.get(usize::from(step.one) % open.len().max(1)),
     };
     let (dispatch_id, epoch) = picked.map_or((id_at(world.at, 1), 0), |found| (found.id, found.epoch));
@@ -367,11 +387,17 @@ fn dispatch_command(world: &mut World, step: &Step) -> (Actor, Command) {
                 capability: capability.to_owned(),
                 payload: Bytes::from(vec![b'x'; usize::from(step.actor)]),
                 timeout_ms: u64::from(step.actor) * 1_000,
+                priority: i32::from(step.actor % 3),
+                max_attempts: u32::from(step.actor.is_multiple_of(4)),
             };
             (operator("root"), submit.into())
         }
         4..6 => {
-            let outcome = u64::from(step.one % 3) as i32;
+            let outcome = [0, 1, 1, 2, 3, 1][usize::from(step.one)];
+            let error = (outcome != 0).then(|| dispatch::Failure {
+                code: ["exit_status", "timeout"][usize::from(!step.actor.is_multiple_of(4))].to_owned(),
+                message: String::new(),
+            });
             let result = Bytes::from(vec![b'y'; usize::from(step.actor)]);
             // Now and then from an older session.
             let epoch = epoch.saturating_sub(u64::from(step.actor.is_multiple_of(8)));
@@ -382,12 +408,22 @@ fn dispatch_command(world: &mut World, step: &Step) -> (Actor, Command) {
                     epoch,
                     outcome,
                     result,
-                    error: None,
+                    error,
+                    log_tail: Bytes::from(vec![b'z'; usize::from(step.actor / 4)]),
+                    attempt: u32::from(step.actor % 32 == 7),
                 }
                 .into(),
             )
         }
-        6 => (node, dispatch::AwaitMediation { dispatch_id, epoch }.into()),
+        6 => {
+            let wait = dispatch::AwaitMediation {
+                dispatch_id,
+                epoch,
+                prompt: "now?".to_owned(),
+                host: name,
+            };
+            (node, wait.into())
+        }
         7 => (node, dispatch::ResumeFromMediation { dispatch_id, epoch }.into()),
         8 => (
             operator("root"),
