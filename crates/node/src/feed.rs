@@ -18,7 +18,7 @@ type Opened = Result<Incoming<wire::NodeEventsResponse>, Failure>;
 /// The feed of one session.
 pub(crate) enum Feed {
     Opening(BoxFuture<'static, Opened>),
-    Open(Incoming<wire::NodeEventsResponse>),
+    Open(Box<Incoming<wire::NodeEventsResponse>>),
     Off,
 }
 
@@ -49,7 +49,7 @@ impl Feed {
                             tracing::debug!(?failure, "no feed of the cluster with this replica");
                             Feed::Off
                         },
-                        Feed::Open,
+                        |stream| Feed::Open(Box::new(stream)),
                     );
                 }
                 Feed::Open(stream) => match stream.message().await {
