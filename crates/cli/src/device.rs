@@ -1,5 +1,6 @@
 //! `palyra device`: the identities of paired machines, and their end.
 
+mod certificates;
 mod end;
 
 use clap::{Args, Subcommand};
@@ -21,8 +22,11 @@ pub(crate) enum Verb {
     /// Lists devices
     #[command(after_help = "Example:\n  palyra device ls --status revoked\n  palyra device ls -w")]
     Ls(List),
-    /// Shows one device and its certificates
-    #[command(after_help = "Example:\n  palyra device show web-1")]
+    /// Shows one device, its certificates, their rotation, and what is wrong with them
+    #[command(
+        visible_alias = "describe",
+        after_help = "Example:\n  palyra device describe web-1"
+    )]
     Show {
         /// Device id, name, or the beginning of an id
         device: String,
@@ -48,6 +52,19 @@ pub(crate) enum Verb {
     /// Forgets of a removed device what it is refused by, too: it may pair again. For admins
     #[command(after_help = "Example:\n  palyra device purge 01J9ZQ4Y8M6T2V5W7X1B3C5D7E")]
     Purge(end::Purge),
+    /// Has devices change their certificates and keys now
+    #[command(
+        after_help = "Example:\n  palyra device rotate web-1 --reason \"key seen in a backup\" --wait\n  palyra \
+                            device rotate --label site=brno\n\nA device that is away changes it when it comes back. \
+                            Exit code 12: asked for, and not in use yet."
+    )]
+    Rotate(certificates::Rotate),
+    /// Says that a device that is suspected to be two machines is one
+    #[command(after_help = "Example:\n  palyra device clear-clone web-1 --reason \"restored from a backup\"")]
+    ClearClone(certificates::ClearClone),
+    /// Shows or sets how long after its certificate's end a device may recover by itself
+    #[command(after_help = "Example:\n  palyra device policy\n  palyra device policy --recovery 7d")]
+    Policy(certificates::Policy),
 }
 
 /// What is listed.
@@ -90,6 +107,9 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
         Verb::Revocation(revocation) => end::revocation(global, client, revocation).await?,
         Verb::Remove(remove) => end::remove(global, client, remove).await?,
         Verb::Purge(purge) => end::purge(global, client, purge).await?,
+        Verb::Rotate(rotate) => certificates::rotate(global, client, rotate).await?,
+        Verb::ClearClone(clear) => certificates::clear_clone(global, client, clear).await?,
+        Verb::Policy(policy) => certificates::policy(global, client, policy).await?,
     }
     session.close().await;
     Ok(())
@@ -124,8 +144,18 @@ async fn show(client: &Client, out: Out, device: String) -> Result {
             read: None,
         })
         .await?;
-    let view = DeviceView::from(answer.device.unwrap_or_default());
+    let info = answer.device.unwrap_or_default();
     let now = wall_ms();
+    let rotation = info
+        .rotation
+        .as_ref()
+        .map(|rotation| certificates::told(rotation, now));
+    let suspicion = info
+        .suspicion
+        .as_ref()
+        .map(|found| certificates::suspicion(&info.id, found, now));
+    let renewals = renewals(&info, now);
+    let view = DeviceView::from(info);
     let certificates: Vec<String> = view
         .certificates
         .iter()
@@ -155,8 +185,27 @@ async fn show(client: &Client, out: Out, device: String) -> Result {
         ("reason", view.reason.clone()),
         ("removed", removed),
         ("certificates", certificates.join("\n")),
+        ("renewals", renewals),
+        ("rotation", rotation.unwrap_or_default()),
+        ("copied", suspicion.unwrap_or_default()),
     ];
     out.one(&view, answer.read.into(), &facts)
+}
+
+/// How often its certificate was renewed, and from where.
+fn renewals(info: &DeviceInfo, now: u64) -> String {
+    if info.counter == 0 {
+        return String::new();
+    }
+    let at = Moment(info.counter_at_ms).told(now);
+    let recovered = match info.recovered_at_ms {
+        0 => String::new(),
+        at_ms => format!(", recovered after its end {}", Moment(at_ms).told(now)),
+    };
+    format!(
+        "{}, the last {at} from {}{recovered}",
+        info.counter, info.counter_source
+    )
 }
 
 /// A device as it is printed.
@@ -173,6 +222,9 @@ struct DeviceView {
     removed_at: Moment,
     removed_by: String,
     certificates: Vec<CertificateView>,
+    counter: u64,
+    rotation: String,
+    clone_suspected: bool,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -213,6 +265,9 @@ impl From<CertificateInfo> for CertificateView {
 impl From<DeviceInfo> for DeviceView {
     fn from(info: DeviceInfo) -> DeviceView {
         DeviceView {
+            counter: info.counter,
+            rotation: info.rotation.map(|rotation| rotation.state).unwrap_or_default(),
+            clone_suspected: info.suspicion.is_some(),
             id: info.id,
             name: info.name,
             status: info.status,
@@ -228,11 +283,25 @@ impl From<DeviceInfo> for DeviceView {
     }
 }
 
+impl DeviceView {
+    /// What an operator should know of its certificate: a copy, or a rotation that is under way.
+    fn problem(&self) -> String {
+        if self.clone_suspected {
+            "CLONE SUSPECTED".to_owned()
+        } else if matches!(self.rotation.as_str(), "" | "in_use") {
+            String::new()
+        } else {
+            format!("rotation {}", self.rotation)
+        }
+    }
+}
+
 impl Record for DeviceView {
     const COLUMNS: &'static [Column] = &[
         column("DEVICE"),
         text("NAME"),
         column("STATUS"),
+        text("CERTIFICATE"),
         column("PAIRED"),
         wide("PAIRED BY"),
         wide("REVOKED"),
@@ -249,6 +318,7 @@ impl Record for DeviceView {
             self.id.clone(),
             self.name.clone(),
             self.status.clone(),
+            self.problem(),
             self.paired_at.told(now_ms),
             self.paired_by.clone(),
             self.revoked_at.told(now_ms),

@@ -92,7 +92,7 @@ pub(crate) struct List {
 }
 
 /// Reads `key=value`.
-fn parse_label(text: &str) -> std::result::Result<(String, String), String> {
+pub(crate) fn parse_label(text: &str) -> std::result::Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("{text:?} is no label: write KEY=VALUE")),

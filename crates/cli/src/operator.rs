@@ -1,5 +1,7 @@
 //! `palyra operator` and `palyra whoami`: who may operate the cluster.
 
+pub(crate) mod certificates;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -35,6 +37,23 @@ pub(crate) enum Verb {
                             On Anna's machine: palyra context add prod --credential anna.json"
     )]
     Add(Add),
+    /// Shows one operator and its certificates
+    #[command(
+        visible_alias = "describe",
+        after_help = "Example:\n  palyra operator show anna"
+    )]
+    Show {
+        /// The operator's name
+        name: String,
+    },
+    /// Renews the certificate of this context; it happens by itself in the last third of its life
+    #[command(after_help = "Example:\n  palyra operator renew\n  palyra operator renew --ttl 90d")]
+    Renew(certificates::Renew),
+    /// Revokes one certificate of an operator; the others go on working
+    #[command(
+        after_help = "Example:\n  palyra operator revoke-certificate 0f3a9c1e77 --reason \"laptop stolen\""
+    )]
+    RevokeCertificate(certificates::Revoke),
     /// Shuts an operator out; its certificates work no more
     #[command(after_help = "Example:\n  palyra operator remove anna --reason \"left the team\"")]
     Remove {
@@ -85,7 +104,7 @@ pub(crate) struct Add {
 
 /// Does what was asked about operators.
 pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
-    let session = global.open()?;
+    let mut session = global.open()?;
     match verb {
         Verb::Ls { watch: true } => {
             let fetch = async |client: Client| operators(&client).await;
@@ -95,6 +114,13 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
             let (items, source) = operators(&session.client).await?;
             global.out().list(&items, source)?;
         }
+        Verb::Show { name } => certificates::show(global, &session.client, name).await?,
+        Verb::Renew(renew) => {
+            session.settle().await;
+            certificates::renew(global, &session, renew).await?;
+            return Ok(());
+        }
+        Verb::RevokeCertificate(revoke) => certificates::revoke(global, &session.client, revoke).await?,
         Verb::Add(add) => add_operator(global, &session, add).await?,
         Verb::Remove { name, reason } => {
             let request = RemoveOperatorRequest {

@@ -164,12 +164,31 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Ends the session; takes along what was learned of the replicas, if it is there by now.
+    /// Ends the session; takes along what was learned, if it is there by now, and renews the certificate when it is near
+    /// its end.
     pub(crate) async fn close(mut self) {
-        if let Some(following) = self.following.take()
-            && let Ok(Ok(Some(generation))) = tokio::time::timeout(LEARN_GRACE, following).await
+        self.take_along().await;
+        self.settle().await;
+        crate::operator::certificates::renew_if_due(&self).await;
+    }
+
+    /// Has nobody else write to the credential from here on.
+    pub(crate) async fn settle(&mut self) {
+        if let Some(following) = self.following.take() {
+            following.abort();
+            // Whether it was done or cut short, it is over.
+            let _ = following.await;
+        }
+    }
+
+    async fn take_along(&mut self) {
+        if let Some(following) = self.following.as_mut()
+            && let Ok(done) = tokio::time::timeout(LEARN_GRACE, following).await
         {
-            tell_trust(generation);
+            self.following = None;
+            if let Ok(Some(generation)) = done {
+                tell_trust(generation);
+            }
         }
         let Some(learning) = self.learning.take() else {
             return;

@@ -107,6 +107,17 @@ pub fn enrol_trusted(trust: Arc<SharedTrust>) -> Result<Arc<ClientConfig>, Chain
     tls::client_verified(trust, None, None, &wall_clock(), &[ALPN_H2])
 }
 
+/// As [`enrol_trusted`]; the server's certificate is then in `seen`. For recovery, which is bound to it.
+///
+/// # Errors
+/// When the configuration can't be made.
+pub fn enrol_trusted_recording(
+    trust: Arc<SharedTrust>,
+    seen: Arc<SeenServer>,
+) -> Result<Arc<ClientConfig>, ChainError> {
+    tls::client_verified_recording(trust, seen, &wall_clock(), &[ALPN_H2])
+}
+
 /// TLS towards the enrol listener of a cluster that is known by the pin of its root only.
 ///
 /// # Errors

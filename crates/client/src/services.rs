@@ -7,9 +7,10 @@
 use std::time::Duration;
 
 use palyra_proto::access::v1::{
-    AddOperatorRequest, AddOperatorResponse, ListOperatorsRequest, ListOperatorsResponse,
-    RemoveOperatorRequest, RemoveOperatorResponse, WhoAmIRequest, WhoAmIResponse,
-    access_service_client::AccessServiceClient,
+    AddOperatorRequest, AddOperatorResponse, ConfirmCertificateRequest, ConfirmCertificateResponse,
+    ListOperatorsRequest, ListOperatorsResponse, RemoveOperatorRequest, RemoveOperatorResponse,
+    RenewCertificateRequest, RenewCertificateResponse, RevokeCertificateRequest, RevokeCertificateResponse,
+    WhoAmIRequest, WhoAmIResponse, access_service_client::AccessServiceClient,
 };
 use palyra_proto::cluster::v1::{
     MintJoinTokenRequest, MintJoinTokenResponse, RemoveReplicaRequest, RemoveReplicaResponse, StatusRequest,
@@ -25,9 +26,11 @@ use palyra_proto::journal::v1::{
     VerifyRequest, VerifyResponse, journal_service_client::JournalServiceClient,
 };
 use palyra_proto::node::v1::{
+    ClearCloneRequest, ClearCloneResponse, GetCertificatePolicyRequest, GetCertificatePolicyResponse,
     GetDeviceRequest, GetDeviceResponse, GetNodeRequest, GetNodeResponse, ListDevicesRequest,
     ListDevicesResponse, ListNodesRequest, ListNodesResponse, PurgeDeviceRequest, PurgeDeviceResponse,
     RemoveDeviceRequest, RemoveDeviceResponse, RevokeDeviceRequest, RevokeDeviceResponse,
+    RotateDeviceRequest, RotateDeviceResponse, SetCertificatePolicyRequest, SetCertificatePolicyResponse,
     fleet_service_client::FleetServiceClient,
 };
 use palyra_proto::pairing::v1::{
@@ -330,6 +333,78 @@ impl Client {
             .await
     }
 
+    /// Asks a device to change its certificate, and waits `wait_ms` at most until the new one is in use.
+    pub async fn rotate_device(&self, request: RotateDeviceRequest) -> Result<RotateDeviceResponse, Error> {
+        let wait = Duration::from_millis(request.wait_ms.min(MAX_WAIT_MS).into());
+        let until = Instant::now() + wait;
+        self.mutate(request, wait, |channel, mut request| async move {
+            request.wait_ms = remaining_ms(until);
+            fleet(channel).rotate_device(request).await
+        })
+        .await
+    }
+
+    /// Says that a device that is suspected to be two machines is one.
+    pub async fn clear_clone(&self, request: ClearCloneRequest) -> Result<ClearCloneResponse, Error> {
+        self.mutate(request, Duration::ZERO, |channel, request| async move {
+            fleet(channel).clear_clone(request).await
+        })
+        .await
+    }
+
+    /// What the whole cluster holds certificates to.
+    pub async fn certificate_policy(&self) -> Result<GetCertificatePolicyResponse, Error> {
+        let request = GetCertificatePolicyRequest {
+            read: Some(self.read_options()),
+        };
+        self.read(|channel| async move { fleet(channel).get_certificate_policy(request).await })
+            .await
+    }
+
+    /// Sets it.
+    pub async fn set_certificate_policy(
+        &self,
+        request: SetCertificatePolicyRequest,
+    ) -> Result<SetCertificatePolicyResponse, Error> {
+        self.mutate(request, Duration::ZERO, |channel, request| async move {
+            fleet(channel).set_certificate_policy(request).await
+        })
+        .await
+    }
+
+    /// The next certificate of this client's own operator.
+    pub async fn renew_certificate(
+        &self,
+        request: RenewCertificateRequest,
+    ) -> Result<RenewCertificateResponse, Error> {
+        self.mutate(request, Duration::ZERO, |channel, request| async move {
+            access(channel).renew_certificate(request).await
+        })
+        .await
+    }
+
+    /// Uses this client's certificate and does nothing else: the ones before it end.
+    pub async fn confirm_certificate(
+        &self,
+        request: ConfirmCertificateRequest,
+    ) -> Result<ConfirmCertificateResponse, Error> {
+        self.mutate(request, Duration::ZERO, |channel, request| async move {
+            access(channel).confirm_certificate(request).await
+        })
+        .await
+    }
+
+    /// Revokes one certificate of an operator.
+    pub async fn revoke_certificate(
+        &self,
+        request: RevokeCertificateRequest,
+    ) -> Result<RevokeCertificateResponse, Error> {
+        self.mutate(request, Duration::ZERO, |channel, request| async move {
+            access(channel).revoke_certificate(request).await
+        })
+        .await
+    }
+
     /// Revokes a device and waits `wait_ms` (0: ten seconds) at most until all replicas have enforced it.
     pub async fn revoke_device(&self, request: RevokeDeviceRequest) -> Result<RevokeDeviceResponse, Error> {
         let wait_ms = if request.wait_ms == 0 {
@@ -499,7 +574,43 @@ impl Mutation for RevokeDeviceRequest {
     }
 }
 
+impl Mutation for RotateDeviceRequest {
+    fn request_id(&mut self) -> &mut String {
+        &mut self.request_id
+    }
+}
+
 impl Mutation for RemoveDeviceRequest {
+    fn request_id(&mut self) -> &mut String {
+        &mut self.request_id
+    }
+}
+
+impl Mutation for ClearCloneRequest {
+    fn request_id(&mut self) -> &mut String {
+        &mut self.request_id
+    }
+}
+
+impl Mutation for SetCertificatePolicyRequest {
+    fn request_id(&mut self) -> &mut String {
+        &mut self.request_id
+    }
+}
+
+impl Mutation for RenewCertificateRequest {
+    fn request_id(&mut self) -> &mut String {
+        &mut self.request_id
+    }
+}
+
+impl Mutation for ConfirmCertificateRequest {
+    fn request_id(&mut self) -> &mut String {
+        &mut self.request_id
+    }
+}
+
+impl Mutation for RevokeCertificateRequest {
     fn request_id(&mut self) -> &mut String {
         &mut self.request_id
     }

@@ -2,12 +2,13 @@
 
 use palyra_pki::{PeerIdentity, Role as CertificateRole};
 use palyra_state::access::{self, AddOperator, Operator, RemoveOperator, Role};
-use palyra_state::identity::{self, CertificateKind};
+use palyra_state::identity::{self, Certificate, CertificateKind};
 
 use crate::caller::Caller;
+use crate::caller::millis;
 use crate::control::{Control, ReadInfo, ReadOptions, WriteInfo};
 use crate::error::Error;
-use crate::limits::{ENFORCE_WAIT, OPERATOR_TTL_MAX_MS, OPERATOR_TTL_MS};
+use crate::limits::{ENFORCE_WAIT, OPERATOR_TTL_MAX_MS};
 use crate::pairing::requests::chain_of;
 
 /// Who the caller is.
@@ -19,6 +20,15 @@ pub struct WhoAmI {
     pub certificate_not_after_ms: u64,
     /// How fresh it is.
     pub read: ReadInfo,
+}
+
+/// An operator with its certificates.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OperatorView {
+    /// The record.
+    pub record: Operator,
+    /// Its certificates, oldest first.
+    pub certificates: Vec<Certificate>,
 }
 
 /// A new operator's credential, without the key, which never travelled.
@@ -50,13 +60,17 @@ impl Control {
         })
     }
 
-    /// All operators by name, removed ones too.
+    /// All operators by name, removed ones too, with their certificates.
     ///
     /// # Errors
     /// What a read can say.
-    pub async fn list_operators(&self, read: ReadOptions) -> Result<(Vec<Operator>, ReadInfo), Error> {
+    pub async fn list_operators(&self, read: ReadOptions) -> Result<(Vec<OperatorView>, ReadInfo), Error> {
         let (view, info) = self.read(read).await?;
-        Ok((access::operators(&view), info))
+        let operators = access::operators(&view).into_iter().map(|record| OperatorView {
+            certificates: identity::certificates_of(&view, CertificateKind::Operator, &record.name),
+            record,
+        });
+        Ok((operators.collect(), info))
     }
 
     /// Lets an operator in: signs its certificate and commits both in one entry. The caller is an admin.
@@ -77,7 +91,11 @@ impl Control {
             let cause = format!("{:?} is no role", role.chars().take(32).collect::<String>());
             Error::invalid("role", cause, "use admin, operator or viewer")
         })?;
-        let ttl_ms = if ttl_ms == 0 { OPERATOR_TTL_MS } else { ttl_ms };
+        let ttl_ms = if ttl_ms == 0 {
+            millis(self.timings().operator_validity)
+        } else {
+            ttl_ms
+        };
         if ttl_ms > OPERATOR_TTL_MAX_MS {
             return Err(Error::invalid(
                 "ttl_ms",

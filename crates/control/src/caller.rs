@@ -213,6 +213,9 @@ impl Control {
             // A revoked device says so itself, which is of more use than the name of a certificate.
             return Err(self.revoked(&certificate, view).into());
         }
+        if certificate.status() == CertificateStatus::Superseded {
+            return Err(Reject::new(Code::CertificateSuperseded, [&shown, &certificate.subject]).into());
+        }
         Ok(certificate)
     }
 
@@ -258,6 +261,7 @@ impl Control {
 pub(crate) fn end_of(refused: &Error) -> End {
     match refused {
         Error::Rejected(reject) if reject.kind() == Code::CertificateExpired => End::Expired,
+        Error::Rejected(reject) if reject.kind() == Code::CertificateSuperseded => End::Replaced,
         Error::Refused(Refusal::NotYetValid { .. }) => End::Expired,
         _ => End::Revoked,
     }
@@ -295,6 +299,8 @@ mod tests {
             now_ms: 1,
         };
         assert_eq!(end_of(&early.into()), End::Expired);
+        let replaced = Reject::new(Code::CertificateSuperseded, [&at, &1]);
+        assert_eq!(end_of(&replaced.into()), End::Replaced);
         for code in [Code::DeviceRevoked, Code::CertificateRevoked] {
             assert_eq!(end_of(&Reject::new(code, [&at]).into()), End::Revoked);
         }

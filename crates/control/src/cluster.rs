@@ -163,7 +163,10 @@ impl Control {
             max_staleness_ms: status.max_staleness_ms,
             draining: status.draining,
             attaches_waiting: status.attaches_waiting,
-            certificate_not_after_ms: certificate.map_or(0, |certificate| certificate.not_after),
+            certificate_not_after_ms: match record.certificate_not_after {
+                0 => certificate.map_or(0, |certificate| certificate.not_after),
+                said => said,
+            },
             record,
         }
     }

@@ -51,7 +51,12 @@ impl Control {
                 ("dispatch", Some(id)) => self.on_dispatch(&view, id),
                 ("pairing", Some(id)) => self.waiters().wake(id),
                 ("node", Some(id)) => self.on_node(&view, id),
-                ("identity" | "access", id) => self.on_identity(id, &row.subject),
+                ("identity" | "access", id) => {
+                    self.on_identity(id, &row.subject);
+                    if row.action == "identity.rotation_requested" {
+                        self.on_rotation(&view, id);
+                    }
+                }
                 ("cluster", _) => self.look_up_staleness(&view),
                 _ => {}
             }
@@ -71,6 +76,7 @@ impl Control {
                 // A view that is newer than every delivery: what it does not show as open has ended.
                 self.call_off_ended(&entry, &delivered, &self.replica().view());
             }
+            self.tell_rotation(&entry, &view);
             if let Err(error) = self.may_stay(&entry.peer) {
                 self.end_session(&entry, end_of(&error));
             }
@@ -115,6 +121,16 @@ impl Control {
         }
         self.recheck_connections(Some(subject));
         self.readers().wake(subject);
+    }
+
+    /// An operator wants a device to change its certificate.
+    fn on_rotation(&self, view: &dyn Read, device_id: Option<Id>) {
+        let sessions = device_id
+            .map(|id| self.registry().of_device(id))
+            .unwrap_or_default();
+        for entry in sessions {
+            self.tell_rotation(&entry, view);
+        }
     }
 
     fn on_dispatch(&self, view: &dyn Read, id: Id) {

@@ -19,6 +19,7 @@ mod access;
 mod admission;
 mod ca;
 mod caller;
+mod certificates;
 mod cluster;
 mod connections;
 mod control;
@@ -51,11 +52,12 @@ mod sessions;
 mod waiters;
 mod watch;
 
-pub use access::{Added, WhoAmI};
+pub use access::{Added, OperatorView, WhoAmI};
 pub use ca::{
     AuthorityView, CaStatus, Installed, MemoryVault, NodeMissing, ReplicaTrust, RootView, TrustAnswer, Vault,
 };
 pub use caller::{Caller, EnrolSource};
+pub use certificates::{CertificateTimes, RecoverRequest, Renewal, Renewed, Rotated};
 pub use cluster::{ClusterStatus, FleetCounts, ReplicaView};
 pub use connections::ConnectionGuard;
 pub use control::{Control, ControlConfig, Endpoint, Keys, ReadInfo, ReadOptions, WriteInfo};

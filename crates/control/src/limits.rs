@@ -31,6 +31,10 @@ pub struct Timings {
     pub drain: Duration,
     /// How long a node may wait for its turn to be attached. Less than the 10 s after which it gives up.
     pub attach_wait: Duration,
+    /// Life of a node's certificate that this replica signs.
+    pub node_validity: Duration,
+    /// Life of an operator's certificate when none is asked for.
+    pub operator_validity: Duration,
 }
 
 impl Default for Timings {
@@ -46,6 +50,8 @@ impl Default for Timings {
             lost_after: Some(Duration::from_millis(palyra_state::limits::LOST_AFTER)),
             drain: Duration::from_secs(4),
             attach_wait: Duration::from_secs(8),
+            node_validity: NODE_VALIDITY,
+            operator_validity: OPERATOR_VALIDITY,
         }
     }
 }
@@ -179,12 +185,12 @@ pub const ORPHANS_PAUSE: Duration = Duration::from_secs(2);
 pub const EXCHANGE_LIFE: Duration = Duration::from_millis(palyra_state::limits::ATTEMPT_TTL);
 /// Deepest nesting of a payload; what parses it on the node recurses.
 pub const JSON_DEPTH: usize = 64;
-/// Life of an operator's certificate when none is asked for, in milliseconds.
-pub const OPERATOR_TTL_MS: u64 = 30 * palyra_state::limits::DAY;
+/// Life of an operator's certificate when none is asked for.
+pub const OPERATOR_VALIDITY: Duration = Duration::from_millis(30 * palyra_state::limits::DAY);
 /// Longest life of an operator's certificate, in milliseconds.
 pub const OPERATOR_TTL_MAX_MS: u64 = 366 * palyra_state::limits::DAY;
-/// Life of a node's certificate, in milliseconds.
-pub const NODE_TTL_MS: u64 = palyra_pki::ca::NODE_VALIDITY_MS;
+/// Life of a node's certificate.
+pub const NODE_VALIDITY: Duration = Duration::from_millis(palyra_pki::ca::NODE_VALIDITY_MS);
 /// Life of a replica's certificate, in milliseconds: as long as its authority's.
 pub const REPLICA_TTL_MS: u64 = palyra_pki::ca::AUTHORITY_VALIDITY_MS;
 /// Journal rows that one step of a tail reads.
@@ -198,7 +204,7 @@ pub const PAGE_BYTES: usize = 4 << 20;
 
 const _: () = {
     assert!(ENFORCE_WAIT.as_millis() < ENFORCE_WAIT_MAX.as_millis());
-    assert!(OPERATOR_TTL_MS < OPERATOR_TTL_MAX_MS);
+    assert!(OPERATOR_VALIDITY.as_millis() < OPERATOR_TTL_MAX_MS as u128);
     assert!(WATCH_PAUSE.as_millis() < LAPSE_MARGIN.as_millis());
 };
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use palyra_state::identity::{self, RenewCertificate};
+use palyra_state::identity;
 use palyra_state::nodes::{self as records, Capability, Node, NodeStatus, Register};
 use palyra_state::{Code, Id, Read, Reject, Reply, dispatch};
 use prost::Message as _;
@@ -13,7 +13,6 @@ use crate::dispatch::{Page, next_page, page_size, page_start};
 use crate::error::Error;
 use crate::limits::PAGE_BYTES;
 use crate::liveness::LastSeen;
-use crate::pairing::requests::chain_of;
 use crate::selector;
 
 /// What a node says of itself.
@@ -92,43 +91,6 @@ impl Control {
             endpoints: self.endpoints(),
             write: written.info,
         })
-    }
-
-    /// Signs and records a node's next certificate; the present one stays valid until it runs out.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for a bad CSR, and what the state machine refuses.
-    pub async fn renew(
-        &self,
-        caller: &Caller,
-        request_id: &str,
-        csr: &[u8],
-    ) -> Result<(Vec<Vec<u8>>, WriteInfo), Error> {
-        let device_id = node_id(caller)?;
-        let request_id = self.request_id(request_id)?;
-        let certificate = self.sign_node(csr, device_id)?;
-        let (spki, fingerprint) = (certificate.spki, certificate.fingerprint());
-        let command = RenewCertificate {
-            device_id,
-            certificate,
-        };
-        let written = self.propose(request_id, caller.actor(), command).await?;
-        self.applied(written.index).await?;
-        let view = self.replica().view();
-        // A retry signed a second certificate that nobody recorded; the first one's key is the same.
-        let recorded = identity::certificate_by_fingerprint(&view, fingerprint).or_else(|| {
-            let kind = identity::CertificateKind::Node;
-            identity::certificates_of(&view, kind, &device_id.to_string())
-                .into_iter()
-                .rfind(|c| c.spki == spki)
-        });
-        let recorded = recorded.ok_or_else(|| {
-            let next = "renew again under a new request id";
-            Error::invalid("request_id", "it renewed another key's certificate before", next)
-        })?;
-        let chain = chain_of(&view, recorded.fingerprint)?;
-        self.check_fresh()?;
-        Ok((chain, written.info))
     }
 
     /// Nodes by device id; `status` may be empty, and all `labels` must match.

@@ -28,6 +28,8 @@ pub enum End {
     Revoked,
     /// The certificate ran out, or by this replica's clock its time has not come.
     Expired,
+    /// A newer certificate of the same holder is in use.
+    Replaced,
     /// No heartbeat for too long.
     Silent,
     /// The reader does not take what is sent.
@@ -53,6 +55,7 @@ impl End {
             End::Superseded => "superseded",
             End::Revoked => "revoked",
             End::Expired => "expired",
+            End::Replaced => "certificate_superseded",
             End::Silent => "silent",
             End::SlowReader => "slow_reader",
             End::Stale => "stale",
@@ -71,6 +74,7 @@ impl End {
             End::Superseded => "a newer session of this device took the place of this one",
             End::Revoked => "the device or its certificate is revoked",
             End::Expired => "the certificate is not valid at this time; come back with a new one",
+            End::Replaced => "a newer certificate of this identity is in use; this one works no more",
             End::Silent => "no heartbeat arrived for too long",
             End::SlowReader => "what was sent was not read for too long",
             End::Stale => "this replica is cut off from the others; connect to another",
@@ -163,6 +167,15 @@ pub enum Outbound {
     },
     /// This is whom to trust from now on; to be stored before it is acknowledged.
     Trust(TrustUpdate),
+    /// An operator wants the node to change its certificate and key now.
+    Rotate {
+        /// Log index of the request; the same may come again.
+        index: u64,
+        /// Why.
+        reason: String,
+        /// After which it is overdue.
+        deadline_at_ms: u64,
+    },
     /// The session is over; this is the last message.
     Goodbye {
         /// Why.
@@ -191,6 +204,11 @@ pub(crate) enum Waiting {
         dispatch_id: Id,
         reason: String,
         confirm: Option<(u64, u32)>,
+    },
+    Rotate {
+        index: u64,
+        reason: String,
+        deadline_at_ms: u64,
     },
     Trust,
 }

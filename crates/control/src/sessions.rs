@@ -15,6 +15,7 @@ use palyra_state::{Id, Reply, dispatch};
 use tokio::sync::Semaphore;
 
 use crate::caller::Caller;
+use crate::certificates::CertificateTimes;
 use crate::control::Control;
 use crate::dispatch::Completion;
 use crate::error::{Error, Refusal};
@@ -85,6 +86,8 @@ pub struct Attached {
     pub replica_id: u64,
     /// How often to send a heartbeat.
     pub heartbeat_interval: Duration,
+    /// The times of the certificate that it attached with.
+    pub certificate: Option<CertificateTimes>,
 }
 
 /// A live session, owned by who serves its stream. Dropping it ends the session.
@@ -166,6 +169,7 @@ impl Control {
         }
         self.deliver_bound(entry, &view);
         self.call_off_ended(entry, held, &view);
+        self.tell_rotation(entry, &view);
         Ok(())
     }
 
@@ -198,7 +202,10 @@ impl Control {
             return;
         }
         tracing::info!(device = %entry.device_id, epoch = entry.epoch(), %end, "session ends");
-        let hopeless = matches!(end, End::SlowReader | End::Silent | End::Revoked | End::Expired);
+        let hopeless = matches!(
+            end,
+            End::SlowReader | End::Silent | End::Revoked | End::Expired | End::Replaced
+        );
         if hopeless && entry.connection != 0 {
             self.connections().close(entry.connection, end);
         }
@@ -254,6 +261,7 @@ impl Session {
             epoch: self.entry.epoch(),
             replica_id: self.control.replica_id(),
             heartbeat_interval: self.control.timings().heartbeat_interval,
+            certificate: self.control.session_times(&self.entry),
         }
     }
 
@@ -419,6 +427,15 @@ impl Control {
                 reason,
                 confirm,
             }),
+            Taken::Message(Waiting::Rotate {
+                index,
+                reason,
+                deadline_at_ms,
+            }) => Unpacked::Message(Outbound::Rotate {
+                index,
+                reason,
+                deadline_at_ms,
+            }),
             Taken::Message(Waiting::Assign(id)) => match self.assignment(entry, id) {
                 Some(assignment) => Unpacked::Message(Outbound::Assignment(assignment)),
                 None => Unpacked::Nothing,
@@ -460,8 +477,9 @@ pub(crate) fn result_answer(dispatch_id: Id, outcome: &Result<bool, Error>) -> R
     }
 }
 
-/// The node held the result while its session changed; it attaches again, names it as held, and reports it
-/// anew.
+/// The node held the result while its session, or the certificate of it, changed; it attaches again, names it as
+/// held, and reports it anew.
 fn is_rebinding(error: &Error) -> bool {
-    matches!(error, Error::Rejected(reject) if reject.kind() == palyra_state::Code::EpochStale)
+    use palyra_state::Code::{CertificateSuperseded, EpochStale};
+    matches!(error, Error::Rejected(reject) if matches!(reject.kind(), EpochStale | CertificateSuperseded))
 }

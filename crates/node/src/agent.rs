@@ -4,8 +4,8 @@
 //! `run`).
 //!
 //! Invariants: work goes on while there is no session; a lost session is followed by a try at another replica
-//! within the route's pause; only revocation, another agent with the same identity, a dead certificate and
-//! the owner end the loop; the owner's order to stop is heard at any time.
+//! within the route's pause; only revocation, another agent with the same identity, a certificate that is beyond
+//! recovery and the owner end the loop; the owner's order to stop is heard at any time.
 
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::home::{KnownReplica, NodeRecord};
 use crate::jobs::Jobs;
 use crate::link::Link;
+use crate::recover::Outcome;
 use crate::route::Route;
 use crate::service::AgentStatus;
 use crate::session::{End, known, register};
@@ -150,7 +151,11 @@ impl Agent {
                     if credential && self.link.refused() {
                         continue;
                     }
-                    if let Some(error) = self.is_final(&end) {
+                    if matches!(end, End::CredentialRefused(_)) {
+                        if self.recover().await? {
+                            continue;
+                        }
+                    } else if let Some(error) = self.is_final(&end) {
                         return Err(error);
                     }
                     if end == End::Unregistered {
@@ -170,10 +175,60 @@ impl Agent {
         if matches!(end, End::Superseded(_)) {
             let before = self.superseded_at.replace(Instant::now());
             if before.is_none_or(|at| at.elapsed() > SUPERSEDED_AGAIN) {
+                // Two machines with one folder have one counter: the second to renew is found out.
+                self.link.ask("another session of this node took over");
                 return None;
             }
         }
-        session::final_error(end, self.link.describe().1 <= wall_ms())
+        session::final_error(end)
+    }
+
+    /// No replica takes the certificate: asks for a new one where that does not matter. False when nobody could be
+    /// asked.
+    ///
+    /// Errors: when no replica will ever give one.
+    async fn recover(&mut self) -> Result<bool> {
+        self.status
+            .send_modify(|status| status.state = "recovering".to_owned());
+        let enrol = self.route.replicas().iter();
+        let enrol = enrol.map(|replica| replica.enrol_addr.clone());
+        let asked = self
+            .link
+            .recover(enrol.filter(|address| !address.is_empty()).collect());
+        let outcome = tokio::select! {
+            outcome = asked => outcome,
+            () = self.shutdown.changes() => return Ok(false),
+        };
+        let done = match outcome {
+            Outcome::Done => self.link.renewed(Ok(())),
+            Outcome::Later(error) => self.link.renewed(Err(error)),
+            Outcome::Never(error) => return Err(error),
+        };
+        if done {
+            tracing::warn!("the certificate was over; this node has recovered with a new one");
+        }
+        self.tell_health();
+        Ok(done)
+    }
+
+    fn tell_health(&self) {
+        let health = self.link.health();
+        self.status.send_if_modified(|status| {
+            let before = (
+                status.renewals,
+                status.renewed_at_ms,
+                status.certificate_problem.clone(),
+            );
+            status.renewals = health.counter;
+            status.renewed_at_ms = health.renewed_at_ms.max(status.renewed_at_ms);
+            status.certificate_problem = health.problem;
+            before
+                != (
+                    status.renewals,
+                    status.renewed_at_ms,
+                    status.certificate_problem.clone(),
+                )
+        });
     }
 
     /// Waits as the route says, with work going on. False when the agent is to stop.
@@ -220,6 +275,9 @@ impl Agent {
             tracing::warn!(%error, "the renewed certificate could not be put in place");
         }
         self.learn(&attached.endpoints);
+        if let Some(times) = &attached.certificate {
+            self.link.told(times);
+        }
         let (fingerprint, not_after_ms) = self.link.describe();
         let (epoch, replica_id) = (attached.epoch, attached.replica_id);
         self.status.send_modify(|status| {
@@ -278,6 +336,7 @@ impl Agent {
 
     /// Puts what is held into the status, when it changed.
     pub(crate) fn publish(&self) {
+        self.tell_health();
         self.status.send_if_modified(|status| {
             let before = (
                 status.running.len(),

@@ -256,16 +256,17 @@ async fn a_node_that_is_not_known_registers_again() {
     assert_eq!(replica.notes.lock().unwrap().registered.len(), 2);
 }
 
-#[test]
-fn only_a_replica_says_that_a_certificate_is_over() {
+#[tokio::test]
+async fn a_certificate_that_is_over_ends_the_agent_only_when_it_cannot_recover() {
+    for code in ["E0305", "E0312"] {
+        let replica = Replica::start().await;
+        replica.notes.lock().unwrap().refuse_stream = Some(refusal(code, "denied"));
+        let error = Node::start(&[replica.known(1)], "").end().await.unwrap_err();
+        assert_eq!(error.code, "N0503", "{error}");
+    }
     let refused = End::CredentialRefused("the certificate expired".to_owned());
-    assert_eq!(session::final_error(&refused, true).unwrap().code, "N0503");
-    assert_eq!(
-        session::final_error(&refused, false),
-        None,
-        "its clock or ours is wrong"
-    );
-    assert_eq!(session::final_error(&End::lost("no route"), true), None);
+    assert_eq!(session::final_error(&refused), None, "recovery decides");
+    assert_eq!(session::final_error(&End::lost("no route")), None);
 }
 
 #[tokio::test]

@@ -216,6 +216,13 @@ type Answer<T> = std::result::Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl EnrolService for Fake {
+    async fn recover(
+        &self,
+        _: Request<wire::RecoverRequest>,
+    ) -> std::result::Result<Response<wire::RecoverResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
     async fn begin_pin(&self, request: Request<wire::BeginPinRequest>) -> Answer<wire::BeginPinResponse> {
         let begin = request.into_inner();
         let mut heard = self.heard.lock().unwrap();

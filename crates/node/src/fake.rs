@@ -131,6 +131,7 @@ impl Session {
             replica_id: 1,
             heartbeat_interval_ms,
             endpoints,
+            certificate: None,
         };
         self.say(Said::Attached(attached)).await;
         attach.held

@@ -6,6 +6,7 @@
 //! node.toml                the owner's: name, labels, capability files
 //! identity/credential.json key, certificates, roots, replicas (0600); replaced as a whole
 //! identity/next.json       a renewed credential that hasn't been used yet (0600)
+//! identity/renewal.json    the counter of renewals, and the key of one that was not answered yet (0600)
 //! identity/node.json       device id, name, known replicas
 //! identity/pending.json    a pairing that waits for the operator (0600)
 //! ledger/ledger.log        dispatches begun and results owed

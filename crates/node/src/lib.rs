@@ -35,7 +35,10 @@ mod lock;
 mod lost_after;
 mod output;
 mod poll;
+mod recover;
+mod renewal;
 mod route;
+mod schedule;
 mod session;
 mod socket;
 #[cfg(test)]

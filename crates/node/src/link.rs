@@ -1,7 +1,8 @@
 //! The node's credential at work: connections with it, and its renewal.
 //!
-//! Invariants: the old credential stays in use until a session was served with the new one; a renewed
-//! credential is on disk before it is tried; the new key is made here and only its signing request leaves.
+//! Invariants: the old credential stays in use until a session was served with the new one, and is not thrown away
+//! before; a renewed credential is on disk before it is tried; the new key is made here and only its signing request
+//! leaves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,20 +10,22 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use palyra_client::error::Failure;
-use palyra_client::{ConnectError, ConnectOptions, Connection, connect, fill_random, new_ulid, wall_ms};
+use palyra_client::{ConnectError, ConnectOptions, Connection, connect, new_ulid, wall_ms};
 use palyra_pki::chain::{Usage, verify_chain};
 use palyra_pki::credential::to_rustls;
 use palyra_pki::{Credential, KeyPair, PeerIdentity, Role, TrustBundle, TrustDomain};
 use palyra_proto::node::v1 as wire;
 use rustls::ClientConfig;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use crate::route::random_below;
+use crate::recover::{self, Known, Outcome};
+use crate::renewal;
+use crate::schedule::Schedule;
 use crate::{Error, Home, Kind, Result};
 
 const RENEW_CALL: Duration = Duration::from_secs(10);
-/// After a renewal that failed.
-const RENEW_AGAIN_MS: u64 = 60_000;
+/// What a replica says to a device that is suspected to be two machines.
+const CLONE_SUSPECTED: &str = "E0314";
 
 /// How the agent reaches replicas. The second implementation is the tests', without TLS.
 pub(crate) trait Link: Send {
@@ -48,6 +51,29 @@ pub(crate) trait Link: Send {
     fn trust(&mut self, generation: u64, roots: Vec<Vec<u8>>) -> Result<()>;
     /// Hex fingerprint and end of validity of the credential in use.
     fn describe(&self) -> (String, u64);
+    /// A replica said how much is left of the credential in use.
+    fn told(&mut self, _: &wire::CertificateTimes) {}
+    /// Somebody wants a new credential now, and why.
+    fn ask(&mut self, _: &str) {}
+    /// Asks for a new credential where an expired one does not matter. How it ended is for [`Link::renewed`] too.
+    fn recover(&mut self, _enrol: Vec<String>) -> BoxFuture<'static, Outcome> {
+        async { Outcome::Never(recover::over("there is none to recover with")) }.boxed()
+    }
+    /// What there is to say of renewals.
+    fn health(&self) -> Health {
+        Health::default()
+    }
+}
+
+/// What there is to say of renewals.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Health {
+    /// How many were taken, as the cluster counts.
+    pub(crate) counter: u64,
+    /// When the last one brought a credential (Unix ms); 0 when none did since the start.
+    pub(crate) renewed_at_ms: u64,
+    /// Why the last one failed; empty when it did not.
+    pub(crate) problem: String,
 }
 
 struct Loaded {
@@ -61,8 +87,10 @@ pub(crate) struct TlsLink {
     home: Home,
     current: Loaded,
     next: Option<Loaded>,
-    /// By the wall clock: a machine that slept must notice.
-    renew_at_ms: u64,
+    /// The renewed one was refused; the other is tried.
+    next_refused: bool,
+    schedule: Schedule,
+    health: Health,
 }
 
 impl TlsLink {
@@ -82,12 +110,18 @@ impl TlsLink {
             .next_credential()?
             .map(|next| aligned(home, &current, next))
             .transpose()?;
-        let renew_at_ms = half_life(&current.peer);
+        let schedule = Schedule::of(&next.as_ref().unwrap_or(&current).peer);
+        let health = Health {
+            counter: renewal::counter(home),
+            ..Health::default()
+        };
         Ok(Self {
             home: home.clone(),
             current,
             next,
-            renew_at_ms,
+            next_refused: false,
+            schedule,
+            health,
         })
     }
 
@@ -97,7 +131,15 @@ impl TlsLink {
     }
 
     fn in_use(&self) -> &Loaded {
-        self.next.as_ref().unwrap_or(&self.current)
+        self.next
+            .as_ref()
+            .filter(|_| !self.next_refused)
+            .unwrap_or(&self.current)
+    }
+
+    fn held(&self) -> Vec<[u8; 32]> {
+        let next = self.next.iter().map(|next| next.peer.spki_sha256);
+        next.chain([self.current.peer.spki_sha256]).collect()
     }
 }
 
@@ -118,7 +160,10 @@ impl Link for TlsLink {
         let Some(next) = self.next.take() else {
             return Ok(());
         };
-        self.renew_at_ms = half_life(&next.peer);
+        if std::mem::take(&mut self.next_refused) {
+            // The cluster lets the old one in, so the new one was never used, and leads nowhere.
+            return self.home.drop_next_credential();
+        }
         self.current = next;
         let fingerprint = hex::encode(self.current.peer.fingerprint);
         tracing::info!(%fingerprint, "the renewed certificate works");
@@ -128,32 +173,35 @@ impl Link for TlsLink {
     }
 
     fn refused(&mut self) -> bool {
-        if self.next.take().is_none() {
-            return false;
+        // Neither is thrown away: which one the cluster has in use is not known here.
+        let other = self.next.is_some() && !self.next_refused;
+        if other {
+            tracing::warn!("the renewed certificate was refused; the old one is tried");
+            self.next_refused = true;
         }
-        tracing::warn!("the renewed certificate was refused; the old one stays in use");
-        self.renew_at_ms = wall_ms() + RENEW_AGAIN_MS;
-        if let Err(error) = self.home.drop_next_credential() {
-            tracing::warn!(%error, "the refused certificate could not be removed");
-        }
-        true
+        other
     }
 
     fn renew_due(&self) -> bool {
-        wall_ms() >= self.renew_at_ms
+        self.schedule.is_due(wall_ms(), Instant::now())
     }
 
     fn renew(&mut self, connection: Connection) -> BoxFuture<'static, Result<()>> {
         // Not again while this one is under way.
-        self.renew_at_ms = wall_ms() + RENEW_AGAIN_MS;
-        let (home, old) = (self.home.clone(), self.current.credential.clone());
+        self.schedule.begin(RENEW_CALL * 2, Instant::now());
+        let (home, old, held) = (self.home.clone(), self.current.credential.clone(), self.held());
         let device_id = self.device_id().to_owned();
         async move {
-            let key = KeyPair::generate(&mut fill_random).map_err(|error| failed(error.to_string()))?;
+            let asked = renewal::prepare(&home, &held)?;
             let request = wire::RenewRequest {
                 request_id: new_ulid(),
                 device_id: device_id.clone(),
-                csr: key.make_csr().map_err(|error| failed(error.to_string()))?.into(),
+                csr: asked
+                    .key
+                    .make_csr()
+                    .map_err(|error| failed(error.to_string()))?
+                    .into(),
+                counter: asked.counter,
             };
             let answer = timeout(RENEW_CALL, connection.renew(request)).await;
             let answer = answer
@@ -163,8 +211,10 @@ impl Link for TlsLink {
                     Failure::Lost { cause, .. } => failed(cause),
                 })?;
             let chain: Vec<Vec<u8>> = answer.chain.iter().map(|der| der.to_vec()).collect();
-            let next = accept(&old, &key, &chain, &device_id)?;
-            home.set_credential(&next, true)
+            let next = accept(&old, &asked.key, &chain, &device_id)?;
+            renewal::answered(&home, answer.counter)?;
+            home.set_credential(&next, true)?;
+            renewal::stored(&home)
         }
         .boxed()
     }
@@ -173,12 +223,26 @@ impl Link for TlsLink {
         let next = |next| aligned(&self.home, &self.current, next);
         let loaded = outcome.and_then(|()| self.home.next_credential()?.map(next).transpose());
         match loaded {
-            Ok(next) => {
-                self.next = next;
-                self.next.is_some()
+            Ok(Some(next)) => {
+                self.schedule = Schedule::of(&next.peer);
+                self.health = Health {
+                    counter: renewal::counter(&self.home),
+                    renewed_at_ms: wall_ms(),
+                    problem: String::new(),
+                };
+                self.next = Some(next);
+                self.next_refused = false;
+                true
             }
+            Ok(None) => false,
             Err(error) => {
-                tracing::warn!(%error, "the certificate was not renewed; it is tried again in a minute");
+                let pause = self.schedule.failed(wall_ms(), Instant::now());
+                if error.code == CLONE_SUSPECTED {
+                    tracing::error!(%error, ?pause, "the cluster takes this machine for a copy of another");
+                } else {
+                    tracing::warn!(%error, ?pause, "the certificate was not renewed; it is tried again");
+                }
+                self.health.problem = error.to_string();
                 false
             }
         }
@@ -213,6 +277,29 @@ impl Link for TlsLink {
             "the cluster's trust bundle is in place"
         );
         Ok(())
+    }
+
+    fn told(&mut self, times: &wire::CertificateTimes) {
+        self.schedule.told(times, Instant::now());
+    }
+
+    fn ask(&mut self, why: &str) {
+        tracing::info!(why, "a new certificate is asked for now");
+        self.schedule.ask();
+    }
+
+    fn recover(&mut self, enrol: Vec<String>) -> BoxFuture<'static, Outcome> {
+        let home = self.home.clone();
+        let known = |loaded: &Loaded| Known {
+            credential: loaded.credential.clone(),
+            peer: loaded.peer.clone(),
+        };
+        let all: Vec<Known> = self.next.iter().chain([&self.current]).map(known).collect();
+        async move { recover::recover(&home, &all, &enrol).await }.boxed()
+    }
+
+    fn health(&self) -> Health {
+        self.health.clone()
     }
 
     fn describe(&self) -> (String, u64) {
@@ -269,7 +356,12 @@ fn with_roots(held: &Credential, generation: u64, roots: &[Vec<u8>]) -> Result<C
 }
 
 /// Checks a renewed chain before it replaces anything.
-fn accept(old: &Credential, key: &KeyPair, chain: &[Vec<u8>], device_id: &str) -> Result<Credential> {
+pub(crate) fn accept(
+    old: &Credential,
+    key: &KeyPair,
+    chain: &[Vec<u8>],
+    device_id: &str,
+) -> Result<Credential> {
     let trust = old.trust().map_err(|error| failed(error.to_string()))?;
     let peer = verify_chain(&to_rustls(chain), &trust, Usage::Client, &[Role::Node], wall_ms())
         .map_err(|error| failed(error.to_string()))?;
@@ -289,12 +381,6 @@ fn failed(why: String) -> Error {
         format!("no new certificate: {why}"),
         "",
     )
-}
-
-/// Half the certificate's life, and up to a tenth of it later, so that a fleet doesn't renew in step.
-fn half_life(peer: &PeerIdentity) -> u64 {
-    let life = peer.not_after_ms.saturating_sub(peer.not_before_ms);
-    peer.not_before_ms + life / 2 + random_below(life / 10 + 1)
 }
 
 #[cfg(test)]

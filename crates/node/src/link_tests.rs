@@ -1,6 +1,7 @@
 //! Renewal against a replica in the test that signs with an authority of its own.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use palyra_pki::ca::HostNames;
 use palyra_pki::{Authority, Root, SpiffeId, TrustBundle, TrustDomain};
@@ -9,6 +10,8 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
+
+use palyra_client::fill_random;
 
 use super::*;
 
@@ -57,7 +60,13 @@ impl Issuer {
 struct Fake {
     issuer: Arc<Issuer>,
     device: &'static str,
+    /// Counter and key of each request, in order.
+    asked: Asked,
+    /// How many answers are lost.
+    lost: AtomicU32,
 }
+
+type Asked = Arc<Mutex<Vec<(u64, [u8; 32])>>>;
 
 #[tonic::async_trait]
 impl NodeService for Fake {
@@ -106,18 +115,41 @@ impl NodeService for Fake {
     ) -> std::result::Result<Response<wire::RenewResponse>, Status> {
         let request = request.into_inner();
         assert_eq!(request.device_id, DEVICE);
+        let key = palyra_pki::keys::check_csr(&request.csr).unwrap().spki_sha256;
+        self.asked.lock().unwrap().push((request.counter, key));
         let chain = self.issuer.chain(self.device, &request.csr, wall_ms());
         let chain = chain.into_iter().map(Into::into).collect();
-        Ok(Response::new(wire::RenewResponse { chain, write: None }))
+        let lose = |left: u32| left.checked_sub(1);
+        if self
+            .lost
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose)
+            .is_ok()
+        {
+            return Err(Status::unavailable("the answer is lost"));
+        }
+        Ok(Response::new(wire::RenewResponse {
+            chain,
+            write: None,
+            counter: request.counter,
+            times: None,
+        }))
     }
 }
 
 async fn connection(issuer: &Arc<Issuer>, device: &'static str) -> Connection {
+    losing(issuer, device, 0).await.0
+}
+
+/// A replica whose first answers are lost, and what it was asked.
+async fn losing(issuer: &Arc<Issuer>, device: &'static str, lost: u32) -> (Connection, Asked) {
+    let asked = Asked::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let fake = Fake {
         issuer: Arc::clone(issuer),
         device,
+        asked: Arc::clone(&asked),
+        lost: AtomicU32::new(lost),
     };
     let incoming = TcpListenerStream::new(listener);
     tokio::spawn(
@@ -126,7 +158,7 @@ async fn connection(issuer: &Arc<Issuer>, device: &'static str) -> Connection {
             .serve_with_incoming(incoming),
     );
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-    Connection::Grpc(endpoint.connect().await.unwrap())
+    (Connection::Grpc(endpoint.connect().await.unwrap()), asked)
 }
 
 fn paired(issuer: &Issuer, dir: &tempfile::TempDir, now_ms: u64) -> (Home, TlsLink) {
@@ -178,7 +210,96 @@ async fn a_refused_renewal_leaves_the_old_certificate_in_use() {
     assert!(link.renewed(outcome));
     assert!(link.refused(), "the old one is there to fall back on");
     assert_eq!(link.describe(), old);
-    assert!(home.next_credential().unwrap().is_none());
+    // It may be the one that the cluster has in use, by whose key alone the node recovers.
+    assert!(home.next_credential().unwrap().is_some());
+    assert!(!link.refused(), "there is no third");
+    link.served().unwrap();
+    assert_eq!(link.describe(), old);
+    assert!(
+        home.next_credential().unwrap().is_none(),
+        "the cluster has let the old one in"
+    );
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again_as_it_was() {
+    let (issuer, dir) = (Issuer::new(), tempfile::tempdir().unwrap());
+    let (home, mut link) = paired(&issuer, &dir, wall_ms());
+    let (connection, asked) = losing(&issuer, DEVICE, 2).await;
+    let outcome = link.renew(connection.clone()).await;
+    assert!(!link.renewed(outcome) && !link.health().problem.is_empty());
+    // The process dies in between.
+    let mut link = TlsLink::open(&home).unwrap();
+    let outcome = link.renew(connection.clone()).await;
+    assert!(!link.renewed(outcome));
+    let outcome = link.renew(connection.clone()).await;
+    assert!(link.renewed(outcome));
+    assert_eq!((link.health().counter, link.health().problem.as_str()), (1, ""));
+    link.served().unwrap();
+    let outcome = link.renew(connection).await;
+    assert!(link.renewed(outcome));
+    let asked = asked.lock().unwrap();
+    assert!(
+        asked[0] == asked[1] && asked[1] == asked[2],
+        "one key, one counter"
+    );
+    assert_eq!((asked[0].0, asked[3].0), (1, 2));
+    assert_ne!(asked[3].1, asked[2].1, "the next one has a key of its own");
+}
+
+#[tokio::test]
+async fn a_crash_between_the_answer_and_its_use_loses_nothing() {
+    let (issuer, dir) = (Issuer::new(), tempfile::tempdir().unwrap());
+    let (home, mut link) = paired(&issuer, &dir, wall_ms());
+    let (connection, asked) = losing(&issuer, DEVICE, 0).await;
+    let before = std::fs::read(home.dir().join("identity/credential.json")).unwrap();
+    link.renew(connection.clone()).await.unwrap();
+    drop(link);
+    // After the answer was stored, and before it was used.
+    let mut link = TlsLink::open(&home).unwrap();
+    let next = link.describe();
+    assert_eq!(
+        before,
+        std::fs::read(home.dir().join("identity/credential.json")).unwrap()
+    );
+    link.served().unwrap();
+    assert_eq!(link.describe(), next);
+    let outcome = link.renew(connection).await;
+    assert!(link.renewed(outcome));
+    let counters: Vec<u64> = asked
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(counter, _)| *counter)
+        .collect();
+    assert_eq!(counters, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_full_disk_asks_for_nothing_and_keeps_the_certificate() {
+    let (issuer, dir) = (Issuer::new(), tempfile::tempdir().unwrap());
+    let (home, mut link) = paired(&issuer, &dir, wall_ms());
+    let (connection, asked) = losing(&issuer, DEVICE, 0).await;
+    let old = link.describe();
+    // What cannot be written, whoever runs the test.
+    let blocked = home.dir().join("identity/renewal.json.tmp");
+    std::fs::create_dir(&blocked).unwrap();
+    let outcome = link.renew(connection.clone()).await;
+    assert_eq!(outcome.as_ref().unwrap_err().code, "N0001");
+    assert!(!link.renewed(outcome));
+    assert!(asked.lock().unwrap().is_empty(), "its key would be lost");
+    assert_eq!(link.describe(), old);
+    std::fs::remove_dir(&blocked).unwrap();
+    // The key is on disk and the certificate finds no room: the same request brings it later.
+    let blocked = home.dir().join("identity/next.json.tmp");
+    std::fs::create_dir(&blocked).unwrap();
+    let outcome = link.renew(connection.clone()).await;
+    assert!(!link.renewed(outcome));
+    std::fs::remove_dir(&blocked).unwrap();
+    let outcome = link.renew(connection).await;
+    assert!(link.renewed(outcome));
+    let asked = asked.lock().unwrap();
+    assert!(asked.len() == 2 && asked[0] == asked[1]);
 }
 
 #[tokio::test]

@@ -424,6 +424,7 @@ fn store(home: &Home, pending: &Pending, key: &KeyPair, answer: &wire::FetchResp
     // What an earlier identity still owed is nobody's now.
     home.remove("ledger/ledger.log")?;
     home.drop_next_credential()?;
+    crate::renewal::forget(home)?;
     home.set_credential(&credential, false)?;
     home.set_record(&record)?;
     home.remove(PENDING)?;

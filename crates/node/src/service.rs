@@ -83,6 +83,15 @@ pub struct AgentStatus {
     pub fingerprint: String,
     /// End of its validity (Unix ms).
     pub not_after_ms: u64,
+    /// How many renewals of the certificate were taken, as the cluster counts them.
+    #[serde(default)]
+    pub renewals: u64,
+    /// When the last one brought a certificate (Unix ms); 0 when none did since the agent's start.
+    #[serde(default)]
+    pub renewed_at_ms: u64,
+    /// Why the certificate was not renewed, empty when it was.
+    #[serde(default)]
+    pub certificate_problem: String,
     /// The last failure, empty when none.
     pub last_error: String,
 }

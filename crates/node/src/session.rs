@@ -86,8 +86,8 @@ impl End {
         match error.code.as_str() {
             // Device revoked, certificate revoked.
             "E0302" | "E0304" => Self::Revoked(error.to_string()),
-            // Certificate expired.
-            "E0305" => Self::CredentialRefused(error.to_string()),
+            // Certificate expired, or replaced by a newer one.
+            "E0305" | "E0312" => Self::CredentialRefused(error.to_string()),
             // Node not registered.
             "E0501" => Self::Unregistered,
             // An old or strange server without the stream: the fallback may still work.
@@ -112,6 +112,7 @@ impl End {
                 why: words,
                 pace: Pace::told(goodbye.retry_after_ms, goodbye.spread_ms),
             },
+            "certificate_superseded" => Self::CredentialRefused(words),
             _ => Self::lost(words),
         }
     }
@@ -277,6 +278,7 @@ async fn converse(
     let mut renewal = Renewal::default();
     let mut feed = Feed::open(&connection, &agent.device_id);
     loop {
+        renewal.begin(agent, &connection);
         agent.publish();
         if agent.may_stop() {
             wire.leave(stream).await;
@@ -299,7 +301,6 @@ async fn converse(
                 if heard_at.elapsed() > interval * SILENT_INTERVALS {
                     return End::lost("the server went silent");
                 }
-                renewal.begin(agent, &connection);
                 beat_at = Instant::now() + interval;
                 sequence += 1;
                 wire.send([Body::Heartbeat(wire::Heartbeat { sequence })]).await
@@ -351,6 +352,7 @@ pub(crate) fn take(agent: &mut Agent, message: wire::ServerMessage) -> std::resu
             return Err(End::of_goodbye(&goodbye));
         }
         Some(Heard::Attached(attached)) => agent.learn(&attached.endpoints),
+        Some(Heard::Rotate(rotate)) => agent.link.ask(&format!("an operator: {}", rotate.reason)),
         // A heartbeat's answer is a sign of life; what this release doesn't know is none of its business.
         Some(Heard::Heartbeat(_)) | None => {}
     }
@@ -365,7 +367,7 @@ impl Renewal {
     /// Begins one when it is due.
     pub(crate) fn begin(&mut self, agent: &mut Agent, connection: &Connection) {
         if self.0.is_none() && agent.link.renew_due() {
-            tracing::info!("half of the certificate's life is over; asking for a new one");
+            tracing::info!("asking for a new certificate");
             self.0 = Some(agent.link.renew(connection.clone()));
         }
     }
@@ -391,19 +393,10 @@ pub(crate) fn known(endpoints: &[wire::NodeEndpoint]) -> Vec<KnownReplica> {
     known.collect()
 }
 
-/// The failure that the agent ends with, when an end is final. `over` says that the certificate ran out by our
-/// own clock, which only counts when a replica refuses it too: the clock may be the one that is wrong.
-pub(crate) fn final_error(end: &End, over: bool) -> Option<Error> {
+/// The failure that the agent ends with, when an end is final. A certificate that is refused is not: see
+/// `recover`.
+pub(crate) fn final_error(end: &End) -> Option<Error> {
     use crate::Kind::{Auth, Conflict};
-    let refused = matches!(end, End::Revoked(_) | End::CredentialRefused(_));
-    if over && refused {
-        return Some(Error::new(
-            Auth,
-            "N0503",
-            "the certificate of this node is over: it was not connected when it should have been renewed",
-            "pair again with a new PIN or ticket: palyra node pair --replace",
-        ));
-    }
     match end {
         End::Revoked(words) => Some(Error::new(
             Auth,

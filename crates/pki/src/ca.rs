@@ -34,7 +34,7 @@ pub const AUTHORITY_VALIDITY_MS: u64 = 365 * DAY_MS;
 /// How long a node's certificate lives unless policy says otherwise, in milliseconds: 24 hours.
 pub const NODE_VALIDITY_MS: u64 = DAY_MS;
 /// How far the start of validity is dated back, in milliseconds, so that a peer whose clock is behind accepts
-/// a fresh certificate.
+/// a fresh certificate; of a short life a quarter.
 pub const BACKDATE_MS: u64 = 5 * 60 * 1000;
 /// The most DNS names and addresses that a certificate carries.
 pub const MAX_NAMES: usize = 32;
@@ -440,7 +440,9 @@ fn base_params(
     // Positive and of constant length: DER neither needs a leading zero nor drops one.
     serial[0] = (serial[0] & 0x7f) | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = moment(now_ms.saturating_sub(BACKDATE_MS))?;
+    // A certificate that lives seconds must not be mostly past when it is made.
+    let backdate = BACKDATE_MS.min(validity_ms / 4);
+    params.not_before = moment(now_ms.saturating_sub(backdate))?;
     params.not_after = moment(now_ms.saturating_add(validity_ms).min(limit_ms))?;
     params.use_authority_key_identifier_extension = true;
     Ok(params)

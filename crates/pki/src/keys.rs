@@ -126,6 +126,14 @@ impl KeyPair {
         sha256(&self.subject_public_key_info())
     }
 
+    /// Signs a message: ECDSA P-256 with SHA-256, ASN.1. Whoever calls puts a label of its own in front.
+    pub(crate) fn sign_message(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let signature = self.pair.sign(&SystemRandom::new(), message);
+        signature
+            .map(|signature| signature.as_ref().to_vec())
+            .map_err(|_| KeyError::Generation)
+    }
+
     /// A signing request (PKCS#10, DER) that carries the public key and nothing else: names come from whoever
     /// issues.
     pub fn make_csr(&self) -> Result<Vec<u8>, KeyError> {

@@ -196,7 +196,27 @@ pub fn client_verified(
     clock: &Clock,
     alpn: &[&[u8]],
 ) -> Result<Arc<ClientConfig>, ChainError> {
-    client(Check::Trust { trust, expected }, identity, clock, alpn)
+    let check = Check::Trust {
+        trust,
+        expected,
+        seen: None,
+    };
+    client(check, identity, clock, alpn)
+}
+
+/// As [`client_verified`], for any replica, with nothing to present; the server's certificate is then in `seen`.
+pub fn client_verified_recording(
+    trust: Arc<SharedTrust>,
+    seen: Arc<SeenServer>,
+    clock: &Clock,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, ChainError> {
+    let check = Check::Trust {
+        trust,
+        expected: None,
+        seen: Some(seen),
+    };
+    client(check, None, clock, alpn)
 }
 
 /// A client that knows a cluster only by the pin in a ticket or join token: the server's chain must contain
@@ -460,6 +480,7 @@ enum Check {
     Trust {
         trust: Arc<SharedTrust>,
         expected: Option<SpiffeId>,
+        seen: Option<Arc<SeenServer>>,
     },
     Pin {
         pin: [u8; 32],
@@ -474,14 +495,23 @@ enum Check {
 impl Check {
     fn run(&self, chain: &[CertificateDer<'static>], now_ms: u64) -> Result<(), ChainError> {
         match self {
-            Self::Trust { trust, expected } => {
+            Self::Trust {
+                trust,
+                expected,
+                seen,
+            } => {
                 let peer = verify_chain(chain, &trust.current(), Usage::Server, &[Role::Replica], now_ms)?;
                 match expected {
                     Some(wanted) if *wanted != peer.id => Err(ChainError::WrongIdentity {
                         found: peer.id.to_string(),
                         expected: wanted.to_string(),
                     }),
-                    _ => Ok(()),
+                    _ => seen.as_ref().map_or(Ok(()), |seen| {
+                        seen.record(Seen {
+                            certificate: chain[0].clone(),
+                            verified: None,
+                        })
+                    }),
                 }
             }
             Self::Pin {

@@ -1,12 +1,13 @@
 //! Wire forms of what several domains share: read and write information, pages, endpoints, trust bundles.
 
-use palyra_control::{Endpoint, ReadInfo, ReadOptions, WriteInfo};
+use palyra_control::{CertificateTimes, Endpoint, ReadInfo, ReadOptions, WriteInfo};
 use palyra_pki::TrustBundle;
 use palyra_proto::common::v1 as common;
 use palyra_proto::journal::v1 as journal;
 use palyra_proto::node::v1 as node;
 use palyra_proto::pairing::v1 as pairing;
 use palyra_state::Cursor;
+use palyra_state::identity::{Certificate, CertificateStatus};
 
 pub(crate) fn read_options(read: Option<common::ReadOptions>) -> ReadOptions {
     let read = read.unwrap_or_default();
@@ -61,6 +62,25 @@ pub(crate) fn trust_bundle(trust: &TrustBundle, endpoints: Vec<Endpoint>) -> Opt
             })
             .collect(),
     })
+}
+
+/// The times of a certificate.
+pub(crate) fn certificate_times(times: CertificateTimes) -> node::CertificateTimes {
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    node::CertificateTimes {
+        renew_in_ms: millis(times.renew_in),
+        expires_in_ms: millis(times.expires_in),
+        life_ms: millis(times.life),
+    }
+}
+
+/// How a certificate stands at this moment.
+pub(crate) fn certificate_status(certificate: &Certificate) -> &'static str {
+    let over = certificate.not_after <= palyra_platform::wall_ms();
+    match certificate.status() {
+        CertificateStatus::Active | CertificateStatus::Issued if over => "expired",
+        status => status.as_str(),
+    }
 }
 
 pub(crate) fn chain(chain: Vec<Vec<u8>>) -> Vec<bytes::Bytes> {

@@ -1,5 +1,5 @@
 //! What a replica keeps right about itself and its peers: its addresses in the state, theirs in the address
-//! book, and that it is still a member.
+//! book, which certificate it shows, and that it is still a member.
 //!
 //! Invariants: the book follows the state, and what it was before the state had any members stays in it until
 //! then.
@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use palyra_control::Control;
 use palyra_replica::transport::AddressBook;
 use palyra_replica::{Peer, Replica};
 use palyra_state::cluster::{self, Addresses, ReplicaStatus, UpdateReplicaAddresses};
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::exit::{Code, Failure};
+use crate::tls::Tls;
 
 /// Pause between two looks at the state, each after something was applied.
 const LOOK: Duration = Duration::from_millis(100);
@@ -131,6 +133,27 @@ async fn look(
         Err(error) => {
             tracing::debug!(%error, "this replica's addresses are not announced yet");
             Ok(false)
+        }
+    }
+}
+
+/// Tells the cluster which certificate this replica shows, at its start and after each renewal, so that `palyra cluster
+/// status` shows the one in use.
+pub(crate) async fn announce_certificate(control: Control, tls: Arc<Tls>) {
+    let mut shown = tls.shown();
+    loop {
+        let issued = shown.borrow_and_update().clone();
+        let announced = control.announce_certificate(&issued).await;
+        if let Err(error) = &announced {
+            tracing::debug!(%error, "this replica's certificate is not announced yet");
+        }
+        if announced.is_ok_and(|done| done) {
+            // Its end is the end of the process.
+            if shown.changed().await.is_err() {
+                return;
+            }
+        } else {
+            tokio::time::sleep(RETRY).await;
         }
     }
 }

@@ -181,7 +181,8 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
         own::look_after(config, replica.clone(), book, stop.gently.clone()),
     );
     let telling = own::tell_changes(replica.clone());
-    let chores = async move { tokio::join!(telling, tls.keep_fresh()) };
+    let announcing = own::announce_certificate(control.clone(), Arc::clone(&tls));
+    let chores = async move { tokio::join!(telling, announcing, tls.keep_fresh()) };
     let chores = stop.gently.clone().run_until_cancelled_owned(chores);
     serving.look_after("the renewal of certificates", async move {
         chores.await;
@@ -379,6 +380,7 @@ fn tls_of(config: &Config, files: &ReplicaFiles) -> Result<Tls, Failure> {
         files.trust.clone(),
         config.replica.id,
         config.host_names(),
+        config.certificates.replica_validity.get(),
     );
     tls.map_err(|error| {
         let path = config.replica.data_dir.join(layout::AUTHORITY_CERT);
@@ -442,6 +444,8 @@ fn control_config(config: &Config) -> Result<ControlConfig, Failure> {
         suspect_for: config.timers.suspect_for.get(),
         lost_after: Some(config.timers.lost_after.get()).filter(|span| !span.is_zero()),
         drain: config.timers.drain.get(),
+        node_validity: config.certificates.node_validity.get(),
+        operator_validity: config.certificates.operator_validity.get(),
         ..Timings::default()
     };
     timings

@@ -13,12 +13,18 @@ use palyra_pki::chain::{Usage, verify_chain};
 use palyra_pki::tls::{
     ALPN_H2, Clock, EnrolTls, SharedIdentity, SharedTrust, client_verified, server_enrol, server_mutual,
 };
-use palyra_pki::{Authority, KeyPair, Role, SpiffeId, TrustBundle};
+use palyra_pki::{Authority, IssuedCert, KeyPair, Role, SpiffeId, TrustBundle};
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
 
-/// How long the replica's certificate lives: 30 days.
-const VALIDITY_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// How long the replica's certificate lives unless its configuration says otherwise: 30 days.
+const VALIDITY: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// The longest and the shortest pause between two looks at the certificate.
+const LOOK_MAX: Duration = Duration::from_secs(24 * 3600);
+const LOOK_MIN: Duration = Duration::from_millis(500);
+/// The longest pause after a renewal that failed.
+const RETRY_MAX: Duration = Duration::from_secs(3600);
 
 /// Everything that the listeners, and the connections to other replicas, show and check.
 pub(crate) struct Tls {
@@ -34,7 +40,8 @@ pub(crate) struct Tls {
     /// The listener for replicas.
     pub(crate) peers: Arc<ServerConfig>,
     enrol: RwLock<EnrolTls>,
-    not_after_ms: RwLock<u64>,
+    validity: Duration,
+    issued: watch::Sender<IssuedCert>,
 }
 
 /// Who issues this replica's certificate, and what stands behind it in a chain.
@@ -65,7 +72,7 @@ impl Issuer {
 struct Fresh {
     key: KeyPair,
     leaf: Vec<u8>,
-    not_after_ms: u64,
+    issued: IssuedCert,
 }
 
 impl Tls {
@@ -78,20 +85,21 @@ impl Tls {
         names: HostNames,
     ) -> anyhow::Result<Tls> {
         let own = vec![authority.der().to_vec()];
-        Tls::with_certificates(authority, own, trust, replica_id, names)
+        Tls::with_certificates(authority, own, trust, replica_id, names, VALIDITY)
     }
 
-    /// [`Tls::new`], for an authority with several certificates.
+    /// [`Tls::new`], for an authority with several certificates, with certificates of its own that live so long.
     pub(crate) fn with_certificates(
         authority: Arc<Authority>,
         own: Vec<Vec<u8>>,
         trust: TrustBundle,
         replica_id: u64,
         names: HostNames,
+        validity: Duration,
     ) -> anyhow::Result<Tls> {
         let clock = Clock::new(palyra_platform::wall_ms);
         let id = SpiffeId::replica(trust.trust_domain().clone(), replica_id)?;
-        let fresh = issue(&authority, &id, &names)?;
+        let fresh = issue(&authority, &id, &names, validity)?;
         let issuer = Issuer {
             authority,
             own,
@@ -122,7 +130,8 @@ impl Tls {
             node,
             peers,
             enrol: RwLock::new(enrol),
-            not_after_ms: RwLock::new(fresh.not_after_ms),
+            validity,
+            issued: watch::Sender::new(fresh.issued),
         })
     }
 
@@ -133,7 +142,12 @@ impl Tls {
 
     /// When the certificate that is shown now ends, in milliseconds since the Unix epoch.
     pub(crate) fn not_after_ms(&self) -> u64 {
-        *self.not_after_ms.read().unwrap_or_else(PoisonError::into_inner)
+        self.issued.borrow().not_after_ms
+    }
+
+    /// The certificate that is shown now, and each that follows.
+    pub(crate) fn shown(&self) -> watch::Receiver<IssuedCert> {
+        self.issued.subscribe()
     }
 
     /// For a connection to another replica, which must be exactly that one.
@@ -156,11 +170,11 @@ impl Tls {
     }
 
     fn renew_by(&self, issuer: &Issuer) -> anyhow::Result<()> {
-        let fresh = issue(&issuer.authority, &self.id, &self.names)?;
+        let fresh = issue(&issuer.authority, &self.id, &self.names, self.validity)?;
         let enrol = issuer.enrol(&fresh, &self.clock)?;
         self.identity.replace(issuer.chain(&fresh.leaf), &fresh.key)?;
         *self.enrol.write().unwrap_or_else(PoisonError::into_inner) = enrol;
-        *self.not_after_ms.write().unwrap_or_else(PoisonError::into_inner) = fresh.not_after_ms;
+        self.issued.send_replace(fresh.issued);
         Ok(())
     }
 
@@ -179,7 +193,7 @@ impl Tls {
         };
         let mut issuer = self.issuer.write().unwrap_or_else(PoisonError::into_inner);
         if next.own != issuer.own || next.roots != issuer.roots {
-            let fresh = issue(&next.authority, &self.id, &self.names)?;
+            let fresh = issue(&next.authority, &self.id, &self.names, self.validity)?;
             check(&next.chain(&fresh.leaf), &trust)?;
             self.renew_by(&next)?;
             tracing::info!(
@@ -205,36 +219,48 @@ impl Tls {
         tracing::info!(sha256, not_after_ms, "the listeners show this certificate");
     }
 
-    /// Renews at half the certificate's life, forever. A failure is logged and tried again an hour later.
+    fn left(&self) -> Duration {
+        let now = palyra_platform::wall_ms();
+        Duration::from_millis(self.not_after_ms().saturating_sub(now))
+    }
+
+    /// Renews at half the certificate's life, forever. A failure is logged and tried again an hour later, sooner when
+    /// the end is near.
     pub(crate) async fn keep_fresh(&self) {
         self.tell_certificate();
         loop {
-            let left = self.not_after_ms().saturating_sub(palyra_platform::wall_ms());
-            let pause = Duration::from_millis(left / 2);
-            tokio::time::sleep(pause.clamp(Duration::from_secs(60), Duration::from_secs(24 * 3600))).await;
-            if self.not_after_ms().saturating_sub(palyra_platform::wall_ms()) > VALIDITY_MS / 2 {
+            // Short pauses: the machine may sleep, or its clock be set, in between.
+            tokio::time::sleep((self.left() / 8).clamp(LOOK_MIN, LOOK_MAX)).await;
+            if self.left() > self.validity / 2 {
                 continue;
             }
             match self.renew() {
                 Ok(()) => self.tell_certificate(),
                 Err(error) => {
-                    tracing::error!(%error, "the certificate could not be renewed; trying again in an hour");
-                    tokio::time::sleep(Duration::from_secs(3600)).await;
+                    let pause = (self.left() / 8).clamp(LOOK_MIN, RETRY_MAX);
+                    tracing::error!(%error, ?pause, "the certificate could not be renewed; it is tried again");
+                    tokio::time::sleep(pause).await;
                 }
             }
         }
     }
 }
 
-fn issue(authority: &Authority, id: &SpiffeId, names: &HostNames) -> anyhow::Result<Fresh> {
+fn issue(
+    authority: &Authority,
+    id: &SpiffeId,
+    names: &HostNames,
+    validity: Duration,
+) -> anyhow::Result<Fresh> {
     let rng = &mut palyra_platform::fill_random;
     let key = KeyPair::generate(rng)?;
     let now = palyra_platform::wall_ms();
-    let issued = authority.issue_from_csr(&key.make_csr()?, id, VALIDITY_MS, names, now, rng)?;
+    let life = u64::try_from(validity.as_millis())?;
+    let issued = authority.issue_from_csr(&key.make_csr()?, id, life, names, now, rng)?;
     Ok(Fresh {
         key,
-        leaf: issued.der,
-        not_after_ms: issued.not_after_ms,
+        leaf: issued.der.clone(),
+        issued,
     })
 }
 

@@ -91,7 +91,10 @@ fn cluster_need(action: &cluster::Action) -> Need {
     match action {
         Action::Genesis(_) => Need::System,
         Action::MintJoinToken(_) | Action::RemoveReplica(_) => Need::Role(Role::Admin),
-        Action::AllocateReplica(_) | Action::AdmitReplica(_) | Action::SetReplicaStatus(_) => Need::Replica,
+        Action::AllocateReplica(_)
+        | Action::AdmitReplica(_)
+        | Action::SetReplicaStatus(_)
+        | Action::AnnounceCertificate(_) => Need::Replica,
         Action::UpdateReplicaAddresses(_) | Action::RaiseFeatureLevel(_) => Need::ReplicaOr(Role::Admin),
     }
 }
@@ -104,6 +107,10 @@ fn identity_need(action: &identity::Action) -> Need {
         Action::RenewCertificate(command) => Need::Node(command.device_id),
         Action::RevokeOperatorCertificate(_) => Need::Role(Role::Admin),
         Action::RenewOperatorCertificate(command) => Need::Operator(command.name.clone()),
+        Action::ConfirmCertificate(_) => Need::Role(Role::Viewer),
+        Action::RotateDevice(_) | Action::ClearClone(_) => Need::Role(Role::Operator),
+        Action::RecoverDevice(_) => Need::Replica,
+        Action::SetPolicy(_) => Need::Role(Role::Admin),
     }
 }
 

@@ -77,6 +77,9 @@ fn decide(txn: &mut Txn<'_>, meta: &mut Meta, envelope: &Envelope) -> (Result<Re
     }
     let answer =
         cluster::check_level(txn, &envelope.command).and_then(|()| apply_command(txn, &envelope.command));
+    if answer.is_ok() {
+        identity::note_use(txn);
+    }
     if answer.is_err() {
         txn.roll_back();
     } else if txn.has_news() {

@@ -110,7 +110,7 @@ pub struct Replica {
     /// Certificate of its issuing authority, DER; empty until admitted.
     #[prost(bytes = "bytes", tag = "5")]
     pub authority_cert_der: Bytes,
-    /// Its own certificate; zero until admitted.
+    /// The certificate that it shows; zero until admitted.
     #[prost(message, required, tag = "6")]
     pub certificate: Fingerprint,
     /// When its id was given.
@@ -126,6 +126,9 @@ pub struct Replica {
     /// The `max_staleness` by which it serves nodes, as it said last, in milliseconds; 0 when it said none.
     #[prost(uint64, tag = "20")]
     pub max_staleness_ms: u64,
+    /// End of the certificate that it says it shows; 0 when it said nothing since it was admitted.
+    #[prost(uint64, tag = "40")]
+    pub certificate_not_after: u64,
 }
 
 impl Replica {
@@ -175,7 +178,7 @@ pub struct JoinToken {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// The one thing that is asked.
-    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6, 7, 8, 20")]
     pub action: Option<Action>,
 }
 
@@ -207,6 +210,23 @@ pub enum Action {
     /// See [`RaiseFeatureLevel`].
     #[prost(message, tag = "8")]
     RaiseFeatureLevel(RaiseFeatureLevel),
+    /// See [`AnnounceCertificate`].
+    #[prost(message, tag = "20")]
+    AnnounceCertificate(AnnounceCertificate),
+}
+
+/// Says which certificate a replica shows now. Actor: that replica. Reply: `Done`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AnnounceCertificate {
+    /// The replica.
+    #[prost(uint64, tag = "1")]
+    pub replica_id: u64,
+    /// SHA-256 of the certificate's DER.
+    #[prost(message, required, tag = "2")]
+    pub certificate: Fingerprint,
+    /// Valid until, exclusive.
+    #[prost(uint64, tag = "3")]
+    pub not_after: u64,
 }
 
 /// The birth of a cluster: replica 1, and the first operator, an admin. Actor: system. Reply: `Done`.

@@ -185,6 +185,7 @@ fn cluster_name(action: &cluster::Action) -> &'static str {
         cluster::Action::UpdateReplicaAddresses(_) => "cluster.update_replica_addresses",
         cluster::Action::RemoveReplica(_) => "cluster.remove_replica",
         cluster::Action::RaiseFeatureLevel(_) => "cluster.raise_feature_level",
+        cluster::Action::AnnounceCertificate(_) => "cluster.announce_certificate",
     }
 }
 
@@ -204,6 +205,11 @@ fn identity_name(action: &identity::Action) -> &'static str {
         identity::Action::RenewOperatorCertificate(_) => "identity.renew_operator_certificate",
         identity::Action::RemoveDevice(_) => "identity.remove_device",
         identity::Action::PurgeDevice(_) => "identity.purge_device",
+        identity::Action::ConfirmCertificate(_) => "identity.confirm_certificate",
+        identity::Action::RotateDevice(_) => "identity.rotate_device",
+        identity::Action::RecoverDevice(_) => "identity.recover_device",
+        identity::Action::ClearClone(_) => "identity.clear_clone",
+        identity::Action::SetPolicy(_) => "identity.set_policy",
     }
 }
 
@@ -323,12 +329,12 @@ macro_rules! commands {
 commands! {
     Cluster cluster {
         Genesis MintJoinToken AllocateReplica AdmitReplica SetReplicaStatus UpdateReplicaAddresses
-        RemoveReplica RaiseFeatureLevel
+        RemoveReplica RaiseFeatureLevel AnnounceCertificate
     }
     Access access { AddOperator RemoveOperator SetRole }
     Identity identity {
-        RevokeDevice RenewCertificate RevokeOperatorCertificate RenewOperatorCertificate
-        RemoveDevice PurgeDevice
+        RevokeDevice RenewCertificate RevokeOperatorCertificate RenewOperatorCertificate ConfirmCertificate
+        RotateDevice RecoverDevice ClearClone SetPolicy RemoveDevice PurgeDevice
     }
     Pairing pairing {
         MintCode RevokeCode BeginAttempt FailAttempt Prove Approve Reject MarkCompleted Expire

@@ -50,7 +50,7 @@ pub enum Answer {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Accepted {
     /// The reply.
-    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 19")]
+    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 19")]
     pub reply: Option<Reply>,
 }
 

@@ -1,15 +1,19 @@
 //! Devices and certificates: who is trusted, and by which key.
 //!
 //! What never lives here: private keys, and the making of certificates (they arrive signed).
-//! Invariants: a certificate is recorded before anybody is given it; a revoked device stays revoked, all its
+//! Invariants: a certificate is recorded before anybody is given it; it and the ones before it work until it is
+//! first used, and from then on it alone; a device's counter never goes down; a revoked device stays revoked, all its
 //! certificates are revoked in the same entry, and it has no session and no open dispatch; a public key
 //! belongs to one device; a device that is removed is forgotten, but what it was known by stays refused.
 
 mod bans;
+mod life;
 mod rules;
 
 pub(crate) use bans::check_ban;
 pub use bans::{Ban, ban, bans, bans_by_prefix};
+pub(crate) use life::note_use;
+pub use life::{CertificatePolicy, CloneSuspicion, Rotation, RotationState, policy};
 pub use rules::is_valid;
 pub(crate) use rules::{apply, claim_key, has_working_certificate, record, revoke_all};
 
@@ -73,6 +77,29 @@ pub struct Device {
     /// Log index of the revocation; 0 when there is none.
     #[prost(uint64, tag = "10")]
     pub revoked_index: u64,
+    /// The counter of its newest renewal or recovery; never goes down. The node keeps the same number, so that two
+    /// machines with one data folder betray themselves.
+    #[prost(uint64, tag = "20")]
+    pub counter: u64,
+    /// Address that the newest renewal or recovery came from.
+    #[prost(string, tag = "21")]
+    pub counter_source: String,
+    /// When it was.
+    #[prost(uint64, tag = "22")]
+    pub counter_at: u64,
+    /// Why it is suspected to be two machines, while it is.
+    #[prost(message, optional, tag = "23")]
+    pub suspicion: Option<CloneSuspicion>,
+    /// The newest request of an operator that it change its certificate.
+    #[prost(message, optional, tag = "24")]
+    pub rotation: Option<Rotation>,
+    /// When it last recovered after its certificate had run out; 0 when it never did.
+    #[prost(uint64, tag = "25")]
+    pub recovered_at: u64,
+    /// The next renewal is taken whatever its counter: an operator said that the machine is the only one, or it was
+    /// paired anew.
+    #[prost(bool, tag = "26")]
+    pub resync: bool,
 }
 
 /// Whom a certificate names.
@@ -103,12 +130,14 @@ impl CertificateKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
 #[repr(i32)]
 pub enum CertificateStatus {
-    /// The holder's newest.
+    /// The one in use.
     Active = 0,
-    /// There is a newer one; this one works until it expires.
+    /// A newer one is in use; this one works no more.
     Superseded = 1,
     /// Works no more.
     Revoked = 2,
+    /// Works, and was not used yet: until then the one before it works too.
+    Issued = 3,
 }
 
 impl CertificateStatus {
@@ -119,6 +148,7 @@ impl CertificateStatus {
             CertificateStatus::Active => "active",
             CertificateStatus::Superseded => "superseded",
             CertificateStatus::Revoked => "revoked",
+            CertificateStatus::Issued => "issued",
         }
     }
 }
@@ -162,6 +192,19 @@ pub struct Certificate {
     /// SHA-256 of its SubjectPublicKeyInfo.
     #[prost(message, required, tag = "12")]
     pub spki: Fingerprint,
+    /// Log index of the entry that recorded it, which orders a holder's certificates; 0 for one that was its holder's
+    /// only one from the beginning.
+    #[prost(uint64, tag = "20")]
+    pub issued_index: u64,
+    /// When it was first used; 0 when it was not, or was in use from the beginning.
+    #[prost(uint64, tag = "21")]
+    pub used_at: u64,
+    /// When a newer one took its place; 0 when none did.
+    #[prost(uint64, tag = "22")]
+    pub superseded_at: u64,
+    /// The device's counter with it; 0 for the first one.
+    #[prost(uint64, tag = "23")]
+    pub counter: u64,
     /// Which of its signer's authorities, or which root; 0: the first.
     #[prost(uint32, tag = "35")]
     pub authority_number: u32,
@@ -221,7 +264,7 @@ pub struct KeyOwner {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// The one thing that is asked.
-    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 10, 11")]
+    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub action: Option<Action>,
 }
 
@@ -240,6 +283,21 @@ pub enum Action {
     /// See [`RenewOperatorCertificate`].
     #[prost(message, tag = "4")]
     RenewOperatorCertificate(RenewOperatorCertificate),
+    /// See [`ConfirmCertificate`].
+    #[prost(message, tag = "5")]
+    ConfirmCertificate(ConfirmCertificate),
+    /// See [`RotateDevice`].
+    #[prost(message, tag = "6")]
+    RotateDevice(RotateDevice),
+    /// See [`RecoverDevice`].
+    #[prost(message, tag = "7")]
+    RecoverDevice(RecoverDevice),
+    /// See [`ClearClone`].
+    #[prost(message, tag = "8")]
+    ClearClone(ClearClone),
+    /// See [`SetPolicy`].
+    #[prost(message, tag = "9")]
+    SetPolicy(SetPolicy),
     /// See [`RemoveDevice`].
     #[prost(message, tag = "10")]
     RemoveDevice(RemoveDevice),
@@ -291,7 +349,9 @@ pub struct PurgeDevice {
     pub force: bool,
 }
 
-/// Records a device's next certificate; the present one stays valid. Actor: that node. Reply: `Done`.
+/// Records a device's next certificate; the present one works until the next is used. The same key under the same
+/// counter is answered again; another key under a counter that was used makes the device suspected to be two
+/// machines. Actor: that node. Reply: `Renewed`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RenewCertificate {
     /// The device.
@@ -300,6 +360,74 @@ pub struct RenewCertificate {
     /// The new certificate.
     #[prost(message, required, tag = "2")]
     pub certificate: NewCertificate,
+    /// One more than the counter that the node holds; from 1.
+    #[prost(uint64, tag = "3")]
+    pub counter: u64,
+    /// Address that it came from.
+    #[prost(string, tag = "4")]
+    pub source: String,
+}
+
+/// Uses the certificate that it comes with, and does nothing else: the ones before it end. Actor: operator. Reply:
+/// `Done`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct ConfirmCertificate {}
+
+/// Asks a device to change its certificate and key now. While a request is open, another changes nothing. Actor:
+/// operator. Reply: `RotationRequested`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RotateDevice {
+    /// The device.
+    #[prost(message, required, tag = "1")]
+    pub device_id: Id,
+    /// Why; may be empty.
+    #[prost(string, tag = "2")]
+    pub reason: String,
+    /// Within which time it should be in use, after which it is overdue; 0: a day.
+    #[prost(uint64, tag = "3")]
+    pub deadline_ms: u64,
+}
+
+/// Records the next certificate of a device whose certificates have run out. The serving replica has verified that
+/// the request is signed with the key of `shown`. Counter and refusals as of a renewal; a device that is suspected
+/// to be two machines recovers not at all. Actor: replica. Reply: `Renewed`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RecoverDevice {
+    /// The device.
+    #[prost(message, required, tag = "1")]
+    pub device_id: Id,
+    /// The new certificate.
+    #[prost(message, required, tag = "2")]
+    pub certificate: NewCertificate,
+    /// One more than the counter that the node holds; from 1.
+    #[prost(uint64, tag = "3")]
+    pub counter: u64,
+    /// Address that it came from.
+    #[prost(string, tag = "4")]
+    pub source: String,
+    /// The certificate whose key signed the request.
+    #[prost(message, required, tag = "5")]
+    pub shown: Fingerprint,
+}
+
+/// Says that a suspected device is one machine after all. Its next renewal is taken whatever its counter. Actor:
+/// operator. Reply: `Done`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClearClone {
+    /// The device.
+    #[prost(message, required, tag = "1")]
+    pub device_id: Id,
+    /// Why; may be empty.
+    #[prost(string, tag = "2")]
+    pub reason: String,
+}
+
+/// Sets what the whole cluster holds certificates to. Actor: admin. Reply: `Done`.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct SetPolicy {
+    /// How long after its certificate's end a device may recover by itself; 0: never.
+    #[prost(uint64, tag = "1")]
+    pub recovery_ms: u64,
 }
 
 /// Revokes one certificate of an operator. Actor: admin. Reply: `Done`.
@@ -313,8 +441,8 @@ pub struct RevokeOperatorCertificate {
     pub reason: String,
 }
 
-/// Records an operator's next certificate; the present one stays valid. Actor: that operator, or an admin.
-/// Reply: `Done`.
+/// Records an operator's next certificate; the present one works until the next is used. Actor: that operator, or an
+/// admin. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RenewOperatorCertificate {
     /// The operator.
@@ -367,6 +495,12 @@ pub fn certificates_of(r: &dyn Read, kind: CertificateKind, subject: &str) -> Ve
         .filter_map(|bytes| Fingerprint::from_slice(bytes))
         .filter_map(|fingerprint| certificate_by_fingerprint(r, fingerprint))
         .collect();
-    found.sort_by_key(|certificate| (certificate.issued_at, certificate.fingerprint));
+    found.sort_by_key(|certificate| {
+        (
+            certificate.issued_at,
+            certificate.issued_index,
+            certificate.fingerprint,
+        )
+    });
     found
 }

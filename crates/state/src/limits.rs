@@ -80,6 +80,16 @@ pub const DEVICES: u64 = 100_000;
 pub const BANS: u64 = 100_000;
 /// Removed devices whose expired certificates one removal forgets.
 pub const BANS_SWEPT: usize = 4;
+/// How long after the end of its certificate a device may recover, unless the cluster's policy says otherwise.
+pub const RECOVERY_WINDOW: u64 = 30 * DAY;
+/// The longest that the policy may say.
+pub const RECOVERY_WINDOW_MAX: u64 = 366 * DAY;
+/// Within which time a rotation should be in use when nothing is asked for.
+pub const ROTATION_DEADLINE: u64 = DAY;
+/// Shortest such time.
+pub const ROTATION_DEADLINE_MIN: u64 = SECOND;
+/// Longest such time.
+pub const ROTATION_DEADLINE_MAX: u64 = 30 * DAY;
 
 /// Codes that are open at one time.
 pub const CODES_OPEN: usize = 20;
@@ -207,5 +217,7 @@ const _: () = {
     assert!(CRL_MAX + 1024 <= ENVELOPE_MAX && CRL_ENTRIES * 48 < CRL_MAX);
     // Both roots of a rotation, and one that is retired to make room.
     assert!(ROOTS > 2);
+    assert!(RECOVERY_WINDOW < RECOVERY_WINDOW_MAX);
+    assert!(ROTATION_DEADLINE_MIN < ROTATION_DEADLINE && ROTATION_DEADLINE < ROTATION_DEADLINE_MAX);
     assert!((OPEN_PER_DEVICE as usize) * 16 <= ENVELOPE_MAX);
 };

@@ -5,6 +5,7 @@
 //! compares both.
 
 mod texts;
+mod words;
 
 pub use texts::Code;
 

@@ -44,6 +44,12 @@ pub enum Reply {
     /// A batch was worked off.
     #[prost(message, tag = "12")]
     Counted(Counted),
+    /// What became of a renewal or recovery.
+    #[prost(message, tag = "13")]
+    Renewed(Renewed),
+    /// A device is asked to change its certificate.
+    #[prost(message, tag = "14")]
+    RotationRequested(RotationRequested),
     /// A result came after the end of its dispatch, and was noted.
     #[prost(message, tag = "19")]
     Late(Late),
@@ -227,4 +233,44 @@ pub struct Counted {
     /// How many were changed.
     #[prost(uint32, tag = "1")]
     pub count: u32,
+}
+
+/// What became of a renewal or recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum RenewalOutcome {
+    /// A certificate was recorded.
+    Issued = 0,
+    /// The same request as before: this is the certificate of that time.
+    Repeated = 1,
+    /// Refused: the counter was used before, with another key.
+    CloneSuspected = 2,
+}
+
+/// What became of a renewal or recovery.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Renewed {
+    /// What became of it.
+    #[prost(enumeration = "RenewalOutcome", tag = "1")]
+    pub outcome: i32,
+    /// The certificate; zero when it was refused.
+    #[prost(message, required, tag = "2")]
+    pub fingerprint: Fingerprint,
+    /// The device's counter from now on.
+    #[prost(uint64, tag = "3")]
+    pub counter: u64,
+}
+
+/// A device is asked to change its certificate.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct RotationRequested {
+    /// Log index of the entry that asked, now or earlier.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// An earlier request is open: this one changed nothing.
+    #[prost(bool, tag = "2")]
+    pub already: bool,
+    /// After which it is overdue.
+    #[prost(uint64, tag = "3")]
+    pub deadline_at: u64,
 }

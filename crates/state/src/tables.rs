@@ -42,6 +42,8 @@ pub const CERTIFICATES: Table<identity::Certificate> = Table::new(0x21, "certifi
 pub const CERTIFICATES_OF: Table<Present> = Table::new(0x22, "certificates_of");
 /// Device ids by public key, revoked ones included.
 pub const DEVICE_KEYS: Table<identity::KeyOwner> = Table::new(0x23, "device_keys");
+/// What the whole cluster holds certificates to.
+pub const CERTIFICATE_POLICY: Table<identity::CertificatePolicy> = Table::new(0x24, "certificate_policy");
 /// Removed devices by id.
 pub const BANS: Table<identity::Ban> = Table::new(0x26, "bans");
 /// Removed devices whose certificates have not been forgotten, by (when they have expired, device id).
@@ -132,6 +134,7 @@ pub const ALL: &[(u8, &str)] = &[
     CERTIFICATES.entry(),
     CERTIFICATES_OF.entry(),
     DEVICE_KEYS.entry(),
+    CERTIFICATE_POLICY.entry(),
     BANS.entry(),
     BANS_DUE.entry(),
     CODES.entry(),

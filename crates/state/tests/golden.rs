@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod kit;
+#[path = "golden/lives.rs"]
+mod lives;
 #[path = "golden/records.rs"]
 mod records;
 
@@ -152,6 +154,15 @@ fn command_samples() -> BTreeMap<String, Vec<u8>> {
     let with_times = Envelope::new(base.request_id, base.actor.clone(), with_times);
     samples.insert("command.nodes.detach_replica.with_times".to_owned(), with_times);
     later_fields(&mut samples);
+    let base = &samples["command.identity.renew_certificate"];
+    let counted = identity::RenewCertificate {
+        device_id: id(3),
+        certificate: certificate("n1"),
+        counter: 3,
+        source: text("192.0.2.7"),
+    };
+    let counted = Envelope::new(base.request_id, base.actor.clone(), counted);
+    samples.insert("command.identity.renew_certificate.counted".to_owned(), counted);
     samples
         .into_iter()
         .map(|(name, envelope)| (name, envelope.encode()))
@@ -293,6 +304,7 @@ fn enums() -> Vec<(&'static str, Vec<(String, i32)>)> {
         ("code_status", numbers::<pairing::CodeStatus>()),
         ("request_status", numbers::<pairing::RequestStatus>()),
         ("attempt_outcome", numbers::<reply::AttemptOutcome>()),
+        ("renewal_outcome", numbers::<reply::RenewalOutcome>()),
         ("effect", numbers::<nodes::Effect>()),
         ("node_status", numbers::<nodes::NodeStatus>()),
         ("condition_kind", numbers::<nodes::ConditionKind>()),
@@ -349,7 +361,9 @@ fn envelopes() -> BTreeMap<String, Envelope> {
     let mut named = named;
     // By themselves, so that what others append does not move them.
     let ca = (300..).zip(ca_commands(&mut world));
-    for (at, command) in ca.chain((400..).zip(ban_commands(&mut world))) {
+    let bans = (400..).zip(ban_commands(&mut world));
+    let certificates = (500..).zip(certificate_commands(&mut world));
+    for (at, command) in ca.chain(bans).chain(certificates) {
         let envelope = Envelope {
             request_id: id(at),
             actor: actors[at as usize % actors.len()].clone(),
@@ -357,7 +371,7 @@ fn envelopes() -> BTreeMap<String, Envelope> {
         };
         named.insert(format!("command.{}", envelope.command.name()), envelope);
     }
-    assert_eq!(named.len(), 49, "a command without a sample");
+    assert_eq!(named.len(), 55, "a command without a sample");
     named
 }
 
@@ -406,6 +420,8 @@ fn identity_commands(world: &mut World) -> Vec<Command> {
         identity::RenewCertificate {
             device_id,
             certificate: certificate.clone(),
+            counter: 0,
+            source: String::new(),
         }
         .into(),
         identity::RevokeOperatorCertificate {
@@ -434,6 +450,39 @@ fn ban_commands(world: &mut World) -> Vec<Command> {
             device_id,
             reason: text("bought back"),
             force: true,
+        }
+        .into(),
+    ]
+}
+
+fn certificate_commands(world: &mut World) -> Vec<Command> {
+    let device_id = world.id("n1");
+    vec![
+        identity::ConfirmCertificate {}.into(),
+        identity::RotateDevice {
+            device_id,
+            reason: text("spring"),
+            deadline_ms: 3,
+        }
+        .into(),
+        identity::RecoverDevice {
+            device_id,
+            certificate: certificate("n1"),
+            counter: 3,
+            source: text("192.0.2.7"),
+            shown: fingerprint("n1"),
+        }
+        .into(),
+        identity::ClearClone {
+            device_id,
+            reason: text("one machine"),
+        }
+        .into(),
+        identity::SetPolicy { recovery_ms: 1 }.into(),
+        cluster::AnnounceCertificate {
+            replica_id: 2,
+            certificate: fingerprint("r2"),
+            not_after: 3,
         }
         .into(),
     ]

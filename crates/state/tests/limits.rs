@@ -119,6 +119,8 @@ fn certificates_of_a_device() {
             not_after: kit::T0 + 86_400_000,
             ..certificate("n1")
         },
+        counter: number as u64,
+        source: String::new(),
     };
     for number in 1..limits::CERTIFICATES {
         world.accept(node.clone(), renew(number));

@@ -318,6 +318,7 @@ fn cluster_command(args: &mut Args<'_>, name: &str) -> Command {
             replica_id: args.number("id"),
         }
         .into(),
+        "cluster.announce_certificate" => commands::announce(args.number("id"), &args.certificate()).into(),
         "cluster.raise_feature_level" => cluster::RaiseFeatureLevel {
             level: args.number("level") as u32,
         }
@@ -368,8 +369,34 @@ fn identity_command(args: &mut Args<'_>, name: &str) -> Command {
         "identity.renew_certificate" => identity::RenewCertificate {
             device_id: args.id("device"),
             certificate: args.certificate(),
+            counter: args.number("counter"),
+            source: args.text("from"),
         }
         .into(),
+        "identity.recover_device" => identity::RecoverDevice {
+            device_id: args.id("device"),
+            certificate: args.certificate(),
+            counter: args.number("counter"),
+            source: args.text("from"),
+            shown: fingerprint(&args.text("shown")),
+        }
+        .into(),
+        "identity.confirm_certificate" => identity::ConfirmCertificate {}.into(),
+        "identity.rotate_device" => identity::RotateDevice {
+            device_id: args.id("device"),
+            reason: args.text("reason"),
+            deadline_ms: args.number("deadline"),
+        }
+        .into(),
+        "identity.clear_clone" => identity::ClearClone {
+            device_id: args.id("device"),
+            reason: args.text("reason"),
+        }
+        .into(),
+        "identity.set_policy" => {
+            let recovery_ms = args.number("recovery");
+            identity::SetPolicy { recovery_ms }.into()
+        }
         "identity.revoke_operator_certificate" => identity::RevokeOperatorCertificate {
             fingerprint: fingerprint(&args.text("cert")),
             reason: args.text("reason"),

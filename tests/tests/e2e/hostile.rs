@@ -421,6 +421,7 @@ pub(crate) async fn a_node_without_streams_polls(cluster: &mut Cluster) {
     assert!(!refusal(&stale).0.is_empty(), "{stale}");
 }
 
+/// Both work until the new one is first used; then the old one is refused, by every replica.
 pub(crate) async fn a_renewed_certificate_works_beside_the_old(cluster: &mut Cluster) {
     let dir = cluster.pair_node("renewer").await;
     let (device_id, old) = identity(&dir);
@@ -430,6 +431,7 @@ pub(crate) async fn a_renewed_certificate_works_beside_the_old(cluster: &mut Clu
         request_id: palyra_client::new_ulid(),
         device_id: device_id.to_owned(),
         csr: csr.into(),
+        counter: 1,
     };
     let csr = key.make_csr().unwrap();
     for (name, request) in [
@@ -448,12 +450,21 @@ pub(crate) async fn a_renewed_certificate_works_beside_the_old(cluster: &mut Clu
     let chain: Vec<Vec<u8>> = chain.iter().map(|der| der.to_vec()).collect();
     let new = Credential::new(&old.trust().unwrap(), old.endpoints.clone(), &chain, &key).unwrap();
     assert_eq!(new.identity().unwrap().id.id(), device_id);
-    for (credential, at) in [(&new, 2), (&old, 3), (&new, 1)] {
+    for (credential, at) in [(&old, 3), (&new, 2), (&new, 1)] {
         let channel = dial(credential, &cluster.node_addr(at)).await.unwrap();
         let registered = eventually("the certificate to be known", async || {
             let mut client = NodeServiceClient::new(channel.clone());
             client.register(registration(&device_id)).await.ok()
         });
         registered.await;
+    }
+    for at in 1..=3 {
+        let channel = dial(&old, &cluster.node_addr(at)).await.unwrap();
+        eventually("the old certificate to be refused", async || {
+            let mut client = NodeServiceClient::new(channel.clone());
+            let refused = client.register(registration(&device_id)).await.err()?;
+            (refusal(&refused).0 == "E0312").then_some(())
+        })
+        .await;
     }
 }

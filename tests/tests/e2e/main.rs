@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod authorities;
+mod certificates;
 mod damage;
 mod depth;
 mod dispatch;
@@ -104,6 +105,9 @@ const TESTS: &[Test] = &[
     }),
     ("a_renewed_certificate_works_beside_the_old", |c| {
         Box::pin(hostile::a_renewed_certificate_works_beside_the_old(c))
+    }),
+    ("certificates_that_live_seconds", |c| {
+        Box::pin(certificates::certificates_that_live_seconds(c))
     }),
     ("the_agent_runs_in_the_background", |c| {
         Box::pin(dispatch::the_agent_runs_in_the_background(c))

@@ -430,6 +430,8 @@ fn status_facts(status: &ServiceStatus) -> Vec<(&'static str, String)> {
                 "certificate",
                 format!("{} ends {}", agent.fingerprint, told_end(agent.not_after_ms)),
             ),
+            ("renewals", renewals(agent)),
+            ("certificate problem", agent.certificate_problem.clone()),
             ("last error", agent.last_error.clone()),
         ]);
     }
@@ -443,6 +445,14 @@ fn status_facts(status: &ServiceStatus) -> Vec<(&'static str, String)> {
             .unwrap_or_default(),
     ));
     facts
+}
+
+fn renewals(agent: &AgentStatus) -> String {
+    match (agent.renewals, agent.renewed_at_ms) {
+        (0, 0) => String::new(),
+        (count, 0) => format!("{count}, none since the agent's start"),
+        (count, at_ms) => format!("{count}, the last {}", told_end(at_ms)),
+    }
 }
 
 fn told_end(at_ms: u64) -> String {

@@ -7,6 +7,7 @@ use palyra_client::{fill_random, new_ulid, wall_ms};
 use palyra_pki::ca::HostNames;
 use palyra_pki::tls::{ALPN_H2, SharedIdentity, SharedTrust, server_mutual};
 use palyra_pki::{Authority, Credential, KeyPair, Role, Root, SpiffeId, TrustBundle, TrustDomain};
+use palyra_proto::access::v1 as access;
 use palyra_proto::access::v1::access_service_server::{AccessService, AccessServiceServer};
 use palyra_proto::access::v1::{
     AddOperatorRequest, AddOperatorResponse, ListOperatorsRequest, ListOperatorsResponse,
@@ -224,6 +225,27 @@ impl AccessService for Service {
         &self,
         _: Request<AddOperatorRequest>,
     ) -> Result<Response<AddOperatorResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn renew_certificate(
+        &self,
+        _: Request<access::RenewCertificateRequest>,
+    ) -> Result<Response<access::RenewCertificateResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn confirm_certificate(
+        &self,
+        _: Request<access::ConfirmCertificateRequest>,
+    ) -> Result<Response<access::ConfirmCertificateResponse>, Status> {
+        Err(Status::unimplemented("not in this test"))
+    }
+
+    async fn revoke_certificate(
+        &self,
+        _: Request<access::RevokeCertificateRequest>,
+    ) -> Result<Response<access::RevokeCertificateResponse>, Status> {
         Err(Status::unimplemented("not in this test"))
     }
 

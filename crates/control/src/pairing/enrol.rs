@@ -444,7 +444,7 @@ fn malformed(field: &'static str, error: PinError) -> Error {
 }
 
 /// The CSR's key, after all checks of the CSR itself.
-fn csr_key(csr: &[u8]) -> Result<Fingerprint, Error> {
+pub(crate) fn csr_key(csr: &[u8]) -> Result<Fingerprint, Error> {
     let key = keys::check_csr(csr).map_err(|error| {
         Error::invalid(
             "csr",

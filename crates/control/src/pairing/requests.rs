@@ -14,11 +14,11 @@ use palyra_state::pairing::{
 };
 use palyra_state::{Code, Fingerprint, Id, Read, Reject, ca};
 
-use crate::caller::Caller;
+use crate::caller::{Caller, millis};
 use crate::control::{Control, ReadInfo, ReadOptions, WriteInfo, bounded_wait};
 use crate::dispatch::{Page, next_page, page_size, page_start};
 use crate::error::{Error, Refusal};
-use crate::limits::{NODE_TTL_MS, POLL_WAIT_MAX};
+use crate::limits::POLL_WAIT_MAX;
 use crate::selector;
 
 /// A pairing request as operators see it.
@@ -215,7 +215,8 @@ impl Control {
 
     /// Signs a node's certificate over the key in a CSR.
     pub(crate) fn sign_node(&self, csr: &[u8], device_id: Id) -> Result<NewCertificate, Error> {
-        self.sign(csr, CertificateRole::Node, &device_id.to_string(), NODE_TTL_MS)
+        let life = millis(self.timings().node_validity);
+        self.sign(csr, CertificateRole::Node, &device_id.to_string(), life)
     }
 
     /// Signs a leaf with this replica's own authority.

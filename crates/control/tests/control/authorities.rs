@@ -1,6 +1,6 @@
 //! Roots and authorities that are replaced while nodes come and go.
 
-use palyra_control::{Error, Outbound, ReadOptions, Session};
+use palyra_control::{Error, Outbound, ReadOptions, Renewal, Session};
 use palyra_pki::chain::{Usage, verify_chain};
 use palyra_pki::credential::to_rustls;
 use palyra_pki::{KeyPair, Role, TrustBundle};
@@ -79,8 +79,18 @@ fn bundle(one: &Cluster, roots: Vec<Vec<u8>>) -> TrustBundle {
 /// The chain that a node gets when it renews now.
 async fn renewed(one: &Cluster, node: &Machine) -> Vec<Vec<u8>> {
     let caller = one.control.admit_node(node.peer()).unwrap();
-    let renewed = one.control.renew(&caller, "", &csr()).await;
-    renewed.unwrap().0
+    let device = node.device_id.to_string();
+    let local = ReadOptions {
+        local: true,
+        min_index: 0,
+    };
+    let (seen, _) = one.control.get_device(local, &device).await.unwrap();
+    let renewal = Renewal {
+        csr: csr().into(),
+        counter: seen.record.counter + 1,
+        ..Renewal::default()
+    };
+    one.control.renew(&caller, renewal).await.unwrap().chain
 }
 
 fn csr() -> Vec<u8> {

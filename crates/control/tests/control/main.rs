@@ -6,6 +6,7 @@
 
 mod authorities;
 mod beginning;
+mod certificates;
 mod depth;
 mod dispatching;
 mod events;

@@ -1,6 +1,6 @@
 //! Operators, the journal, and renewal.
 
-use palyra_control::{End, Error, ReadOptions, TailOptions};
+use palyra_control::{End, Error, ReadOptions, Renewal, TailOptions};
 use palyra_pki::{KeyPair, PeerIdentity};
 use palyra_platform as platform;
 use palyra_state::Code;
@@ -122,15 +122,24 @@ async fn bad_operators_are_not_added() {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_works_beside_the_old_one() {
+async fn a_renewed_certificate_works_beside_the_old_one_until_it_is_used() {
     let cluster = Cluster::found().await;
     let node = cluster.node("m").await;
     let caller = cluster.control.admit_node(node.peer()).unwrap();
-    let (chain, _) = cluster.control.renew(&caller, "", &csr()).await.unwrap();
-    let renewed = PeerIdentity::from_der(&chain[0]).unwrap();
+    let renewal = |csr: Vec<u8>| Renewal {
+        csr: csr.into(),
+        counter: 1,
+        ..Renewal::default()
+    };
+    let brought = cluster.control.renew(&caller, renewal(csr())).await.unwrap();
+    let renewed = PeerIdentity::from_der(&brought.chain[0]).unwrap();
     assert!(cluster.control.admit_node(&renewed).is_ok());
     assert!(cluster.control.admit_node(node.peer()).is_ok());
-    let error = cluster.control.renew(&caller, "", b"no csr").await.unwrap_err();
+    let error = cluster
+        .control
+        .renew(&caller, renewal(b"no csr".to_vec()))
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::Invalid { field: "csr", .. }), "{error:?}");
 }
 

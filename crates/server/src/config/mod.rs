@@ -10,6 +10,7 @@ mod quantity;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use palyra_pki::{TrustDomain, identity, layout};
 use serde::Deserialize;
@@ -37,6 +38,9 @@ pub(crate) struct Config {
     /// Times.
     #[serde(default)]
     pub(crate) timers: TimersSection,
+    /// How long certificates live.
+    #[serde(default)]
+    pub(crate) certificates: CertificatesSection,
     /// The Raft group.
     #[serde(default)]
     pub(crate) raft: RaftSection,
@@ -199,6 +203,39 @@ impl Default for TimersSection {
     }
 }
 
+/// A second, in milliseconds: the least that a certificate may live.
+const LEAST_MS: u64 = 1_000;
+/// An hour, in milliseconds.
+const HOUR_MS: u64 = 3_600_000;
+/// The least that a certificate may live in production: long enough for a renewal that fails to be tried again.
+const SENSIBLE: Duration = Duration::from_secs(60);
+
+/// How long certificates live that this replica signs. All replicas should have the same values.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CertificatesSection {
+    /// Of nodes.
+    pub(crate) node_validity: Span<LEAST_MS, { 30 * 24 * HOUR_MS }>,
+    /// Of operators, when nothing else is asked for.
+    pub(crate) operator_validity: Span<LEAST_MS, { 366 * 24 * HOUR_MS }>,
+    /// Of this replica itself.
+    pub(crate) replica_validity: Span<LEAST_MS, { 366 * 24 * HOUR_MS }>,
+    /// Allows less than a minute: for tests.
+    pub(crate) short_lives: bool,
+}
+
+impl Default for CertificatesSection {
+    fn default() -> CertificatesSection {
+        const DEFAULT: CertificatesSection = CertificatesSection {
+            node_validity: Span::ms(24 * HOUR_MS),
+            operator_validity: Span::ms(30 * 24 * HOUR_MS),
+            replica_validity: Span::ms(30 * 24 * HOUR_MS),
+            short_lives: false,
+        };
+        DEFAULT
+    }
+}
+
 /// The Raft group. All replicas should have the same values.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -338,6 +375,18 @@ impl Config {
             }
         };
         let (timers, raft) = (&self.timers, &self.raft);
+        let lives = &self.certificates;
+        for (key, life) in [
+            ("certificates.node_validity", lives.node_validity.get()),
+            ("certificates.operator_validity", lives.operator_validity.get()),
+            ("certificates.replica_validity", lives.replica_validity.get()),
+        ] {
+            need(
+                lives.short_lives || life >= SENSIBLE,
+                key,
+                "less than a minute is for tests; set certificates.short_lives = true if this is one",
+            )?;
+        }
         need(
             timers.heartbeat_timeout.get() >= 2 * timers.heartbeat.get(),
             "timers.heartbeat_timeout",

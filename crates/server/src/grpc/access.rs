@@ -1,5 +1,6 @@
 //! `AccessService`: operators, and who the caller is.
 
+use palyra_control::OperatorView;
 use palyra_proto::access::v1 as wire;
 use palyra_proto::access::v1::access_service_server::AccessService;
 use palyra_state::access::{Operator, Role};
@@ -35,7 +36,7 @@ impl AccessService for Gateway {
             .await
             .map_err(|error| self.fail(error))?;
         Ok(Response::new(wire::ListOperatorsResponse {
-            operators: operators.into_iter().map(operator_info).collect(),
+            operators: operators.into_iter().map(operator_view).collect(),
             read: convert::read_info(info),
         }))
     }
@@ -80,6 +81,72 @@ impl AccessService for Gateway {
             write: convert::write_info(write),
         }))
     }
+
+    async fn renew_certificate(
+        &self,
+        request: Request<wire::RenewCertificateRequest>,
+    ) -> Result<Response<wire::RenewCertificateResponse>, Status> {
+        let caller = self.operator(&request, Role::Viewer)?;
+        let renew = request.into_inner();
+        let renewed = self
+            .control
+            .renew_operator(&caller, &renew.request_id, &renew.csr, renew.ttl_ms)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::RenewCertificateResponse {
+            chain: convert::chain(renewed.chain),
+            roots: convert::chain(renewed.roots),
+            write: convert::write_info(renewed.write),
+        }))
+    }
+
+    async fn confirm_certificate(
+        &self,
+        request: Request<wire::ConfirmCertificateRequest>,
+    ) -> Result<Response<wire::ConfirmCertificateResponse>, Status> {
+        let caller = self.operator(&request, Role::Viewer)?;
+        let write = self
+            .control
+            .confirm_certificate(&caller, &request.into_inner().request_id)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::ConfirmCertificateResponse {
+            write: convert::write_info(write),
+        }))
+    }
+
+    async fn revoke_certificate(
+        &self,
+        request: Request<wire::RevokeCertificateRequest>,
+    ) -> Result<Response<wire::RevokeCertificateResponse>, Status> {
+        let caller = self.operator(&request, Role::Admin)?;
+        let revoke = request.into_inner();
+        let write = self
+            .control
+            .revoke_operator_certificate(&caller, &revoke.request_id, &revoke.fingerprint, &revoke.reason)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::RevokeCertificateResponse {
+            write: convert::write_info(write),
+        }))
+    }
+}
+
+fn operator_view(view: OperatorView) -> wire::OperatorInfo {
+    let certificates = view
+        .certificates
+        .iter()
+        .map(|certificate| wire::OperatorCertificate {
+            fingerprint: certificate.fingerprint.to_string(),
+            status: convert::certificate_status(certificate).to_owned(),
+            issued_at_ms: certificate.issued_at,
+            not_after_ms: certificate.not_after,
+            used_at_ms: certificate.used_at,
+        });
+    wire::OperatorInfo {
+        certificates: certificates.collect(),
+        ..operator_info(view.record)
+    }
 }
 
 fn operator_info(operator: Operator) -> wire::OperatorInfo {
@@ -89,5 +156,6 @@ fn operator_info(operator: Operator) -> wire::OperatorInfo {
         name: operator.name,
         created_at_ms: operator.created_at,
         created_by: operator.created_by,
+        certificates: Vec::new(),
     }
 }

@@ -1,6 +1,6 @@
 //! `EnrolService`: machines that want to become nodes.
 
-use palyra_control::{BeginPin, FinishPin, ProofAccepted, ProveTicket};
+use palyra_control::{BeginPin, FinishPin, ProofAccepted, ProveTicket, RecoverRequest};
 use palyra_proto::pairing::v1 as wire;
 use palyra_proto::pairing::v1::enrol_service_server::EnrolService;
 use tonic::{Request, Response, Status};
@@ -116,6 +116,33 @@ impl EnrolService for Gateway {
             reason: fetched.reason,
             chain: convert::chain(fetched.chain),
             trust: convert::trust_bundle(&fetched.trust, self.control.endpoints()),
+        }))
+    }
+
+    async fn recover(
+        &self,
+        request: Request<wire::RecoverRequest>,
+    ) -> Result<Response<wire::RecoverResponse>, Status> {
+        let source = self.enrol_source(&request)?;
+        let recover = request.into_inner();
+        let recover = RecoverRequest {
+            device_id: recover.device_id,
+            certificate_sha256: recover.certificate_sha256,
+            csr: recover.csr,
+            counter: recover.counter,
+            node_nonce: recover.node_nonce,
+            server_nonce: recover.server_nonce,
+            signature: recover.signature,
+        };
+        let recovered = self
+            .control
+            .recover(&source, recover)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::RecoverResponse {
+            chain: convert::chain(recovered.chain),
+            trust: convert::trust_bundle(&recovered.trust, self.control.endpoints()),
+            counter: recovered.counter,
         }))
     }
 }

@@ -12,7 +12,7 @@ use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::fleet_service_server::FleetService;
 use palyra_state::access::Role;
 use palyra_state::dispatch;
-use palyra_state::identity::{Certificate, CertificateStatus};
+use palyra_state::identity::{Certificate, CloneSuspicion, Rotation};
 use palyra_state::nodes::{Capability, Condition};
 use tonic::{Request, Response, Status};
 
@@ -184,6 +184,83 @@ impl FleetService for Gateway {
             write: convert::write_info(write),
         }))
     }
+
+    async fn rotate_device(
+        &self,
+        request: Request<wire::RotateDeviceRequest>,
+    ) -> Result<Response<wire::RotateDeviceResponse>, Status> {
+        let caller = self.operator(&request, Role::Operator)?;
+        let rotate = request.into_inner();
+        let rotated = self
+            .control
+            .rotate_device(
+                &caller,
+                &rotate.request_id,
+                &rotate.device_id,
+                (&rotate.reason, rotate.deadline_ms),
+                rotate.wait_ms.into(),
+            )
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::RotateDeviceResponse {
+            device: Some(device_info(rotated.device)),
+            already: rotated.already,
+            write: convert::write_info(rotated.write),
+        }))
+    }
+
+    async fn clear_clone(
+        &self,
+        request: Request<wire::ClearCloneRequest>,
+    ) -> Result<Response<wire::ClearCloneResponse>, Status> {
+        let caller = self.operator(&request, Role::Operator)?;
+        let clear = request.into_inner();
+        let write = self
+            .control
+            .clear_clone(&caller, &clear.request_id, &clear.device_id, &clear.reason)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::ClearCloneResponse {
+            write: convert::write_info(write),
+        }))
+    }
+
+    async fn get_certificate_policy(
+        &self,
+        request: Request<wire::GetCertificatePolicyRequest>,
+    ) -> Result<Response<wire::GetCertificatePolicyResponse>, Status> {
+        self.operator(&request, Role::Viewer)?;
+        let read = convert::read_options(request.into_inner().read);
+        let (policy, read) = self
+            .control
+            .certificate_policy(read)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::GetCertificatePolicyResponse {
+            policy: Some(wire::CertificatePolicy {
+                recovery_ms: policy.recovery_ms,
+                set_at_ms: policy.set_at,
+                set_by: policy.set_by,
+            }),
+            read: convert::read_info(read),
+        }))
+    }
+
+    async fn set_certificate_policy(
+        &self,
+        request: Request<wire::SetCertificatePolicyRequest>,
+    ) -> Result<Response<wire::SetCertificatePolicyResponse>, Status> {
+        let caller = self.operator(&request, Role::Admin)?;
+        let set = request.into_inner();
+        let write = self
+            .control
+            .set_certificate_policy(&caller, &set.request_id, set.recovery_ms)
+            .await
+            .map_err(|error| self.fail(error))?;
+        Ok(Response::new(wire::SetCertificatePolicyResponse {
+            write: convert::write_info(write),
+        }))
+    }
 }
 
 fn capability_info(capability: Capability) -> wire::Capability {
@@ -301,7 +378,7 @@ fn revocation_info(progress: Progress, served_by: u64) -> wire::WatchRevocationR
     }
 }
 
-fn device_info(device: DeviceView) -> wire::DeviceInfo {
+pub(super) fn device_info(device: DeviceView) -> wire::DeviceInfo {
     let DeviceView {
         record,
         certificates,
@@ -325,16 +402,40 @@ fn device_info(device: DeviceView) -> wire::DeviceInfo {
         revoked_by: record.revoked_by,
         reason: record.reason,
         certificates: certificates.into_iter().map(certificate_info).collect(),
+        counter: record.counter,
+        counter_source: record.counter_source,
+        counter_at_ms: record.counter_at,
+        suspicion: record.suspicion.map(suspicion_info),
+        rotation: record.rotation.map(rotation_info),
+        recovered_at_ms: record.recovered_at,
+    }
+}
+
+fn suspicion_info(suspicion: CloneSuspicion) -> wire::CloneSuspicion {
+    wire::CloneSuspicion {
+        since_ms: suspicion.since,
+        taken_from: suspicion.taken_from,
+        refused_from: suspicion.refused_from,
+        shown_counter: suspicion.shown_counter,
+        counter: suspicion.counter,
+        how: suspicion.how,
+    }
+}
+
+fn rotation_info(rotation: Rotation) -> wire::Rotation {
+    wire::Rotation {
+        state: rotation.state(palyra_platform::wall_ms()).as_str().to_owned(),
+        requested_at_ms: rotation.requested_at,
+        requested_by: rotation.requested_by,
+        reason: rotation.reason,
+        deadline_at_ms: rotation.deadline_at,
+        fetched_at_ms: rotation.fetched_at,
+        used_at_ms: rotation.used_at,
+        index: rotation.index,
     }
 }
 
 fn certificate_info(certificate: Certificate) -> wire::CertificateInfo {
-    let over = certificate.not_after <= palyra_platform::wall_ms();
-    let status = match certificate.status() {
-        CertificateStatus::Revoked => CertificateStatus::Revoked.as_str(),
-        CertificateStatus::Active | CertificateStatus::Superseded if over => "expired",
-        other => other.as_str(),
-    };
     wire::CertificateInfo {
         fingerprint: certificate.fingerprint.to_string(),
         serial: certificate
@@ -342,9 +443,13 @@ fn certificate_info(certificate: Certificate) -> wire::CertificateInfo {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect(),
-        status: status.to_owned(),
+        status: convert::certificate_status(&certificate).to_owned(),
         not_before_ms: certificate.not_before,
         not_after_ms: certificate.not_after,
         authority: certificate.authority,
+        issued_at_ms: certificate.issued_at,
+        used_at_ms: certificate.used_at,
+        superseded_at_ms: certificate.superseded_at,
+        counter: certificate.counter,
     }
 }

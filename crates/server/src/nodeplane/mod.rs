@@ -16,7 +16,8 @@ use std::pin::Pin;
 
 use futures::Stream;
 use palyra_control::{
-    AttachRequest, Caller, Completion, Control, Error, Event, Outbound, Registration, ResultAnswer, Transport,
+    AttachRequest, Caller, Completion, Control, Error, Event, Outbound, Registration, Renewal, ResultAnswer,
+    Transport,
 };
 use palyra_pki::PeerIdentity;
 use palyra_proto::node::v1 as wire;
@@ -142,13 +143,18 @@ impl NodePlane {
         request: wire::RenewRequest,
     ) -> Result<wire::RenewResponse, Error> {
         let caller = self.admit(&from, &request.device_id)?;
-        let (chain, write) = self
-            .control
-            .renew(&caller, &request.request_id, &request.csr)
-            .await?;
+        let renewal = Renewal {
+            request_id: request.request_id,
+            csr: request.csr,
+            counter: request.counter,
+            connection: from.connection.unwrap_or_default(),
+        };
+        let renewed = self.control.renew(&caller, renewal).await?;
         Ok(wire::RenewResponse {
-            chain: convert::chain(chain),
-            write: convert::write_info(write),
+            chain: convert::chain(renewed.chain),
+            write: convert::write_info(renewed.write),
+            counter: renewed.counter,
+            times: Some(convert::certificate_times(renewed.times)),
         })
     }
 
@@ -209,6 +215,15 @@ impl NodePlane {
             Outbound::Trust(update) => Body::TrustUpdate(wire::TrustUpdate {
                 generation: update.generation,
                 roots: convert::chain(update.roots),
+            }),
+            Outbound::Rotate {
+                index,
+                reason,
+                deadline_at_ms,
+            } => Body::Rotate(wire::RotateCertificate {
+                index,
+                reason,
+                deadline_at_ms,
             }),
             Outbound::Goodbye { end, pace } => Body::Goodbye(wire::Goodbye {
                 retry_after_ms: convert::millis(pace.after),

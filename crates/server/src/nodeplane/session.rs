@@ -57,6 +57,7 @@ impl NodePlane {
                 heartbeat_interval_ms: u64::try_from(attached.heartbeat_interval.as_millis())
                     .unwrap_or(u64::MAX),
                 endpoints: convert::node_endpoints(self.control.endpoints()),
+                certificate: attached.certificate.map(convert::certificate_times),
             })),
         };
         let outgoing = session.outgoing();

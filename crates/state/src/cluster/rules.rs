@@ -1,9 +1,9 @@
 //! How the cluster and its replicas change.
 
 use super::{
-    Action, Addresses, AdmitReplica, AllocateReplica, Cluster, Genesis, JoinToken, MintJoinToken,
-    RaiseFeatureLevel, RemoveReplica, Replica, ReplicaStatus, SetReplicaStatus, UpdateReplicaAddresses,
-    cluster, join_token, join_tokens, next_feature_level, replica, replicas,
+    Action, Addresses, AdmitReplica, AllocateReplica, AnnounceCertificate, Cluster, Genesis, JoinToken,
+    MintJoinToken, RaiseFeatureLevel, RemoveReplica, Replica, ReplicaStatus, SetReplicaStatus,
+    UpdateReplicaAddresses, cluster, join_token, join_tokens, next_feature_level, replica, replicas,
 };
 use crate::access::{self, Role};
 use crate::actor::Actor;
@@ -25,6 +25,7 @@ pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject>
         Action::UpdateReplicaAddresses(command) => update_addresses(txn, command),
         Action::RemoveReplica(command) => remove(txn, command),
         Action::RaiseFeatureLevel(command) => raise_level(txn, command),
+        Action::AnnounceCertificate(command) => announce(txn, command),
     }
 }
 
@@ -56,6 +57,7 @@ fn genesis(txn: &mut Txn<'_>, command: &Genesis) -> Result<Reply, Reject> {
         removed_at: 0,
         feature_level: 0,
         max_staleness_ms: 0,
+        certificate_not_after: 0,
     };
     txn.put(&tables::REPLICAS, 1u64, &first);
     txn.emit(
@@ -211,6 +213,7 @@ fn allocate(txn: &mut Txn<'_>, command: &AllocateReplica) -> Result<Reply, Rejec
         removed_at: 0,
         feature_level: 0,
         max_staleness_ms: 0,
+        certificate_not_after: 0,
     };
     txn.put(&tables::REPLICAS, id, &new);
     txn.emit(
@@ -267,6 +270,41 @@ fn admit(txn: &mut Txn<'_>, command: &AdmitReplica) -> Result<Reply, Reject> {
         [
             ("name", replica.name.clone()),
             ("fingerprint", replica.certificate.to_string()),
+        ],
+    );
+    Ok(Reply::done())
+}
+
+fn announce(txn: &mut Txn<'_>, command: &AnnounceCertificate) -> Result<Reply, Reject> {
+    let id = command.replica_id;
+    if matches!(txn.actor, Actor::Replica { id: own } if *own != id) {
+        return Err(Reject::new(
+            Code::NotYours,
+            [txn.actor, &format_args!("replica/{id}")],
+        ));
+    }
+    if command.certificate.is_zero() || command.not_after <= txn.now {
+        return Err(Reject::new(Code::BadCertificate, [&"it is not valid now"]));
+    }
+    let mut replica = known(txn, id)?;
+    let said = (replica.certificate, replica.certificate_not_after);
+    if said == (command.certificate, command.not_after) {
+        return Ok(Reply::done());
+    }
+    if !replica.is_member() {
+        return Err(Reject::new(Code::ReplicaUnknown, [&id]));
+    }
+    // Only what it shows: who speaks for a replica is decided by its chain and its membership.
+    replica.certificate = command.certificate;
+    replica.certificate_not_after = command.not_after;
+    txn.put(&tables::REPLICAS, id, &replica);
+    txn.emit(
+        "cluster.replica_certificate",
+        id,
+        [
+            ("name", replica.name.clone()),
+            ("fingerprint", replica.certificate.to_string()),
+            ("not_after", command.not_after.to_string()),
         ],
     );
     Ok(Reply::done())

@@ -2,8 +2,8 @@
 
 use super::{
     Action, Certificate, CertificateKind, CertificateStatus, Device, DeviceStatus, KeyOwner, NewCertificate,
-    RenewCertificate, RenewOperatorCertificate, RevokeDevice, RevokeOperatorCertificate, bans,
-    certificate_by_fingerprint, certificates_of, device, device_of_key,
+    RenewOperatorCertificate, RevokeDevice, RevokeOperatorCertificate, bans, certificate_by_fingerprint,
+    certificates_of, device, device_of_key, life,
 };
 use crate::access::{self, OperatorStatus};
 use crate::actor::Actor;
@@ -18,11 +18,17 @@ use crate::{ca, check, cluster, dispatch, limits, nodes, pairing};
 pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject> {
     match action {
         Action::RevokeDevice(command) => revoke_device(txn, command),
-        Action::RenewCertificate(command) => renew(txn, command),
+        Action::RenewCertificate(command) => life::renew(txn, command),
         Action::RevokeOperatorCertificate(command) => revoke_operator_certificate(txn, command),
         Action::RenewOperatorCertificate(command) => renew_operator(txn, command),
         Action::RemoveDevice(command) => bans::remove(txn, command),
         Action::PurgeDevice(command) => bans::purge(txn, command),
+        // That it came with the certificate is all that it says; see `life::note_use`.
+        Action::ConfirmCertificate(_) => Ok(Reply::done()),
+        Action::RotateDevice(command) => life::rotate(txn, command),
+        Action::RecoverDevice(command) => life::recover(txn, command),
+        Action::ClearClone(command) => life::clear_clone(txn, command),
+        Action::SetPolicy(command) => life::set_policy(txn, command),
     }
 }
 
@@ -79,6 +85,9 @@ fn check_certificate(
     if certificate.status() == CertificateStatus::Revoked {
         return Err(Reject::new(Code::CertificateRevoked, [&fingerprint]));
     }
+    if certificate.status() == CertificateStatus::Superseded {
+        return Err(Reject::new(Code::CertificateSuperseded, [&fingerprint, &subject]));
+    }
     if now >= certificate.not_after {
         return Err(Reject::new(
             Code::CertificateExpired,
@@ -88,18 +97,23 @@ fn check_certificate(
     Ok(())
 }
 
-fn works(certificate: &Certificate, now: u64) -> bool {
-    certificate.status() != CertificateStatus::Revoked && now < certificate.not_after
+/// Whether a certificate lets its holder in at `now`.
+pub(super) fn works(certificate: &Certificate, now: u64) -> bool {
+    let standing = matches!(
+        certificate.status(),
+        CertificateStatus::Active | CertificateStatus::Issued
+    );
+    standing && now < certificate.not_after
 }
 
-/// Whether an operator has a certificate that is neither revoked nor expired at `now`.
+/// Whether an operator has a certificate that lets it in at `now`.
 pub(crate) fn has_working_certificate(r: &dyn Read, name: &str, now: u64) -> bool {
     certificates_of(r, CertificateKind::Operator, name)
         .iter()
         .any(|certificate| works(certificate, now))
 }
 
-/// Records a certificate that was signed for this holder. Its older ones become superseded and stay valid.
+/// Records a certificate that is its holder's one certificate from now on.
 pub(crate) fn record(
     txn: &mut Txn<'_>,
     kind: CertificateKind,
@@ -107,16 +121,38 @@ pub(crate) fn record(
     new: &NewCertificate,
     pairing_id: Option<Id>,
 ) -> Result<Fingerprint, Reject> {
+    let fingerprint = insert(txn, kind, subject, new, |new| new.pairing_id = pairing_id)?;
+    life::supersede_before(txn, kind, subject, txn.index, fingerprint);
+    Ok(fingerprint)
+}
+
+/// Records a certificate that takes the place of the holder's others when it is first used; see `life::note_use`.
+pub(super) fn record_unused(
+    txn: &mut Txn<'_>,
+    kind: CertificateKind,
+    subject: &str,
+    new: &NewCertificate,
+    counter: u64,
+) -> Result<Fingerprint, Reject> {
+    let index = txn.index;
+    insert(txn, kind, subject, new, |new| {
+        new.set_status(CertificateStatus::Issued);
+        new.issued_index = index;
+        new.counter = counter;
+    })
+}
+
+fn insert(
+    txn: &mut Txn<'_>,
+    kind: CertificateKind,
+    subject: &str,
+    new: &NewCertificate,
+    finish: impl FnOnce(&mut Certificate),
+) -> Result<Fingerprint, Reject> {
     let fingerprint = new.fingerprint();
     check_new(txn, new, fingerprint)?;
     make_room(txn, kind, subject)?;
-    for mut older in certificates_of(txn, kind, subject) {
-        if older.status() == CertificateStatus::Active {
-            older.set_status(CertificateStatus::Superseded);
-            txn.put(&tables::CERTIFICATES, older.fingerprint, &older);
-        }
-    }
-    let certificate = Certificate {
+    let mut certificate = Certificate {
         fingerprint,
         serial: new.serial.clone(),
         kind: kind as i32,
@@ -127,10 +163,11 @@ pub(crate) fn record(
         authority: new.authority,
         status: CertificateStatus::Active as i32,
         issued_at: txn.now,
-        pairing_id,
         spki: new.spki,
         authority_number: new.authority_number,
+        ..Certificate::default()
     };
+    finish(&mut certificate);
     txn.put(&tables::CERTIFICATES, fingerprint, &certificate);
     ca::issued(txn, &certificate);
     txn.mark(
@@ -163,12 +200,14 @@ fn check_new(txn: &Txn<'_>, new: &NewCertificate, fingerprint: Fingerprint) -> R
     Ok(())
 }
 
-/// Forgets certificates that are no use any more, oldest first, until one more fits.
+/// Forgets certificates that are no use any more, oldest first, until one more fits. The one in use stays, also when
+/// it ran out: by its key the holder recovers.
 fn make_room(txn: &mut Txn<'_>, kind: CertificateKind, subject: &str) -> Result<(), Reject> {
     let mut kept = certificates_of(txn, kind, subject);
     while kept.len() >= limits::CERTIFICATES {
         let now = txn.now;
-        let Some(at) = kept.iter().position(|old| !works(old, now)) else {
+        let useless = |old: &Certificate| !works(old, now) && old.status() != CertificateStatus::Active;
+        let Some(at) = kept.iter().position(useless) else {
             return Err(Reject::new(Code::TooManyCertificates, [&subject, &kept.len()]));
         };
         let old = kept.remove(at);
@@ -264,32 +303,10 @@ pub(super) fn use_of(reason: &str, before: &str) -> String {
     if reason.is_empty() { before } else { reason }.to_owned()
 }
 
-fn renew(txn: &mut Txn<'_>, command: &RenewCertificate) -> Result<Reply, Reject> {
-    let id = command.device_id;
-    let mut device = device(txn, id).ok_or_else(|| Reject::new(Code::NoSuchDevice, [&id]))?;
-    claim_key(txn, command.certificate.spki, id)?;
-    let subject = id.to_string();
-    let fingerprint = record(txn, CertificateKind::Node, &subject, &command.certificate, None)?;
-    // Making room may have let the key of a forgotten certificate go; a renewal with that key keeps it.
-    claim_key(txn, command.certificate.spki, id)?;
-    device.spki = command.certificate.spki;
-    txn.put(&tables::DEVICES, id, &device);
-    txn.emit(
-        "identity.certificate_renewed",
-        id,
-        [
-            ("fingerprint", fingerprint.to_string()),
-            ("not_after", command.certificate.not_after.to_string()),
-            ("authority", command.certificate.authority.to_string()),
-        ],
-    );
-    Ok(Reply::done())
-}
-
 fn renew_operator(txn: &mut Txn<'_>, command: &RenewOperatorCertificate) -> Result<Reply, Reject> {
     let name = command.name.as_str();
     access::active(txn, name)?;
-    let fingerprint = record(txn, CertificateKind::Operator, name, &command.certificate, None)?;
+    let fingerprint = record_unused(txn, CertificateKind::Operator, name, &command.certificate, 0)?;
     txn.emit(
         "identity.operator_certificate_renewed",
         name,

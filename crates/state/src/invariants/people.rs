@@ -104,6 +104,11 @@ fn operators(r: &dyn Read, findings: &mut Findings) {
 pub(super) fn live_certificates(r: &dyn Read, kind: CertificateKind, subject: &str) -> usize {
     let live = certificates_of(r, kind, subject);
     live.iter()
-        .filter(|certificate| certificate.status() != CertificateStatus::Revoked)
+        .filter(|certificate| {
+            matches!(
+                certificate.status(),
+                CertificateStatus::Active | CertificateStatus::Issued
+            )
+        })
         .count()
 }

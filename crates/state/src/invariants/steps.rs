@@ -5,7 +5,7 @@ use crate::actor::Actor;
 use crate::apply::Applied;
 use crate::cluster::ReplicaStatus;
 use crate::command::{Command, Envelope};
-use crate::identity::{self, DeviceStatus};
+use crate::identity::{self, CertificateStatus, DeviceStatus};
 use crate::ids::Id;
 use crate::nodes::NodeStatus;
 use crate::read::Read;
@@ -28,6 +28,7 @@ pub fn check_step(
     bookkeeping_goes_forward(before, after, applied, &mut findings);
     ends_are_final(before, after, &mut findings);
     bans_are_final(before, after, applied, &mut findings);
+    a_used_certificate_is_alone(after, envelope, applied, &mut findings);
     results_come_from_their_epoch(before, envelope, applied, &mut findings);
     nodes_are_waited_for(before, after, &mut findings);
     super::authorities::check_step(before, after, &mut findings);
@@ -60,6 +61,25 @@ fn actor_was_valid(before: &dyn Read, envelope: &Envelope, applied: &Applied, fi
         "no effect by an actor after its revocation",
         valid.is_ok(),
         || format!("{} did {}: {valid:?}", envelope.actor, envelope.command.name()),
+    );
+}
+
+/// Whoever had an effect did so under a certificate that is in use from then on.
+fn a_used_certificate_is_alone(
+    after: &dyn Read,
+    envelope: &Envelope,
+    applied: &Applied,
+    findings: &mut Findings,
+) {
+    let (Actor::Node { fingerprint, .. } | Actor::Operator { fingerprint, .. }) = envelope.actor else {
+        return;
+    };
+    let used = identity::certificate_by_fingerprint(after, fingerprint);
+    let waits = used.is_some_and(|used| used.status() == CertificateStatus::Issued);
+    findings.expect(
+        "a certificate that was used is in use",
+        applied.rows.is_empty() || !waits,
+        || fingerprint.to_string(),
     );
 }
 
@@ -176,6 +196,20 @@ fn ends_are_final(before: &dyn Read, after: &dyn Read, findings: &mut Findings) 
             }
         };
         findings.expect("a revoked device stays revoked", kept, || old.id.to_string());
+        let counter = identity::device(after, old.id).map_or(u64::MAX, |new| new.counter);
+        findings.expect(
+            "counters of devices never go down",
+            counter >= old.counter,
+            || format!("{} {} {counter}", old.id, old.counter),
+        );
+    }
+    for old in all(before, &tables::CERTIFICATES) {
+        let ended = |status| matches!(status, CertificateStatus::Superseded | CertificateStatus::Revoked);
+        let new = identity::certificate_by_fingerprint(after, old.fingerprint);
+        let kept = !ended(old.status()) || new.is_none_or(|new| ended(new.status()));
+        findings.expect("an ended certificate stays ended", kept, || {
+            old.fingerprint.to_string()
+        });
     }
     for old in all(before, &tables::REPLICAS) {
         let removed = cluster::replica(after, old.id).map(|new| new.status()) == Some(ReplicaStatus::Removed);

@@ -94,7 +94,37 @@ fn bans(r: &dyn Read, findings: &mut Findings) {
     });
 }
 
+/// The certificate in use, and what was issued and not used: nothing older than the former works.
+fn certificates_are_in_order(r: &dyn Read, findings: &mut Findings) {
+    const RULE: &str = "nothing older than the certificate in use works";
+    let all = all(r, &tables::CERTIFICATES);
+    let active: BTreeMap<(i32, &str), u64> = all
+        .iter()
+        .filter(|certificate| certificate.status() == CertificateStatus::Active)
+        .map(|found| ((found.kind, found.subject.as_str()), found.issued_index))
+        .collect();
+    for certificate in &all {
+        let name = || format!("{} of {}", certificate.fingerprint, certificate.subject);
+        let used = active.get(&(certificate.kind, certificate.subject.as_str()));
+        if certificate.status() == CertificateStatus::Issued {
+            let newer = used.is_none_or(|used| certificate.issued_index > *used);
+            findings.expect(RULE, newer && certificate.used_at == 0, name);
+        }
+        let ended = certificate.superseded_at != 0;
+        let stands = matches!(
+            certificate.status(),
+            CertificateStatus::Active | CertificateStatus::Issued
+        );
+        findings.expect(
+            "no certificate works after its supersession",
+            !(ended && stands),
+            name,
+        );
+    }
+}
+
 fn certificates(r: &dyn Read, findings: &mut Findings) {
+    certificates_are_in_order(r, findings);
     let mut active = BTreeSet::new();
     let mut holders: BTreeMap<(i32, String), usize> = BTreeMap::new();
     let mut listed = BTreeSet::new();

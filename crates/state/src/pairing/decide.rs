@@ -97,7 +97,8 @@ pub(super) fn approve(txn: &mut Txn<'_>, command: &Approve) -> Result<Reply, Rej
     let device_id = found.device_id;
     attempts::refuse_revoked(txn, device_id)?;
     let subject = device_id.to_string();
-    if identity::device(txn, device_id).is_some() {
+    let before = identity::device(txn, device_id);
+    if before.is_some() {
         // Whoever pairs a known device again has lost its key, or somebody else has it.
         identity::revoke_all(txn, CertificateKind::Node, &subject);
         nodes::close_session(txn, device_id, "paired again");
@@ -115,6 +116,9 @@ pub(super) fn approve(txn: &mut Txn<'_>, command: &Approve) -> Result<Reply, Rej
         paired_at: txn.now,
         paired_by: txn.actor.to_string(),
         spki: certificate.spki,
+        // It never goes down; the machine that is paired now begins anew.
+        counter: before.as_ref().map_or(0, |before| before.counter),
+        resync: before.is_some_and(|before| before.counter > 0),
         ..Device::default()
     };
     txn.put(&tables::DEVICES, device_id, &device);

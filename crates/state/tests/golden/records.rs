@@ -10,9 +10,10 @@ use palyra_state::{
 use prost::Message;
 
 use crate::kit::{self, fingerprint, id_at, key};
+use crate::lives;
 
 /// A name and the bytes of a sample, which must read back as itself.
-fn add<M: Message + Default + PartialEq + Clone + std::fmt::Debug>(
+pub(crate) fn add<M: Message + Default + PartialEq + Clone + std::fmt::Debug>(
     all: &mut BTreeMap<String, Vec<u8>>,
     name: &str,
     sample: &M,
@@ -72,6 +73,7 @@ fn cluster_records(all: &mut BTreeMap<String, Vec<u8>>) {
         removed_at: 3,
         feature_level: 0,
         max_staleness_ms: 0,
+        certificate_not_after: 0,
     };
     add(all, "record.replica", &replica);
     let replica = cluster::Replica {
@@ -84,6 +86,11 @@ fn cluster_records(all: &mut BTreeMap<String, Vec<u8>>) {
         ..replica
     };
     add(all, "record.replica.with_staleness", &replica);
+    let replica = cluster::Replica {
+        certificate_not_after: 6,
+        ..replica
+    };
+    add(all, "record.replica.with_certificate", &replica);
     let token = cluster::JoinToken {
         id: id(2),
         secret_key_sealed: Bytes::from_static(b"sealed"),
@@ -117,6 +124,7 @@ fn identity_records(all: &mut BTreeMap<String, Vec<u8>>) {
         reason: text("lost"),
         spki: key("n1"),
         revoked_index: 3,
+        ..identity::Device::default()
     };
     add(all, "record.device", &device);
     let certificate = identity::Certificate {
@@ -132,14 +140,14 @@ fn identity_records(all: &mut BTreeMap<String, Vec<u8>>) {
         issued_at: 4,
         pairing_id: Some(id(4)),
         spki: key("n1"),
-        authority_number: 0,
+        ..identity::Certificate::default()
     };
     add(all, "record.certificate", &certificate);
-    let certificate = identity::Certificate {
+    let by_second = identity::Certificate {
         authority_number: 2,
-        ..certificate
+        ..certificate.clone()
     };
-    add(all, "record.certificate.of_authority_2", &certificate);
+    add(all, "record.certificate.of_authority_2", &by_second);
     let ban = identity::Ban {
         id: id(3),
         name: text("press"),
@@ -153,6 +161,7 @@ fn identity_records(all: &mut BTreeMap<String, Vec<u8>>) {
         expires_at: 4,
     };
     add(all, "record.ban", &ban);
+    lives::records(all, &device, &certificate);
     add(all, "record.key_owner", &identity::KeyOwner { device_id: id(3) });
 }
 
@@ -595,6 +604,22 @@ fn replies(all: &mut BTreeMap<String, Vec<u8>>) {
         ),
         ("submitted", Reply::Submitted(submitted)),
         ("counted", Reply::Counted(reply::Counted { count: 1 })),
+        (
+            "renewed",
+            Reply::Renewed(reply::Renewed {
+                outcome: reply::RenewalOutcome::CloneSuspected as i32,
+                fingerprint: fingerprint,
+                counter: 3,
+            }),
+        ),
+        (
+            "rotation_requested",
+            Reply::RotationRequested(reply::RotationRequested {
+                index: 1,
+                already: true,
+                deadline_at: 3,
+            }),
+        ),
     ];
     for (name, reply) in list {
         let answer = Some(Answer::Reply(Accepted { reply: Some(reply) }));

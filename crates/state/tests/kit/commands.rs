@@ -114,6 +114,14 @@ pub fn admit(id: u64, name: &str) -> cluster::AdmitReplica {
     }
 }
 
+pub fn announce(replica_id: u64, shown: &identity::NewCertificate) -> cluster::AnnounceCertificate {
+    cluster::AnnounceCertificate {
+        replica_id,
+        certificate: shown.fingerprint(),
+        not_after: shown.not_after,
+    }
+}
+
 pub fn add_operator(name: &str, role: access::Role) -> access::AddOperator {
     access::AddOperator {
         name: name.to_owned(),

@@ -3,12 +3,15 @@
 
 #[path = "authorities.rs"]
 mod authorities;
+#[path = "lives.rs"]
+mod lives;
 
 use bytes::Bytes;
 use palyra_state::cluster::ReplicaStatus;
 use palyra_state::{Actor, Command, access, ca, cluster, dispatch, identity, nodes, pairing};
 use proptest::prelude::*;
 
+use self::lives::{shown, shown_operator};
 use crate::kit::{World, certificate, commands, id_at, operator, replica};
 
 /// One step of a history: who, what, and how much later.
@@ -86,6 +89,7 @@ fn patient(mut register: nodes::Register, attempts: u32) -> nodes::Register {
 pub(crate) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     let usual = match step.kind % 34 {
         0..8 => pairing_command(world, step),
+        13 | 23 => lives::command(world, step),
         8..14 => nodes_command(world, step),
         14..24 => dispatch_command(world, step),
         24..28 => identity_command(world, step),
@@ -220,34 +224,6 @@ fn decide(world: &mut World, step: &Step) -> (Actor, Command) {
         }
         .into(),
     )
-}
-
-/// An operator with the newest certificate that it has.
-fn shown_operator(world: &World, name: &str) -> Actor {
-    let newest = identity::certificates_of(&world.state, identity::CertificateKind::Operator, name).pop();
-    match newest {
-        Some(found) => Actor::Operator {
-            name: name.to_owned(),
-            fingerprint: found.fingerprint,
-        },
-        None => operator(name),
-    }
-}
-
-/// A node with the newest certificate that it has.
-fn shown(world: &mut World, name: &str) -> Actor {
-    let device_id = world.id(name);
-    let newest = identity::certificates_of(
-        &world.state,
-        identity::CertificateKind::Node,
-        &device_id.to_string(),
-    )
-    .pop();
-    let fingerprint = newest.map_or_else(|| crate::kit::fingerprint(name), |found| found.fingerprint);
-    Actor::Node {
-        device_id,
-        fingerprint,
-    }
 }
 
 fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
@@ -465,11 +441,7 @@ fn identity_command(world: &mut World, step: &Step) -> (Actor, Command) {
             };
             (
                 shown(world, &name),
-                identity::RenewCertificate {
-                    device_id,
-                    certificate: made,
-                }
-                .into(),
+                lives::renewal(world, device_id, made, step.actor).into(),
             )
         }
         2 => {
