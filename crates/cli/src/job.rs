@@ -70,9 +70,9 @@ pub(crate) enum Verb {
     },
     /// Cancels a job that has not ended
     #[command(
-        after_help = "Example:\n  palyra job cancel 01J9ZM --reason \"wrong node\" --wait\n\nOne that waits ends at once. \
-                            The program of one that runs gets SIGTERM, then SIGKILL;\nuntil the node has said what became of \
-                            it, for a minute at most, the job is `cancelling`."
+        after_help = "Example:\n  palyra job cancel 01J9ZM --reason \"wrong node\" --wait\n\n\
+                      One that waits ends at once. The program of one that runs gets SIGTERM, then SIGKILL;\n\
+                      until the node has said what became of it, for a minute at most, the job is `cancelling`."
     )]
     Cancel {
         /// Wait until it has ended (--timeout, 90s without it)

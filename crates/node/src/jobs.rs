@@ -326,7 +326,8 @@ impl Jobs {
             return;
         }
         if answer.late {
-            tracing::warn!(dispatch = %answer.dispatch_id, "the result came after the end of its dispatch and was noted");
+            let dispatch = &answer.dispatch_id;
+            tracing::warn!(%dispatch, "the result came after the end of its dispatch and was noted");
         }
         if !answer.accepted && code != ARRIVED_BEFORE {
             let (dispatch, why) = (&answer.dispatch_id, &answer.error_message);

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod kit;
+#[path = "golden/later.rs"]
+mod later;
 #[path = "golden/lives.rs"]
 mod lives;
 #[path = "golden/records.rs"]
@@ -153,7 +155,7 @@ fn command_samples() -> BTreeMap<String, Vec<u8>> {
     };
     let with_times = Envelope::new(base.request_id, base.actor.clone(), with_times);
     samples.insert("command.nodes.detach_replica.with_times".to_owned(), with_times);
-    later_fields(&mut samples);
+    later::fields(&mut samples);
     let base = &samples["command.identity.renew_certificate"];
     let counted = identity::RenewCertificate {
         device_id: id(3),
@@ -167,60 +169,6 @@ fn command_samples() -> BTreeMap<String, Vec<u8>> {
         .into_iter()
         .map(|(name, envelope)| (name, envelope.encode()))
         .collect()
-}
-
-/// Fields that came after the command, each in a line of its own.
-fn later_fields(samples: &mut BTreeMap<String, Envelope>) {
-    let mut world = World::new();
-    let base = samples["command.dispatch.expire"].clone();
-    let register = commands::register(&mut world, "n1");
-    let dispatch_id = world.id("d1");
-    let later: [(&str, Command); 5] = [
-        (
-            "nodes.register.with_limits",
-            commands::limited(register, [2, 3], [4, 5]).into(),
-        ),
-        (
-            "nodes.attach.with_attempts",
-            nodes::Attach {
-                held_attempts: vec![1, 2],
-                ..commands::attach(&mut world, "n1", 1, &["d1", "d2"])
-            }
-            .into(),
-        ),
-        (
-            "dispatch.submit.with_priority",
-            dispatch::Submit {
-                priority: dispatch::Priority::High as i32,
-                max_attempts: 2,
-                ..commands::submit(&mut world, "d1", "n1", "echo")
-            }
-            .into(),
-        ),
-        (
-            "dispatch.complete.with_log",
-            dispatch::Complete {
-                log_tail: bytes::Bytes::from_static(b"the end"),
-                attempt: 2,
-                ..commands::complete(&mut world, "d1", 7, dispatch::Outcome::Cancelled)
-            }
-            .into(),
-        ),
-        (
-            "dispatch.await_mediation.with_prompt",
-            dispatch::AwaitMediation {
-                dispatch_id,
-                epoch: 7,
-                prompt: text("unlock?"),
-                host: text("cam.local"),
-            }
-            .into(),
-        ),
-    ];
-    for (name, command) in later {
-        let envelope = Envelope::new(base.request_id, base.actor.clone(), command);
-        samples.insert(format!("command.{name}"), envelope);
-    }
 }
 
 /// What is no message and lies on disk all the same: tags and key layouts of tables, the numbers of every enum, and
@@ -341,7 +289,7 @@ fn envelopes() -> BTreeMap<String, Envelope> {
     commands.extend(identity_commands(&mut world));
     commands.extend(pairing_commands(&mut world));
     commands.extend(node_commands(&mut world));
-    commands.extend(dispatch_commands(&mut world));
+    commands.extend(later::dispatch_commands(&mut world));
     // What came later follows: the place in the list is in the request id, and so in the bytes.
     commands.extend(liveness_commands(&mut world));
     let ids = vec![world.id("d1")];
@@ -619,39 +567,6 @@ fn ca_commands(world: &mut World) -> Vec<Command> {
                 left_out: 2,
                 ..commands::crl(2, 1, 7, kit::T0).crl
             },
-        }
-        .into(),
-    ]
-}
-
-fn dispatch_commands(world: &mut World) -> Vec<Command> {
-    let dispatch_id = world.id("d1");
-    let submit = commands::submit(world, "d1", "n1", "echo");
-    vec![
-        dispatch::Submit {
-            timeout_ms: 1,
-            ..submit
-        }
-        .into(),
-        commands::complete(world, "d1", 7, dispatch::Outcome::Failed).into(),
-        dispatch::AwaitMediation {
-            dispatch_id,
-            epoch: 7,
-            ..dispatch::AwaitMediation::default()
-        }
-        .into(),
-        dispatch::ResumeFromMediation {
-            dispatch_id,
-            epoch: 7,
-        }
-        .into(),
-        dispatch::Cancel {
-            dispatch_id,
-            reason: text("no"),
-        }
-        .into(),
-        dispatch::Expire {
-            ids: vec![dispatch_id],
         }
         .into(),
     ]

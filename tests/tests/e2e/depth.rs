@@ -1,5 +1,5 @@
-//! Dispatches at depth, on real nodes: slots and queues, attempts, what programs write, and what becomes of work that is
-//! under way when a replica dies, when the node does, and when both do.
+//! Dispatches at depth, on real nodes: slots and queues, attempts, what programs write, and what becomes of work that
+//! is under way when a replica dies, when the node does, and when both do.
 
 use std::path::{Path, PathBuf};
 

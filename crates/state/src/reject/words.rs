@@ -244,10 +244,12 @@ pub(super) const TEXTS: &[(Code, Class, &str, &str)] = &[
      "wait until some dispatches end, or cancel them: `palyra job ls`"),
     (Code::DeviceQueueFull, Class::Exhausted,
      "for node {0} {1} dispatches wait while {2} are with it, and its limit is {3}",
-     "send it again when some have ended (`palyra job ls --device {0}`), cancel some, or raise `queue_limit` in node.toml"),
+     "send it again when some have ended (`palyra job ls --device {0}`), cancel some, or raise `queue_limit` \
+      in node.toml"),
     (Code::CapabilityQueueFull, Class::Exhausted,
      "for capability {0} of node {1} {2} dispatches wait while {3} are with it, and its limit is {4}",
-     "send it again when some have ended (`palyra job ls --device {1}`), cancel some, or raise its `queue_limit` on the node"),
+     "send it again when some have ended (`palyra job ls --device {1}`), cancel some, or raise its \
+      `queue_limit` on the node"),
     (Code::AttemptStale, Class::Conflict,
      "the result of dispatch {0} is of attempt {1}, and attempt {2} is under way",
      "forget the result"),

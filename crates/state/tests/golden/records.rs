@@ -303,48 +303,6 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
     add(all, "record.node_totals.bans", &totals);
 }
 
-fn with_story(dispatch: dispatch::Dispatch) -> dispatch::Dispatch {
-    dispatch::Dispatch {
-        priority: dispatch::Priority::High as i32,
-        order: 9,
-        not_before: 10,
-        retry: Some(dispatch::Retry {
-            max_attempts: 3,
-            backoff_ms: 500,
-            on: vec![text("timeout")],
-        }),
-        attempts: vec![dispatch::Attempt {
-            number: 1,
-            epoch: 2,
-            replica_id: 3,
-            assigned_at: 4,
-            ended_at: 5,
-            why: text("timeout"),
-            message: text("too slow"),
-        }],
-        mediation: Some(dispatch::Mediation {
-            since: 11,
-            prompt: text("unlock?"),
-            host: text("cam.local"),
-        }),
-        late: Some(dispatch::Late {
-            at: 12,
-            outcome: dispatch::Outcome::Failed as i32,
-            code: text("exit_status"),
-            size: 13,
-            digest: palyra_state::Digest::of(b"late"),
-        }),
-        tail_size: 14,
-        cancel: Some(dispatch::CancelAsked {
-            at: 15,
-            by: text("operator/root"),
-        }),
-        assigned_at: 16,
-        reported: true,
-        ..dispatch
-    }
-}
-
 fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {
     let dispatch = dispatch::Dispatch {
         id: id(8),
@@ -369,7 +327,11 @@ fn dispatch_records(all: &mut BTreeMap<String, Vec<u8>>) {
         ..dispatch::Dispatch::default()
     };
     add(all, "record.dispatch", &dispatch);
-    add(all, "record.dispatch.with_story", &with_story(dispatch));
+    add(
+        all,
+        "record.dispatch.with_story",
+        &super::later::with_story(dispatch),
+    );
     let totals = dispatch::Totals {
         open: 1,
         open_bytes: 2,
