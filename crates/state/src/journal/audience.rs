@@ -76,6 +76,7 @@ pub const AUDIENCES: &[Audience] = &[
     operators("cluster.join_token_minted", &[]),
     of("cluster.replica_admitted", Nodes::All, &["name"]),
     operators("cluster.replica_allocated", &["peer"]),
+    operators("cluster.replica_certificate", &[]),
     operators("cluster.replica_level", &[]),
     Audience {
         action: "cluster.replica_moved",
@@ -124,16 +125,32 @@ pub const AUDIENCES: &[Audience] = &[
         Nodes::Device,
         &["device", "capability", "state", "deadline_at", "priority"],
     ),
+    of("identity.certificate_in_use", Nodes::Subject, &["fingerprint"]),
     of(
         "identity.certificate_renewed",
         Nodes::Subject,
         &["fingerprint", "not_after"],
     ),
+    // A copy reads the feed of the machine that it is a copy of.
+    operators("identity.clone_cleared", &[]),
+    operators("identity.clone_suspected", &[]),
     of("identity.device_purged", Nodes::Subject, &[]),
+    of(
+        "identity.device_recovered",
+        Nodes::Subject,
+        &["fingerprint", "not_after"],
+    ),
     of("identity.device_removed", Nodes::Subject, &["reason"]),
     of("identity.device_revoked", Nodes::Subject, &["reason"]),
     operators("identity.operator_certificate_renewed", &[]),
     operators("identity.operator_certificate_revoked", &[]),
+    operators("identity.policy_changed", &[]),
+    of("identity.rotation_completed", Nodes::Subject, &["fingerprint"]),
+    of(
+        "identity.rotation_requested",
+        Nodes::Subject,
+        &["reason", "deadline_at"],
+    ),
     of(
         "node.attached",
         Nodes::Subject,
