@@ -14,6 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("palyra-pki", &[]),
     ("palyra-platform", &[]),
     ("palyra-storage", &["palyra-platform"]),
+    ("palyra-quic", &["palyra-proto"]),
     (
         "palyra-replica",
         &[
@@ -38,9 +39,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "palyra-replica",
             "palyra-platform",
             "palyra-storage",
+            "palyra-quic",
         ],
     ),
-    ("palyra-client", &["palyra-proto", "palyra-pki"]),
+    ("palyra-client", &["palyra-proto", "palyra-pki", "palyra-quic"]),
     (
         "palyra-node",
         &["palyra-client", "palyra-state", "palyra-pki", "palyra-proto"],
@@ -72,7 +74,7 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("rcgen", &["palyra-pki"]),
     ("opaque-ke", &["palyra-pki"]),
     ("axum", &["palyra-server"]),
-    ("quinn", &["palyra-server", "palyra-client"]),
+    ("quinn", &["palyra-quic", "palyra-server", "palyra-client"]),
 ];
 
 /// What the pure crates must never see, directly.

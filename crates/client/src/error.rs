@@ -266,7 +266,7 @@ fn detail_of(status: &Status) -> Option<ErrorDetail> {
     ErrorDetail::decode(bytes).ok()
 }
 
-fn from_detail(detail: ErrorDetail) -> Error {
+pub(crate) fn from_detail(detail: ErrorDetail) -> Error {
     Error {
         class: Class::parse(&detail.class),
         code: detail.code,

@@ -1,4 +1,4 @@
-//! The calls of a node, whatever carries them: one connection to one replica, over gRPC.
+//! The calls of a node, whatever carries them: one connection to one replica, over gRPC or QUIC.
 //!
 //! What never lives here: choosing a replica or a transport, retries, deadlines. Invariants: who uses a [`Connection`]
 //! sees messages and [`Failure`]s only, and can't tell the transports apart but by [`Connection::transport`].
@@ -8,12 +8,15 @@
 
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::node_service_client::NodeServiceClient;
+use palyra_quic::method;
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Response, Status, Streaming};
 
 use crate::error::{Failure, classify};
+use crate::quic::{QuicConnection, QuicIncoming};
 
 /// What one try of a call comes to.
 pub type Answer<A> = Result<A, Failure>;
@@ -23,6 +26,8 @@ pub type Answer<A> = Result<A, Failure>;
 pub enum Connection {
     /// Over HTTP/2.
     Grpc(Channel),
+    /// Over UDP.
+    Quic(QuicConnection),
 }
 
 /// The messages that a call answers with, one by one.
@@ -30,9 +35,11 @@ pub enum Connection {
 pub enum Incoming<A> {
     /// Over HTTP/2.
     Grpc(Streaming<A>),
+    /// Over UDP.
+    Quic(QuicIncoming),
 }
 
-impl<A> Incoming<A> {
+impl<A: Message + Default> Incoming<A> {
     /// The next message; nothing after the last. Safe to cancel.
     ///
     /// # Errors
@@ -40,6 +47,7 @@ impl<A> Incoming<A> {
     pub async fn message(&mut self) -> Answer<Option<A>> {
         match self {
             Incoming::Grpc(stream) => stream.message().await.map_err(|status| classify(&status)),
+            Incoming::Quic(stream) => stream.message().await,
         }
     }
 }
@@ -55,11 +63,19 @@ fn answer<A>(answered: Result<Response<A>, Status>) -> Answer<A> {
 }
 
 impl Connection {
+    /// Closes it; over QUIC, waits a moment for the replica to hear of it, which TCP sees to by itself.
+    pub async fn close(self) {
+        if let Connection::Quic(quic) = self {
+            quic.close().await;
+        }
+    }
+
     /// What a session on it is called: `stream` or `quic`.
     #[must_use]
     pub fn transport(&self) -> &'static str {
         match self {
             Connection::Grpc(_) => "stream",
+            Connection::Quic(_) => "quic",
         }
     }
 
@@ -70,6 +86,7 @@ impl Connection {
     pub async fn register(&self, request: wire::RegisterRequest) -> Answer<wire::RegisterResponse> {
         match self {
             Connection::Grpc(channel) => answer(grpc(channel).register(request).await),
+            Connection::Quic(quic) => quic.unary(method::REGISTER, &request).await,
         }
     }
 
@@ -86,16 +103,21 @@ impl Connection {
                 let opened = grpc(channel).session(ReceiverStream::new(messages)).await;
                 answer(opened).map(Incoming::Grpc)
             }
+            Connection::Quic(quic) => quic.stream(method::SESSION, messages).await.map(Incoming::Quic),
         }
     }
 
-    /// Attaches without a stream, or waits for messages.
+    /// Attaches without a stream, or waits for messages: the fallback where streams do not pass, over gRPC only.
     ///
     /// # Errors
     /// As with each call here.
     pub async fn poll(&self, request: wire::PollRequest) -> Answer<wire::PollResponse> {
         match self {
             Connection::Grpc(channel) => answer(grpc(channel).poll(request).await),
+            Connection::Quic(_) => Err(Failure::Lost {
+                cause: "there is no polling over QUIC".to_owned(),
+                refused: false,
+            }),
         }
     }
 
@@ -106,6 +128,26 @@ impl Connection {
     pub async fn report(&self, request: wire::ReportRequest) -> Answer<wire::ReportResponse> {
         match self {
             Connection::Grpc(channel) => answer(grpc(channel).report(request).await),
+            Connection::Quic(quic) => quic.unary(method::REPORT, &request).await,
+        }
+    }
+
+    /// The feed, as far as it is the node's.
+    ///
+    /// # Errors
+    /// As with each call here.
+    pub async fn stream_events(
+        &self,
+        request: wire::NodeEventsRequest,
+    ) -> Answer<Incoming<wire::NodeEventsResponse>> {
+        match self {
+            Connection::Grpc(channel) => {
+                answer(grpc(channel).stream_events(request).await).map(Incoming::Grpc)
+            }
+            Connection::Quic(quic) => {
+                let opened = quic.many(method::STREAM_EVENTS, &request).await;
+                opened.map(Incoming::Quic)
+            }
         }
     }
 
@@ -132,6 +174,7 @@ impl Connection {
     pub async fn renew(&self, request: wire::RenewRequest) -> Answer<wire::RenewResponse> {
         match self {
             Connection::Grpc(channel) => answer(grpc(channel).renew(request).await),
+            Connection::Quic(quic) => quic.unary(method::RENEW, &request).await,
         }
     }
 }

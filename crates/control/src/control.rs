@@ -502,6 +502,7 @@ impl Control {
                 replica_id: replica.id,
                 node_addr: replica.addresses.node,
                 enrol_addr: replica.addresses.enrol,
+                quic_addr: replica.addresses.quic,
             })
             .collect();
         endpoints.sort_by_key(|endpoint| (endpoint.replica_id != self.replica_id(), endpoint.replica_id));
@@ -524,6 +525,8 @@ pub struct Endpoint {
     pub node_addr: String,
     /// Enrolment, `host:port`.
     pub enrol_addr: String,
+    /// QUIC for nodes, `host:port`; empty when it does not listen for it.
+    pub quic_addr: String,
 }
 
 /// A wait that a caller asked for, within bounds; 0 asks for `default`.

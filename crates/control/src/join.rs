@@ -405,6 +405,8 @@ fn addresses_of(join: &Join) -> Addresses {
         peer: join.peer_addr.clone(),
         node: join.node_addr.clone(),
         enrol: join.enrol_addr.clone(),
+        // A replica announces it with its first start.
+        quic: String::new(),
         http: String::new(),
         metrics: join.metrics_addr.clone(),
     }

@@ -34,6 +34,8 @@ pub struct AttachRequest {
     pub held_attempts: Vec<u32>,
     /// How it receives.
     pub transport: Transport,
+    /// Why it is not on the transport that the node would rather use; empty when it is. Cut to what a record takes.
+    pub fallback: String,
     /// The connection that carries the session, from [`crate::ConnectionGuard::id`]; 0 when there is none to
     /// close.
     pub connection: u64,
@@ -140,6 +142,7 @@ impl Control {
             transport: request.transport.as_str().to_owned(),
             held: held.clone(),
             held_attempts: request.held_attempts.clone(),
+            fallback: one_line(&request.fallback),
         };
         let written = self.propose(self.fresh_id(), caller.actor(), attach).await?;
         let Reply::Attached(attached) = written.reply else {
@@ -237,6 +240,18 @@ impl Control {
         }
         self.ends().tell(Arc::clone(entry), end);
     }
+}
+
+/// A node's reason as it goes into a record and a row: one line of a length that fits. Whatever it says, it may attach.
+fn one_line(text: &str) -> String {
+    let mut line = String::new();
+    for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
+        if line.len() + c.len_utf8() > palyra_state::limits::REASON_MAX {
+            break;
+        }
+        line.push(c);
+    }
+    line
 }
 
 fn parse_held(held: &[String]) -> Result<Vec<Id>, Error> {

@@ -15,6 +15,7 @@ use palyra_proto::node::v1::node_message::Body;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::carrier::{Carrier, Dialled, Way};
 use crate::home::{KnownReplica, NodeRecord};
 use crate::jobs::Jobs;
 use crate::link::Link;
@@ -23,14 +24,10 @@ use crate::route::Route;
 use crate::service::AgentStatus;
 use crate::session::{End, known, register};
 use crate::work::Event;
-use crate::{Home, Result, poll, session};
+use crate::{Home, Result, carrier, poll, session};
 
 /// How long running work may go on after the agent was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
-/// Streams that broke before anything came through, in a row, until the fallback is used.
-const BROKEN_STREAMS: u32 = 3;
-/// How long the fallback is used before a stream is tried again.
-const FALLBACK: Duration = Duration::from_secs(300);
 /// Another agent with this identity takes over again and again. Once may be ourselves: an attach that was given
 /// up at a replica that hung is committed when that replica wakes up.
 const SUPERSEDED_AGAIN: Duration = Duration::from_secs(60);
@@ -68,33 +65,6 @@ impl Shutdown {
     }
 }
 
-/// Which transport to use: streams, unless they break on their way.
-#[derive(Debug, Default)]
-struct Transport {
-    broken: u32,
-    poll_until: Option<Instant>,
-}
-
-impl Transport {
-    /// Until when to poll; `None` for a stream.
-    fn poll_until(&self) -> Option<Instant> {
-        self.poll_until.filter(|until| *until > Instant::now())
-    }
-
-    fn stream_ended(&mut self, end: &End) {
-        if !matches!(end, End::Lost { no_stream: true, .. }) {
-            self.broken = 0;
-            return;
-        }
-        self.broken += 1;
-        if self.broken >= BROKEN_STREAMS {
-            self.poll_until = Some(Instant::now() + FALLBACK);
-            // The one stream that is tried then decides alone.
-            self.broken = BROKEN_STREAMS - 1;
-        }
-    }
-}
-
 /// All that lives from one session to the next.
 pub(crate) struct Agent {
     pub(crate) device_id: String,
@@ -109,6 +79,9 @@ pub(crate) struct Agent {
     pub(crate) home: Home,
     pub(crate) record: NodeRecord,
     pub(crate) superseded_at: Option<Instant>,
+    pub(crate) carrier: Carrier,
+    /// Why the connection is none of QUIC; empty when it is, or when nobody wants it to be.
+    pub(crate) fallback: String,
 }
 
 impl Agent {
@@ -125,24 +98,18 @@ impl Agent {
     }
 
     async fn serve(&mut self) -> Result<()> {
-        let mut transport = Transport::default();
         loop {
             if !self.wait_before_next().await {
                 return Ok(());
             }
-            let Some(address) = self.route.address() else {
+            let Some(replica) = self.route.replica() else {
                 return Err(no_replica(&self.home));
             };
-            let end = match (self.connect(&address).await, transport.poll_until()) {
-                (Ok(connection), Some(until)) => poll::run(self, connection, until).await,
-                (Ok(connection), None) => {
-                    let end = session::run(self, connection).await;
-                    transport.stream_ended(&end);
-                    end
-                }
-                (Err(end), _) => end,
+            let end = match self.connect(&replica).await {
+                Ok(connection) => self.converse(&replica, connection).await,
+                Err(end) => end,
             };
-            self.disconnected(&address, &end);
+            self.disconnected(&replica, &end);
             match end {
                 End::Stopped => return Ok(()),
                 End::Again => {}
@@ -168,6 +135,22 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Serves one session.
+    async fn converse(&mut self, replica: &KnownReplica, connection: Connection) -> End {
+        let by_stream = matches!(connection, Connection::Grpc(_));
+        let end = match self.carrier.poll_until() {
+            Some(until) if by_stream => return poll::run(self, connection, until).await,
+            _ => session::run(self, connection.clone(), replica).await,
+        };
+        if by_stream {
+            self.carrier.stream_ended(&end);
+        }
+        if end == End::Stopped {
+            connection.close().await;
+        }
+        end
     }
 
     /// The failure that ends the agent.
@@ -248,20 +231,39 @@ impl Agent {
         }
     }
 
-    async fn connect(&mut self, address: &str) -> std::result::Result<Connection, End> {
+    async fn connect(&mut self, replica: &KnownReplica) -> std::result::Result<Connection, End> {
+        let way = self.carrier.way(replica, Instant::now());
         self.status.send_modify(|status| {
             status.state = "connecting".to_owned();
-            status.endpoint = address.to_owned();
+            status.endpoint = address_of(replica, way == Way::Quic);
         });
         let dialled = tokio::select! {
-            dialled = self.link.dial(address) => dialled,
+            dialled = carrier::dial(self.link.as_mut(), replica, &way) => dialled,
             () = self.shutdown.changes() => return Err(End::Stopped),
         };
-        let connection = dialled.map_err(|error| match error.kind {
+        let Dialled {
+            connection,
+            quic_failed,
+        } = dialled.map_err(|error| match error.kind {
             ConnectErrorKind::Refused => End::CredentialRefused(error.to_string()),
             ConnectErrorKind::WrongServer => End::lost(wrong_server(&error)),
             ConnectErrorKind::Unreachable => End::lost(error.to_string()),
         })?;
+        self.fallback = match (quic_failed, way) {
+            (Some(why), _) => {
+                let why = self.carrier.failed(&replica.quic_addr, &why, Instant::now());
+                tracing::warn!(why, "falling back to gRPC");
+                why
+            }
+            (None, Way::Grpc(why)) => why,
+            (None, Way::Either | Way::Quic) => {
+                self.carrier.works(&replica.quic_addr);
+                String::new()
+            }
+        };
+        let over_quic = matches!(connection, Connection::Quic(_));
+        self.status
+            .send_modify(|status| status.endpoint = address_of(replica, over_quic));
         if !self.registered {
             register(self, &connection).await?;
         }
@@ -280,20 +282,29 @@ impl Agent {
         }
         let (fingerprint, not_after_ms) = self.link.describe();
         let (epoch, replica_id) = (attached.epoch, attached.replica_id);
+        let fallback = self.fallback.clone();
         self.status.send_modify(|status| {
             status.state = "connected".to_owned();
             status.epoch = epoch;
             status.replica_id = replica_id;
             status.transport = transport.to_owned();
+            status.fallback = fallback;
             status.last_heard_at_ms = wall_ms();
             status.fingerprint = fingerprint;
             status.not_after_ms = not_after_ms;
             status.last_error = String::new();
         });
-        tracing::info!(replica = replica_id, epoch, transport, "connected");
+        tracing::info!(
+            replica = replica_id,
+            epoch,
+            transport,
+            fallback = self.fallback,
+            "connected"
+        );
     }
 
-    fn disconnected(&mut self, address: &str, end: &End) {
+    fn disconnected(&mut self, replica: &KnownReplica, end: &End) {
+        let address = &replica.node_addr;
         let words = match end {
             End::Stopped | End::Again => String::new(),
             End::Unregistered => "not registered yet".to_owned(),
@@ -385,6 +396,15 @@ fn wrong_server(error: &palyra_client::ConnectError) -> String {
              pair --replace"
         ),
         _ => error.to_string(),
+    }
+}
+
+/// Where a replica is reached.
+fn address_of(replica: &KnownReplica, over_quic: bool) -> String {
+    if over_quic {
+        format!("{}/udp", replica.quic_addr)
+    } else {
+        replica.node_addr.clone()
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::capability;
+use crate::carrier::Choice;
 use crate::fake::{Plain, Replica, SOON, refusal};
 use crate::ledger::Ledger;
 use crate::mediation::Desk;
@@ -62,6 +63,8 @@ impl Node {
             home,
             record,
             superseded_at: None,
+            carrier: Carrier::new(Choice::Auto),
+            fallback: String::new(),
         };
         Self {
             running: tokio::spawn(agent.run()),
@@ -318,35 +321,13 @@ async fn broken_streams_lead_to_polling() {
     node.end().await.unwrap();
 }
 
-#[test]
-fn a_stream_that_works_ends_the_row_of_broken_ones() {
-    let broken = End::Lost {
-        why: "a proxy".to_owned(),
-        no_stream: true,
-    };
-    let mut transport = Transport::default();
-    for _ in 1..BROKEN_STREAMS {
-        transport.stream_ended(&broken);
-    }
-    transport.stream_ended(&End::lost("the replica went"));
-    for _ in 1..BROKEN_STREAMS {
-        transport.stream_ended(&broken);
-        assert_eq!(transport.poll_until(), None);
-    }
-    transport.stream_ended(&broken);
-    assert!(transport.poll_until().is_some());
-    // When its time is over, one stream is tried.
-    transport.poll_until = None;
-    transport.stream_ended(&broken);
-    assert!(transport.poll_until().is_some());
-}
-
 #[tokio::test]
 async fn a_stop_without_any_replica_is_prompt() {
     let nobody = KnownReplica {
         replica_id: 1,
         node_addr: "127.0.0.1:1".to_owned(),
         enrol_addr: String::new(),
+        quic_addr: String::new(),
     };
     let mut node = Node::start(&[nobody], "");
     node.becomes(|status| !status.last_error.is_empty()).await;

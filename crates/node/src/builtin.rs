@@ -87,6 +87,7 @@ fn identity(status: &AgentStatus) -> Value {
         "endpoint": status.endpoint,
         "session_epoch": status.epoch,
         "transport": status.transport,
+        "transport_fallback": status.fallback,
         "agent_version": env!("CARGO_PKG_VERSION"),
         "platform": platform(),
     })

@@ -150,6 +150,7 @@ fn wire_bundle(trust: &TrustBundle, enrol_addr: &str) -> wire::TrustBundle {
             replica_id: 1,
             node_addr: "127.0.0.1:1".to_owned(),
             enrol_addr: enrol_addr.to_owned(),
+            quic_addr: String::new(),
         }],
     }
 }

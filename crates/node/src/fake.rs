@@ -22,7 +22,7 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::home::KnownReplica;
-use crate::link::Link;
+use crate::link::{Dialling, Link};
 use crate::{Error, Kind, Result};
 
 /// No test waits longer for what must come. Only a failing one takes it.
@@ -242,6 +242,7 @@ impl Replica {
             replica_id: id,
             node_addr: self.address.clone(),
             enrol_addr: String::new(),
+            quic_addr: String::new(),
         }
     }
 
@@ -250,6 +251,7 @@ impl Replica {
             replica_id: id,
             node_addr: self.address.clone(),
             enrol_addr: String::new(),
+            quic_addr: String::new(),
         }
     }
 }
@@ -352,14 +354,21 @@ impl NodeService for Fake {
     }
 }
 
+fn unreachable(address: &str, cause: String) -> ConnectError {
+    ConnectError {
+        address: address.to_owned(),
+        kind: ConnectErrorKind::Unreachable,
+        cause,
+        chain: None,
+    }
+}
+
 /// A [`Link`] without TLS and without an end of its certificate.
 pub(crate) struct Plain;
 
 impl Link for Plain {
-    fn dial<'a>(
-        &'a mut self,
-        address: &'a str,
-    ) -> BoxFuture<'a, std::result::Result<Connection, ConnectError>> {
+    fn dial(&mut self, address: &str) -> Dialling {
+        let address = address.to_owned();
         async move {
             let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
             endpoint
@@ -367,14 +376,14 @@ impl Link for Plain {
                 .connect()
                 .await
                 .map(Connection::Grpc)
-                .map_err(|error| ConnectError {
-                    address: address.to_owned(),
-                    kind: ConnectErrorKind::Unreachable,
-                    cause: error.to_string(),
-                    chain: None,
-                })
+                .map_err(|error| unreachable(&address, error.to_string()))
         }
         .boxed()
+    }
+
+    fn dial_quic(&mut self, address: &str) -> Dialling {
+        let error = unreachable(address, "no UDP here".to_owned());
+        async move { Err(error) }.boxed()
     }
 
     fn served(&mut self) -> Result<()> {

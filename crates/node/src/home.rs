@@ -40,6 +40,7 @@ const EXAMPLE: &str = "\
 # labels = { site = \"brno\" }
 # capabilities = [\"capabilities.toml\"]
 # lost_after = \"24h\"   # away for longer, it is gone and nothing waits for it; or \"never\"
+# transport = \"auto\"   # QUIC, and gRPC where UDP does not get through; or quic, or grpc
 ";
 
 /// A replica as this node knows it.
@@ -51,6 +52,9 @@ pub struct KnownReplica {
     pub node_addr: String,
     /// Where machines enrol, `host:port`; may be empty.
     pub enrol_addr: String,
+    /// Where nodes connect over QUIC, `host:port`, UDP; empty when it isn't known or it has none.
+    #[serde(default)]
+    pub quic_addr: String,
 }
 
 /// Who this node is, apart from its secrets.
@@ -85,6 +89,8 @@ pub struct NodeConfig {
     pub concurrency: Option<u32>,
     /// How many dispatches may wait for this node; absent: 1024 at most.
     pub queue_limit: Option<u32>,
+    /// What carries the sessions: `auto`, `quic` or `grpc`; `auto` when absent.
+    pub transport: Option<String>,
 }
 
 /// A node's data folder that was checked to be one.

@@ -22,6 +22,7 @@ pub mod service;
 
 mod agent;
 mod builtin;
+mod carrier;
 mod enrol;
 mod error;
 mod exec;
@@ -46,6 +47,7 @@ mod testing;
 mod unit;
 mod work;
 
+pub use carrier::Choice;
 pub use error::{Error, Kind, Result};
 pub use home::Home;
 pub use lost_after::parse_lost_after;

@@ -10,7 +10,9 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use palyra_client::error::Failure;
-use palyra_client::{ConnectError, ConnectOptions, Connection, connect, new_ulid, wall_ms};
+use palyra_client::{
+    ConnectError, ConnectOptions, Connection, QuicOptions, connect, new_ulid, quic, wall_ms,
+};
 use palyra_pki::chain::{Usage, verify_chain};
 use palyra_pki::credential::to_rustls;
 use palyra_pki::{Credential, KeyPair, PeerIdentity, Role, TrustBundle, TrustDomain};
@@ -27,13 +29,15 @@ const RENEW_CALL: Duration = Duration::from_secs(10);
 /// What a replica says to a device that is suspected to be two machines.
 const CLONE_SUSPECTED: &str = "E0314";
 
+/// A connection in the making.
+pub(crate) type Dialling = BoxFuture<'static, std::result::Result<Connection, ConnectError>>;
+
 /// How the agent reaches replicas. The second implementation is the tests', without TLS.
 pub(crate) trait Link: Send {
     /// Connects with the credential that is to be used now.
-    fn dial<'a>(
-        &'a mut self,
-        address: &'a str,
-    ) -> BoxFuture<'a, std::result::Result<Connection, ConnectError>>;
+    fn dial(&mut self, address: &str) -> Dialling;
+    /// The same, over QUIC.
+    fn dial_quic(&mut self, address: &str) -> Dialling;
     /// A session was served: the credential works.
     fn served(&mut self) -> Result<()>;
     /// A server refused the credential. Answers whether there is another to fall back on.
@@ -80,6 +84,7 @@ struct Loaded {
     credential: Credential,
     peer: PeerIdentity,
     tls: Arc<ClientConfig>,
+    quic: Arc<ClientConfig>,
 }
 
 /// [`Link`] over mutual TLS with the credential in the data folder.
@@ -144,14 +149,20 @@ impl TlsLink {
 }
 
 impl Link for TlsLink {
-    fn dial<'a>(
-        &'a mut self,
-        address: &'a str,
-    ) -> BoxFuture<'a, std::result::Result<Connection, ConnectError>> {
-        let tls = Arc::clone(&self.in_use().tls);
+    fn dial(&mut self, address: &str) -> Dialling {
+        let (tls, address) = (Arc::clone(&self.in_use().tls), address.to_owned());
         async move {
-            let channel = connect::connect(address, &tls, &ConnectOptions::default()).await?;
+            let channel = connect::connect(&address, &tls, &ConnectOptions::default()).await?;
             Ok(Connection::Grpc(channel))
+        }
+        .boxed()
+    }
+
+    fn dial_quic(&mut self, address: &str) -> Dialling {
+        let (tls, address) = (Arc::clone(&self.in_use().quic), address.to_owned());
+        async move {
+            let connection = quic::connect(&address, &tls, &QuicOptions::default()).await?;
+            Ok(Connection::Quic(connection))
         }
         .boxed()
     }
@@ -320,11 +331,14 @@ fn load(credential: Credential) -> Result<Loaded> {
     };
     let (identity, trust) = credential.for_tls().map_err(|error| bad(error.to_string()))?;
     let peer = credential.identity().map_err(|error| bad(error.to_string()))?;
-    let tls = connect::mutual(trust, identity, None).map_err(|error| bad(error.to_string()))?;
+    let tls = connect::mutual(Arc::clone(&trust), Arc::clone(&identity), None)
+        .map_err(|error| bad(error.to_string()))?;
+    let quic = quic::mutual(trust, identity, None).map_err(|error| bad(error.to_string()))?;
     Ok(Loaded {
         credential,
         peer,
         tls,
+        quic,
     })
 }
 

@@ -442,6 +442,7 @@ pub(crate) fn replicas_of(trust: &wire::TrustBundle) -> Vec<KnownReplica> {
         replica_id: endpoint.replica_id,
         node_addr: endpoint.node_addr.clone(),
         enrol_addr: endpoint.enrol_addr.clone(),
+        quic_addr: endpoint.quic_addr.clone(),
     });
     known.collect()
 }

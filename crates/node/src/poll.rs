@@ -105,6 +105,7 @@ async fn attach(agent: &mut Agent, connection: &Connection) -> Polled {
         held: agent.jobs.held(),
         trust_generation: agent.link.trust_generation(),
         held_attempts: agent.jobs.held_attempts(),
+        fallback: agent.fallback.clone(),
     };
     let request = wire::PollRequest {
         device_id: agent.device_id.clone(),

@@ -63,9 +63,9 @@ impl Route {
         }
     }
 
-    /// The address to try; `None` when no replica is known.
-    pub(crate) fn address(&self) -> Option<String> {
-        self.replicas.first().map(|replica| replica.node_addr.clone())
+    /// The replica to try; `None` when none is known.
+    pub(crate) fn replica(&self) -> Option<KnownReplica> {
+        self.replicas.first().cloned()
     }
 
     /// How long to wait before the next try.
@@ -163,6 +163,7 @@ mod tests {
             replica_id: number,
             node_addr: format!("r{number}:7441"),
             enrol_addr: String::new(),
+            quic_addr: String::new(),
         }
     }
 
@@ -170,17 +171,20 @@ mod tests {
     fn a_failed_replica_comes_last_and_a_good_one_stays_first() {
         let mut route = Route::new((1..=3).map(replica).collect());
         let now = Instant::now();
-        let first = route.address().unwrap();
+        let first = route.replica().unwrap().node_addr;
         assert_eq!(route.pause(), Duration::ZERO);
         route.failed(now);
-        let second = route.address().unwrap();
+        let second = route.replica().unwrap().node_addr;
         route.failed(now);
-        let third = route.address().unwrap();
+        let third = route.replica().unwrap().node_addr;
         assert!(first != second && second != third && third != first);
         route.failed(now);
-        assert_eq!(route.address().unwrap(), first);
+        assert_eq!(route.replica().unwrap().node_addr, first);
         route.served(now);
-        assert_eq!((route.address().unwrap(), route.pause()), (first, Duration::ZERO));
+        assert_eq!(
+            (route.replica().unwrap().node_addr, route.pause()),
+            (first, Duration::ZERO)
+        );
     }
 
     #[test]
@@ -244,7 +248,7 @@ mod tests {
         assert!(!route.learn(vec![]));
         assert!(!route.learn(vec![replica(2)]));
         assert!(route.learn(vec![replica(1), replica(2), replica(3)]));
-        assert_eq!(route.address().unwrap(), "r2:7441");
+        assert_eq!(route.replica().unwrap().node_addr, "r2:7441");
         assert!(route.learn(vec![replica(1), replica(3)]));
         assert_eq!(route.replicas().len(), 2);
     }

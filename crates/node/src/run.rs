@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::{Agent, Shutdown};
 use crate::builtin::platform;
 use crate::capability::{self, Capability};
+use crate::carrier::{Carrier, Choice};
 use crate::home::{Home, NodeConfig, NodeRecord, open_append};
 use crate::jobs::Jobs;
 use crate::ledger::{Ledger, Started};
@@ -54,6 +55,8 @@ pub struct RunConfig {
     pub labels: BTreeMap<String, String>,
     /// How long the node may be away before it counts as gone, as text; wins over `node.toml`.
     pub lost_after: Option<String>,
+    /// What carries the sessions: `auto`, `quic` or `grpc`; what `node.toml` says when absent.
+    pub transport: Option<String>,
     /// Started by [`crate::service::start`]: become the leader of a session of its own, so that the
     /// terminal's end is not the agent's.
     pub detached: bool,
@@ -166,6 +169,7 @@ fn assemble(
         .cloned()
         .collect();
     let capabilities = capability::load(&files)?;
+    let choice = choice(&owners, config)?;
     let link = TlsLink::open(home)?;
     if link.device_id() != record.device_id {
         let message = format!(
@@ -208,6 +212,8 @@ fn assemble(
         home: home.clone(),
         record,
         superseded_at: None,
+        carrier: Carrier::new(choice),
+        fallback: String::new(),
     };
     Ok((agent, status_receiver))
 }
@@ -261,6 +267,12 @@ fn limit(name: &str, asked: Option<u32>, most: u32) -> Result<u32> {
             "correct the file, then: palyra node restart",
         )),
     }
+}
+
+/// What carries the sessions, by the option or the file.
+fn choice(owners: &NodeConfig, config: &RunConfig) -> Result<Choice> {
+    let wanted = config.transport.as_ref().or(owners.transport.as_ref());
+    wanted.map_or(Ok(Choice::Auto), |text| Choice::parse(text))
 }
 
 fn labels(owners: &NodeConfig, config: &RunConfig) -> Result<BTreeMap<String, String>> {

@@ -67,8 +67,11 @@ pub struct AgentStatus {
     pub endpoint: String,
     /// The session's epoch; 0 when none.
     pub epoch: u64,
-    /// `stream` or `poll`.
+    /// `quic`, `stream` or `poll`.
     pub transport: String,
+    /// Why the session is not on QUIC; empty when it is, or when the owner does not want it to be.
+    #[serde(default)]
+    pub fallback: String,
     /// When the replica last said anything (Unix ms); 0 when it never did.
     pub last_heard_at_ms: u64,
     /// Dispatches that run or wait for a slot.

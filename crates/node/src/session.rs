@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::agent::{Agent, Shutdown};
 use crate::feed::Feed;
 use crate::home::KnownReplica;
+use crate::link::Dialling;
 use crate::route::Pace;
 use crate::{Error, Result};
 
@@ -188,11 +189,12 @@ impl Wire {
 }
 
 /// Runs a session over `connection` until it ends.
-pub(crate) async fn run(agent: &mut Agent, connection: Connection) -> End {
+pub(crate) async fn run(agent: &mut Agent, connection: Connection, replica: &KnownReplica) -> End {
     match attach(agent, &connection).await {
         Ok((wire, stream, attached)) => {
             let interval = Duration::from_millis(attached.heartbeat_interval_ms.clamp(50, 60_000));
-            converse(agent, connection, wire, stream, attached.epoch, interval).await
+            let line = Line { connection, replica };
+            converse(agent, line, wire, stream, attached.epoch, interval).await
         }
         Err(end) => end,
     }
@@ -216,6 +218,7 @@ async fn attach(
         held: agent.jobs.held(),
         trust_generation: agent.link.trust_generation(),
         held_attempts: agent.jobs.held_attempts(),
+        fallback: agent.fallback.clone(),
     })])
     .await?;
     let opened = timeout(CALL, connection.session(receive));
@@ -261,7 +264,7 @@ fn before_attached(failure: Failure) -> End {
 
 async fn converse(
     agent: &mut Agent,
-    connection: Connection,
+    line: Line<'_>,
     mut wire: Wire,
     mut stream: Stream,
     epoch: u64,
@@ -275,10 +278,10 @@ async fn converse(
     let mut heard_at = Instant::now();
     let mut sequence = 0;
     let mut beat_at = Instant::now();
-    let mut renewal = Renewal::default();
-    let mut feed = Feed::open(&connection, &agent.device_id);
+    let (mut renewal, mut probe) = (Renewal::default(), Probe::default());
+    let mut feed = Feed::open(&line.connection, &agent.device_id);
     loop {
-        renewal.begin(agent, &connection);
+        renewal.begin(agent, &line.connection);
         agent.publish();
         if agent.may_stop() {
             wire.leave(stream).await;
@@ -301,6 +304,7 @@ async fn converse(
                 if heard_at.elapsed() > interval * SILENT_INTERVALS {
                     return End::lost("the server went silent");
                 }
+                probe.begin(agent, &line);
                 beat_at = Instant::now() + interval;
                 sequence += 1;
                 wire.send([Body::Heartbeat(wire::Heartbeat { sequence })]).await
@@ -317,6 +321,12 @@ async fn converse(
             }
             endpoints = feed.endpoints() => {
                 agent.learn(&endpoints);
+                Ok(())
+            }
+            works = probe.ended() => {
+                if works_now(agent, line.replica, works) {
+                    return End::Again;
+                }
                 Ok(())
             }
             () = agent.shutdown.changes() => Ok(()),
@@ -359,6 +369,51 @@ pub(crate) fn take(agent: &mut Agent, message: wire::ServerMessage) -> std::resu
     Ok(Vec::new())
 }
 
+/// The connection that carries a session, and to whom.
+struct Line<'a> {
+    connection: Connection,
+    replica: &'a KnownReplica,
+}
+
+/// A try of QUIC beside a session that had to do without, if one is under way.
+#[derive(Default)]
+struct Probe(Option<Dialling>);
+
+impl Probe {
+    /// Begins one when it is due.
+    fn begin(&mut self, agent: &mut Agent, line: &Line<'_>) {
+        let without = matches!(line.connection, Connection::Grpc(_));
+        if without && self.0.is_none() && agent.carrier.is_probe_due(line.replica, Instant::now()) {
+            self.0 = Some(agent.link.dial_quic(&line.replica.quic_addr));
+        }
+    }
+
+    /// Completes when it ends, with why QUIC does not work, if so; never when there is none. Safe to cancel.
+    async fn ended(&mut self) -> std::result::Result<(), String> {
+        let dialled = match self.0.as_mut() {
+            Some(under_way) => under_way.await,
+            None => std::future::pending().await,
+        };
+        self.0 = None;
+        dialled.map(drop).map_err(|error| error.cause)
+    }
+}
+
+/// Takes the outcome of a probe in. Answers whether to connect anew, over QUIC.
+fn works_now(agent: &mut Agent, replica: &KnownReplica, works: std::result::Result<(), String>) -> bool {
+    match works {
+        Ok(()) => {
+            tracing::info!(address = replica.quic_addr, "QUIC gets through again");
+            agent.carrier.works(&replica.quic_addr);
+            true
+        }
+        Err(why) => {
+            agent.carrier.failed(&replica.quic_addr, &why, Instant::now());
+            false
+        }
+    }
+}
+
 /// A renewal under way, if there is one.
 #[derive(Default)]
 pub(crate) struct Renewal(Option<futures::future::BoxFuture<'static, Result<()>>>);
@@ -389,6 +444,7 @@ pub(crate) fn known(endpoints: &[wire::NodeEndpoint]) -> Vec<KnownReplica> {
         replica_id: endpoint.replica_id,
         node_addr: endpoint.node_addr.clone(),
         enrol_addr: endpoint.enrol_addr.clone(),
+        quic_addr: endpoint.quic_addr.clone(),
     });
     known.collect()
 }

@@ -49,6 +49,8 @@ pub const CERTIFICATE_LABEL: &str = "CERTIFICATE";
 pub const NODE_PORT: u16 = 1;
 /// Offset of the enrolment port from the base port.
 pub const ENROL_PORT: u16 = 2;
+/// Offset of the QUIC port for nodes (UDP) from the base port.
+pub const QUIC_PORT: u16 = 3;
 /// Offset of the port for other replicas from the base port.
 pub const PEERS_PORT: u16 = 4;
 /// Offset of the metrics and health port from the base port.
@@ -136,7 +138,7 @@ pub fn render_config(new: &NewConfig<'_>) -> String {
          \n\
          [listen]\n\
          host = {listen}\n\
-         base_port = {port}   # +1 nodes and operators, +2 enrolment, +4 replicas, +5 metrics and health\n\
+         base_port = {port}   # +1 nodes and operators, +2 enrolment, +3 QUIC (UDP), +4 replicas, +5 metrics\n\
          \n\
          [advertise]\n\
          host = {advertise}\n\

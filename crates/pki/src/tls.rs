@@ -30,6 +30,8 @@ use crate::{KeyPair, PeerIdentity, Role, SpiffeId, TrustBundle, sha256};
 
 /// The protocol that gRPC listeners and clients offer.
 pub const ALPN_H2: &[u8] = b"h2";
+/// The protocol that QUIC listeners and clients offer: the node plane, version 1.
+pub const ALPN_NODE: &[u8] = b"palyra-node/1";
 
 /// The one crypto provider, aws-lc-rs. Nothing is installed process-wide.
 pub fn provider() -> Arc<CryptoProvider> {

@@ -25,6 +25,7 @@ package!(journal, "palyra.journal.v1");
 package!(node, "palyra.node.v1");
 package!(pairing, "palyra.pairing.v1");
 package!(peer, "palyra.peer.v1");
+package!(quic, "palyra.quic.v1");
 
 /// The descriptors of all packages, for gRPC reflection: an encoded `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

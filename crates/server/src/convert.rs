@@ -44,6 +44,7 @@ pub(crate) fn node_endpoints(endpoints: Vec<Endpoint>) -> Vec<node::NodeEndpoint
             replica_id: endpoint.replica_id,
             node_addr: endpoint.node_addr,
             enrol_addr: endpoint.enrol_addr,
+            quic_addr: endpoint.quic_addr,
         })
         .collect()
 }
@@ -59,6 +60,7 @@ pub(crate) fn trust_bundle(trust: &TrustBundle, endpoints: Vec<Endpoint>) -> Opt
                 replica_id: endpoint.replica_id,
                 node_addr: endpoint.node_addr,
                 enrol_addr: endpoint.enrol_addr,
+                quic_addr: endpoint.quic_addr,
             })
             .collect(),
     })

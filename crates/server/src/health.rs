@@ -10,6 +10,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::http::{Figure, Kind, Sample, Source};
 use crate::metered::Meter;
+use crate::quic;
 
 /// How often the gRPC health service is told.
 const REPORT: Duration = Duration::from_secs(1);
@@ -37,11 +38,16 @@ pub(crate) async fn report(reporter: HealthReporter, control: Control) {
 }
 
 /// Samples are taken when somebody asks.
-pub(crate) fn source(control: Control, replica: Replica, meter: Arc<Meter>) -> Source {
-    Arc::new(move || sample(&control, &replica, &meter))
+pub(crate) fn source(
+    control: Control,
+    replica: Replica,
+    meter: Arc<Meter>,
+    quic: Arc<quic::Meter>,
+) -> Source {
+    Arc::new(move || sample(&control, &replica, &meter, &quic))
 }
 
-fn sample(control: &Control, replica: &Replica, meter: &Meter) -> Sample {
+fn sample(control: &Control, replica: &Replica, meter: &Meter, quic: &quic::Meter) -> Sample {
     let status = replica.status();
     let not_ready = match (status.leader, control.check_fresh()) {
         (None, _) => Some("no leader is known".to_owned()),
@@ -52,6 +58,12 @@ fn sample(control: &Control, replica: &Replica, meter: &Meter) -> Sample {
     let mut figures = raft_figures(&status);
     figures.extend(control_figures(control, replica));
     figures.extend(disk_figures(meter));
+    figures.push(gauge((
+        "quic_connections",
+        "QUIC connections that are open.",
+        quic.open(),
+    )));
+    figures.extend(quic.counters().map(counter));
     Sample {
         not_ready,
         role: status.role.as_str(),
@@ -172,13 +184,17 @@ fn disk_figures(meter: &Meter) -> Vec<Figure> {
             meter.sync_us(),
         ),
     ]
-    .map(|(name, help, value)| Figure {
+    .map(counter)
+    .to_vec()
+}
+
+fn counter((name, help, value): (&'static str, &'static str, u64)) -> Figure {
+    Figure {
         name,
         kind: Kind::Counter,
         help,
         value,
-    })
-    .to_vec()
+    }
 }
 
 fn gauge((name, help, value): (&'static str, &'static str, u64)) -> Figure {

@@ -167,6 +167,8 @@ fn addresses(args: &JoinArgs) -> Result<[String; 4], Failure> {
         node,
         enrol,
         metrics,
+        // It is announced with the first start, as every change of an address is.
+        quic: _,
     } = Config::parse(&text, Path::new("palyrad join"))?.advertised_addresses();
     Ok([peers, node, enrol, metrics])
 }

@@ -28,6 +28,7 @@ mod offline;
 mod open_files;
 mod own;
 mod ports;
+mod quic;
 mod serve;
 mod startup;
 mod status;

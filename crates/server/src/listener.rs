@@ -444,10 +444,11 @@ impl Drop for Slot {
 
 /// Lets one message a second pass, so that a flood of refusals is no flood of log lines.
 #[derive(Default)]
-struct Throttle(AtomicU64);
+pub(crate) struct Throttle(AtomicU64);
 
 impl Throttle {
-    fn now(&self) -> bool {
+    /// Whether this one passes.
+    pub(crate) fn now(&self) -> bool {
         let second = palyra_platform::boot_ms() / 1000 + 1;
         self.0.swap(second, Ordering::Relaxed) != second
     }

@@ -44,6 +44,7 @@ pub(crate) fn look_after(
         enrol: told.enrol,
         http: String::new(),
         metrics: told.metrics,
+        quic: told.quic,
     };
     async move {
         let mut applied = replica.applied();

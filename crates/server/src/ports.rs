@@ -5,6 +5,7 @@
 //! replica that was removed from the cluster is no peer.
 
 use std::future::Future;
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub(crate) struct Sockets {
     pub(crate) peers: TcpListener,
     /// Metrics and health.
     pub(crate) metrics: TcpListener,
+    /// Nodes over QUIC, if they are served.
+    pub(crate) quic: Option<UdpSocket>,
 }
 
 impl Sockets {
@@ -56,6 +59,7 @@ impl Sockets {
             enrol: bind("enrol", &addresses.enrol).await?,
             peers: bind("peers", &addresses.peers).await?,
             metrics: bind("metrics", &addresses.metrics).await?,
+            quic: bind_udp("quic", &addresses.quic)?,
         })
     }
 }
@@ -65,20 +69,33 @@ async fn bind(name: &str, address: &str) -> Result<TcpListener, Failure> {
         Ok(resolved) => TcpListener::bind(resolved).await,
         Err(error) => Err(error),
     };
-    bound.map_err(|error| {
-        let port = address.rsplit_once(':').map_or(address, |(_, port)| port);
-        let next = match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                format!("`ss -ltnp 'sport = :{port}'` shows who has it; stop that, or set listen.{name}")
-            }
-            std::io::ErrorKind::AddrNotAvailable => {
-                format!("set listen.{name} to an address of this machine")
-            }
-            _ => format!("see listen.{name} and listen.host in the configuration"),
-        };
-        let what = format!("{address} (listen.{name}) can't be listened on");
-        Failure::new(Code::Address, format!("{what}: {error}; {next}"))
-    })
+    bound.map_err(|error| unbound(name, address, 't', &error))
+}
+
+fn bind_udp(name: &str, address: &str) -> Result<Option<UdpSocket>, Failure> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let bound = resolve(address).and_then(UdpSocket::bind);
+    bound
+        .map(Some)
+        .map_err(|error| unbound(name, address, 'u', &error))
+}
+
+/// Why a port can't be had; `protocol` is what `ss` calls it, `t` or `u`.
+fn unbound(name: &str, address: &str, protocol: char, error: &std::io::Error) -> Failure {
+    let port = address.rsplit_once(':').map_or(address, |(_, port)| port);
+    let next = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("`ss -l{protocol}np 'sport = :{port}'` shows who has it; stop that, or set listen.{name}")
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            format!("set listen.{name} to an address of this machine")
+        }
+        _ => format!("see listen.{name} and listen.host in the configuration"),
+    };
+    let what = format!("{address} (listen.{name}) can't be listened on");
+    Failure::new(Code::Address, format!("{what}: {error}; {next}"))
 }
 
 fn limits(config: &Config) -> Limits {

@@ -29,6 +29,7 @@ use crate::metered::{Meter, Metered};
 use crate::open_files;
 use crate::own;
 use crate::ports::{self, Sockets};
+use crate::quic;
 use crate::tls::Tls;
 use crate::vault::FileVault;
 
@@ -60,7 +61,12 @@ pub(crate) fn check(path: &Path) -> Result<(), Failure> {
         ("enrol", &listens.enrol, &told.enrol),
         ("peers", &listens.peers, &told.peers),
         ("metrics", &listens.metrics, &told.metrics),
+        ("quic", &listens.quic, &told.quic),
     ] {
+        if listen.is_empty() {
+            println!("  {name:<8} is off");
+            continue;
+        }
         println!("  {name:<8} listens on {listen}, others are told {advertised}");
     }
     Ok(())
@@ -136,6 +142,7 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
         enrol,
         peers,
         metrics,
+        quic,
     } = Sockets::bind(&config.listen_addresses()).await?;
     let meter = Arc::new(Meter::default());
     let book = AddressBook::cached(dir.join(layout::PEERS));
@@ -162,12 +169,20 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
         &stop,
         ports::serve_node(config, &tls, node, &control, &stop)?,
     );
+    let quic_meter = Arc::new(quic::Meter::default());
+    if let Some(socket) = quic {
+        serving.run(
+            "the QUIC listener",
+            &stop,
+            quic::serve(config, &tls, socket, &control, &quic_meter, &stop)?,
+        );
+    }
     serving.run(
         "the enrolment listener",
         &stop,
         ports::serve_enrol(config, &tls, enrol, &control, &stop),
     );
-    let source = health::source(control.clone(), replica.clone(), meter);
+    let source = health::source(control.clone(), replica.clone(), meter, quic_meter);
     let listed = control.clone();
     let lists: crate::crl::Lists = Arc::new(move || listed.crls());
     let http = crate::http::serve(metrics, source, lists, stop_peers.gently.clone());
@@ -301,12 +316,17 @@ impl Running {
     fn ready_line(&self, config: &Config) -> String {
         let listens = config.listen_addresses();
         format!(
-            "palyrad ready replica={} node={} enrol={} peers={} metrics={}",
+            "palyrad ready replica={} node={} enrol={} peers={} metrics={} quic={}",
             self.replica.id(),
             listens.node,
             listens.enrol,
             listens.peers,
-            listens.metrics
+            listens.metrics,
+            if listens.quic.is_empty() {
+                "off"
+            } else {
+                &listens.quic
+            },
         )
     }
 

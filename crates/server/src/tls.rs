@@ -11,7 +11,8 @@ use std::time::Duration;
 use palyra_pki::ca::HostNames;
 use palyra_pki::chain::{Usage, verify_chain};
 use palyra_pki::tls::{
-    ALPN_H2, Clock, EnrolTls, SharedIdentity, SharedTrust, client_verified, server_enrol, server_mutual,
+    ALPN_H2, ALPN_NODE, Clock, EnrolTls, SharedIdentity, SharedTrust, client_verified, server_enrol,
+    server_mutual,
 };
 use palyra_pki::{Authority, IssuedCert, KeyPair, Role, SpiffeId, TrustBundle};
 use rustls::{ClientConfig, ServerConfig};
@@ -37,6 +38,8 @@ pub(crate) struct Tls {
     trust: Arc<SharedTrust>,
     /// The listener for nodes and operators.
     pub(crate) node: Arc<ServerConfig>,
+    /// The QUIC listener: the same checks, another protocol.
+    pub(crate) quic: Arc<ServerConfig>,
     /// The listener for replicas.
     pub(crate) peers: Arc<ServerConfig>,
     enrol: RwLock<EnrolTls>,
@@ -108,17 +111,14 @@ impl Tls {
         check(&issuer.chain(&fresh.leaf), &trust)?;
         let identity = SharedIdentity::new(issuer.chain(&fresh.leaf), &fresh.key)?;
         let trust = SharedTrust::new(trust);
-        let mutual = |roles: &[Role]| {
-            server_mutual(
-                Arc::clone(&identity),
-                Arc::clone(&trust),
-                roles,
-                &clock,
-                &[ALPN_H2],
-            )
+        let mutual = |roles: &[Role], alpn| {
+            let (identity, trust) = (Arc::clone(&identity), Arc::clone(&trust));
+            server_mutual(identity, trust, roles, &clock, &[alpn])
         };
-        let node = mutual(&[Role::Node, Role::Worker, Role::Operator])?;
-        let peers = mutual(&[Role::Replica])?;
+        let callers = [Role::Node, Role::Worker, Role::Operator];
+        let node = mutual(&callers, ALPN_H2)?;
+        let quic = mutual(&callers, ALPN_NODE)?;
+        let peers = mutual(&[Role::Replica], ALPN_H2)?;
         let enrol = issuer.enrol(&fresh, &clock)?;
         Ok(Tls {
             issuer: RwLock::new(issuer),
@@ -128,6 +128,7 @@ impl Tls {
             identity,
             trust,
             node,
+            quic,
             peers,
             enrol: RwLock::new(enrol),
             validity,

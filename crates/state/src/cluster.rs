@@ -60,6 +60,9 @@ pub struct Addresses {
     /// Metrics and health.
     #[prost(string, tag = "5")]
     pub metrics: String,
+    /// QUIC for nodes, UDP.
+    #[prost(string, tag = "6")]
+    pub quic: String,
 }
 
 /// Where a replica stands.

@@ -97,9 +97,12 @@ pub struct Session {
     /// When it was attached.
     #[prost(uint64, tag = "3")]
     pub attached_at: u64,
-    /// `stream` or `poll`.
+    /// `stream`, `quic` or `poll`.
     #[prost(string, tag = "4")]
     pub transport: String,
+    /// Why it is not on the transport that the node would rather use; empty when it is.
+    #[prost(string, tag = "30")]
+    pub fallback: String,
 }
 
 /// A member of the fleet.
@@ -243,7 +246,7 @@ pub struct Attach {
     /// Replica that holds the connection.
     #[prost(uint64, tag = "2")]
     pub replica_id: u64,
-    /// `stream` or `poll`.
+    /// `stream`, `quic` or `poll`.
     #[prost(string, tag = "3")]
     pub transport: String,
     /// Dispatches that the node has begun, or has finished without an accepted result.
@@ -252,6 +255,9 @@ pub struct Attach {
     /// The attempt of each, in the same order; one that is missing or 0 is the present one.
     #[prost(uint32, repeated, tag = "9")]
     pub held_attempts: Vec<u32>,
+    /// Why it is not on the transport that the node would rather use; empty when it is.
+    #[prost(string, tag = "30")]
+    pub fallback: String,
 }
 
 /// Ends a session, if it is still that one; otherwise nothing happens. A node that ends its own is offline, one

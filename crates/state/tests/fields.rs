@@ -298,6 +298,16 @@ fn label(stage: &mut Stage, name: String, value: String) -> (Actor, Command) {
 }
 
 const NODES: &[Field] = &[
+    (
+        "a reason of a fallback",
+        limits::REASON_MAX,
+        "E0906",
+        |stage, size| {
+            let mut attach = commands::attach(&mut stage.world, "n1", 1, &[]);
+            attach.fallback = text(size);
+            (stage.node.clone(), attach.into())
+        },
+    ),
     ("a platform", limits::NAME_MAX, "E0502", |stage, size| {
         register(stage, |command| command.platform = text(size))
     }),

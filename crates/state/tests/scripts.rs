@@ -518,6 +518,7 @@ fn nodes_command(args: &mut Args<'_>, name: &str) -> Command {
                 .map(|text| text.parse().unwrap())
                 .into_iter()
                 .collect(),
+            fallback: args.has("fallback").unwrap_or_default(),
         }
         .into(),
         "nodes.detach" => commands::detach(args.world, &device, args.number("epoch")).into(),

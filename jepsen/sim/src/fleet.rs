@@ -58,6 +58,7 @@ fn addresses(replica: u64) -> Addresses {
         enrol: at(7442),
         http: at(7440),
         metrics: at(7445),
+        quic: at(7443),
     }
 }
 
@@ -241,6 +242,7 @@ pub(crate) fn attach(actor: Actor, device_id: Id, replica_id: u64, held: Vec<Id>
         transport: "stream".into(),
         held,
         ..nodes::Attach::default()
+        fallback: String::new(),
     };
     envelope(actor, attach)
 }

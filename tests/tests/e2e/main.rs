@@ -13,6 +13,7 @@ mod liveness;
 mod operations;
 mod pairing;
 mod revocation;
+mod quic;
 
 use palyra_tests::runner::{self, Test};
 
@@ -108,6 +109,15 @@ const TESTS: &[Test] = &[
     }),
     ("certificates_that_live_seconds", |c| {
         Box::pin(certificates::certificates_that_live_seconds(c))
+    }),
+    ("a_node_lives_on_quic_alone", |c| {
+        Box::pin(quic::a_node_lives_on_quic_alone(c))
+    }),
+    ("without_udp_a_node_falls_back_and_says_so", |c| {
+        Box::pin(quic::without_udp_a_node_falls_back_and_says_so(c))
+    }),
+    ("a_session_survives_a_change_of_address", |c| {
+        Box::pin(quic::a_session_survives_a_change_of_address(c))
     }),
     ("the_agent_runs_in_the_background", |c| {
         Box::pin(dispatch::the_agent_runs_in_the_background(c))

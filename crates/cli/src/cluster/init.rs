@@ -278,6 +278,7 @@ fn addresses(init: &Init) -> Addresses {
         http: String::new(),
         // Metrics are for this machine only unless its configuration says otherwise.
         metrics: layout::address("127.0.0.1", init.base_port, layout::METRICS_PORT),
+        quic: at(layout::QUIC_PORT),
     }
 }
 

@@ -151,6 +151,9 @@ pub(crate) struct Offer {
     /// Away for longer, this node is gone and nothing waits for it: 24h, 30d, never
     #[arg(long, value_name = "TIME", value_parser = parse_away)]
     lost_after: Option<String>,
+    /// What carries the sessions: auto (QUIC, and gRPC where UDP does not get through), quic or grpc
+    #[arg(long, value_name = "TRANSPORT", value_parser = ["auto", "quic", "grpc"])]
+    transport: Option<String>,
 }
 
 /// Checks the text, which the agent gets as it is.
@@ -172,7 +175,11 @@ impl Offer {
             .flat_map(|(key, value)| ["--label".into(), format!("{key}={value}").into()]);
         let away = self.lost_after.iter();
         let away = away.flat_map(|text| ["--lost-after".into(), OsString::from(text)]);
-        files.chain(labels).chain(away).collect()
+        let transport = self
+            .transport
+            .iter()
+            .flat_map(|transport| ["--transport".into(), transport.into()]);
+        files.chain(labels).chain(away).chain(transport).collect()
     }
 }
 
@@ -303,6 +310,7 @@ pub(crate) async fn run(global: &Global, run: Run) -> Result {
         capabilities: run.offer.capabilities,
         labels,
         lost_after: run.offer.lost_after,
+        transport: run.offer.transport,
         detached: run.detached,
     };
     palyra_node::run(config).await?;
@@ -418,6 +426,7 @@ fn status_facts(status: &ServiceStatus) -> Vec<(&'static str, String)> {
             ("device", agent.device_id.clone()),
             ("name", agent.name.clone()),
             ("session", session),
+            ("fallback", agent.fallback.clone()),
             (
                 "heard",
                 Moment(agent.last_heard_at_ms).told(palyra_client::wall_ms()),
@@ -530,11 +539,15 @@ mod tests {
             capabilities: vec![PathBuf::from("c.toml")],
             labels: vec![("a".into(), "b".into())],
             lost_after: Some("never".to_owned()),
+            transport: Some("grpc".to_owned()),
         };
         let arguments = offer.arguments();
         assert_eq!(arguments[0], "--capabilities");
         assert!(Path::new(&arguments[1]).is_absolute());
-        assert_eq!(arguments[2..], ["--label", "a=b", "--lost-after", "never"]);
+        assert_eq!(
+            arguments[2..],
+            ["--label", "a=b", "--lost-after", "never", "--transport", "grpc"]
+        );
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(crate) struct NodeView {
     session_epoch: u64,
     session_replica: u64,
     transport: String,
+    transport_fallback: String,
     registered_at: Moment,
     generation: u64,
     last_seen: SeenView,
@@ -173,6 +174,7 @@ impl From<NodeInfo> for NodeView {
             session_epoch: info.session_epoch,
             session_replica: info.session_replica,
             transport: info.transport,
+            transport_fallback: info.transport_fallback,
             registered_at: Moment(info.registered_at_ms),
             generation: info.generation,
             last_seen: SeenView {
@@ -272,6 +274,7 @@ impl NodeView {
             ("agent", self.agent_version.clone()),
             ("labels", self.told_labels()),
             ("session", session),
+            ("fallback", self.transport_fallback.clone()),
             ("open jobs", self.open_dispatches.to_string()),
             (
                 "registered",
@@ -299,6 +302,7 @@ impl Record for NodeView {
         wide("CAPABILITIES"),
         wide("LABELS"),
         wide("EPOCH"),
+        wide("TRANSPORT"),
     ];
 
     fn key(&self) -> String {
@@ -325,6 +329,7 @@ impl Record for NodeView {
                 .join(","),
             self.told_labels(),
             self.session_epoch.to_string(),
+            self.transport.clone(),
         ]
     }
 }

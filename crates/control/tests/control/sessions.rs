@@ -274,6 +274,7 @@ async fn a_node_can_live_from_poll_to_poll() {
         held: Vec::new(),
         held_attempts: Vec::new(),
         transport: Transport::Poll,
+        fallback: String::new(),
         connection: 0,
     };
     let control = &cluster.control;
@@ -324,6 +325,7 @@ async fn a_node_that_waits_for_us_is_not_silent() {
         held: Vec::new(),
         held_attempts: Vec::new(),
         transport: Transport::Poll,
+        fallback: String::new(),
         connection: 0,
     };
     let answer = soon(cluster.control.poll(node.peer(), &device, 0, Some(attach), 500));
@@ -344,6 +346,7 @@ async fn a_stream_that_is_not_read_to_its_goodbye_loses_its_connection() {
         held: Vec::new(),
         held_attempts: Vec::new(),
         transport: Transport::Stream,
+        fallback: String::new(),
         connection: connection.id(),
     };
     let unread = soon(cluster.control.attach(node.peer(), attach)).await.unwrap();
@@ -405,6 +408,7 @@ async fn a_session_that_nobody_holds_is_detached() {
         transport: "stream".to_owned(),
         held: Vec::new(),
         held_attempts: Vec::new(),
+        fallback: String::new(),
     };
     let envelope = palyra_state::Envelope::new(fresh_id(), caller.actor(), attach);
     cluster.replica.propose(envelope).await.unwrap().reply.unwrap();

@@ -344,6 +344,7 @@ pub(crate) fn addresses() -> Addresses {
         enrol: "127.0.0.1:7442".to_owned(),
         http: String::new(),
         metrics: "127.0.0.1:7445".to_owned(),
+        quic: "127.0.0.1:7443".to_owned(),
     }
 }
 
@@ -551,6 +552,7 @@ impl Machine {
             held: held.iter().map(ToString::to_string).collect(),
             held_attempts: Vec::new(),
             transport: Transport::Stream,
+            fallback: String::new(),
             connection: 0,
         };
         soon(control.attach(self.peer(), request)).await

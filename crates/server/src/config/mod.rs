@@ -35,6 +35,9 @@ pub(crate) struct Config {
     /// Bounds of connections and messages.
     #[serde(default)]
     pub(crate) limits: LimitsSection,
+    /// Bounds of QUIC.
+    #[serde(default)]
+    pub(crate) quic: QuicSection,
     /// Times.
     #[serde(default)]
     pub(crate) timers: TimersSection,
@@ -87,7 +90,12 @@ pub(crate) struct ListenSection {
     pub(crate) peers: Option<String>,
     /// Metrics and health; loopback unless set.
     pub(crate) metrics: Option<String>,
+    /// Nodes over QUIC (UDP); [`OFF`] for none.
+    pub(crate) quic: Option<String>,
 }
+
+/// What stands in place of the address of a listener that there is to be none of.
+pub(crate) const OFF: &str = "off";
 
 impl Default for ListenSection {
     fn default() -> ListenSection {
@@ -98,6 +106,7 @@ impl Default for ListenSection {
             enrol: None,
             peers: None,
             metrics: None,
+            quic: None,
         }
     }
 }
@@ -116,6 +125,8 @@ pub(crate) struct AdvertiseSection {
     pub(crate) peers: Option<String>,
     /// Metrics and health.
     pub(crate) metrics: Option<String>,
+    /// Nodes over QUIC.
+    pub(crate) quic: Option<String>,
 }
 
 /// Bounds of connections and messages.
@@ -151,6 +162,35 @@ impl Default for LimitsSection {
             sessions: Count::of(20_000),
             attaches: Count::of(128),
             attach_queue: Count::of(16_384),
+        };
+        DEFAULT
+    }
+}
+
+/// Bounds of QUIC, which has its own: a datagram costs its sender nothing, not even an address.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct QuicSection {
+    /// Connections.
+    pub(crate) connections: Count<1, 100_000>,
+    /// Connections of one identity. A node has one, and for a moment two when it moves.
+    pub(crate) per_identity: Count<1, 1_000>,
+    /// Connections from one address.
+    pub(crate) per_source: Count<1, 100_000>,
+    /// Calls that may be under way on one connection.
+    pub(crate) streams: Count<4, 1_000>,
+    /// While more handshakes than this are under way, a client has to prove first that it receives at its address.
+    pub(crate) retry_above: Count<0, 10_000>,
+}
+
+impl Default for QuicSection {
+    fn default() -> QuicSection {
+        const DEFAULT: QuicSection = QuicSection {
+            connections: Count::of(256),
+            per_identity: Count::of(8),
+            per_source: Count::of(192),
+            streams: Count::of(32),
+            retry_above: Count::of(32),
         };
         DEFAULT
     }
@@ -303,6 +343,8 @@ pub(crate) struct Addresses {
     pub(crate) peers: String,
     /// Metrics and health.
     pub(crate) metrics: String,
+    /// Nodes over QUIC; empty when there is no such listener.
+    pub(crate) quic: String,
 }
 
 /// Why a configuration is refused; the text names the file, and line and key when one is to blame.
@@ -441,7 +483,7 @@ impl Config {
     /// Others must be told something that they can connect to.
     fn check_reachable(&self) -> Result<(), Problem> {
         let told = self.advertised_addresses();
-        for address in [&told.node, &told.enrol, &told.peers] {
+        for address in [&told.node, &told.enrol, &told.peers, &told.quic] {
             let host = split(address)
                 .map_or("", |(host, _)| host)
                 .trim_matches(['[', ']']);
@@ -469,9 +511,13 @@ impl Config {
             ("advertise.enrol", &self.advertise.enrol),
             ("advertise.peers", &self.advertise.peers),
             ("advertise.metrics", &self.advertise.metrics),
+            ("listen.quic", &self.listen.quic),
+            ("advertise.quic", &self.advertise.quic),
         ];
         for (key, value) in listen {
-            if let Some(text) = value {
+            if let Some(text) = value
+                && !(key == "listen.quic" && text == OFF)
+            {
                 split(text).ok_or_else(|| (key, format!("{text:?} is no address; write host:port")))?;
             }
         }
@@ -498,6 +544,10 @@ impl Config {
             enrol: pick(&listen.enrol, &listen.host, layout::ENROL_PORT),
             peers: pick(&listen.peers, &listen.host, layout::PEERS_PORT),
             metrics: pick(&listen.metrics, "127.0.0.1", layout::METRICS_PORT),
+            quic: match listen.quic.as_deref() {
+                Some(OFF) => String::new(),
+                _ => pick(&listen.quic, &listen.host, layout::QUIC_PORT),
+            },
         }
     }
 
@@ -520,6 +570,11 @@ impl Config {
                 .metrics
                 .clone()
                 .unwrap_or_else(|| listens.metrics.clone()),
+            quic: if listens.quic.is_empty() {
+                String::new()
+            } else {
+                pick(&self.advertise.quic, &listens.quic)
+            },
         }
     }
 
@@ -533,6 +588,8 @@ impl Config {
             &told.node,
             &told.enrol,
             &told.peers,
+            &listens.quic,
+            &told.quic,
         ];
         palyra_pki::ca::HostNames::from_hosts(
             addresses

@@ -38,6 +38,13 @@ fn what_init_writes_is_understood() {
         ("127.0.0.1:7454", "127.0.0.1:7455")
     );
     assert_eq!(config.advertised_addresses().node, "r2.example:7451");
+    assert_eq!(
+        (listens.quic.as_str(), config.advertised_addresses().quic.as_str()),
+        ("127.0.0.1:7453", "r2.example:7453")
+    );
+    let without = parse(&fresh().replace("[listen]", "[listen]\nquic = \"off\"")).unwrap();
+    assert_eq!(without.listen_addresses().quic, "");
+    assert_eq!(without.advertised_addresses().quic, "");
     assert_eq!(config.advertised_addresses().metrics, "127.0.0.1:7455");
     let names = config.host_names();
     assert_eq!(names.dns, ["localhost", "r2.example"]);

@@ -136,5 +136,6 @@ fn replica_status(replica: ReplicaView) -> wire::ReplicaStatus {
         max_staleness_ms: replica.max_staleness_ms,
         draining: replica.draining,
         attaches_waiting: replica.attaches_waiting,
+        quic_addr: addresses.quic,
     }
 }

@@ -305,6 +305,10 @@ fn node_info(node: NodeView) -> wire::NodeInfo {
         registered_at_ms: record.registered_at,
         generation: record.generation,
         open_dispatches: open_dispatches.into(),
+        transport_fallback: session
+            .as_ref()
+            .map(|session| session.fallback.clone())
+            .unwrap_or_default(),
         transport: session.map(|session| session.transport).unwrap_or_default(),
         conditions: record.conditions.into_iter().map(condition_info).collect(),
         lost_after_ms: record.lost_after,

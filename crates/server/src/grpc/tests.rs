@@ -197,6 +197,7 @@ impl Fixture {
                 enrol: "127.0.0.1:7442".to_owned(),
                 http: String::new(),
                 metrics: "127.0.0.1:7445".to_owned(),
+                quic: String::new(),
             },
             authority_cert_der: signed.der.into(),
             replica_certificate: recorded(&replica, 0),

@@ -7,7 +7,7 @@
 //!
 //! To add a unary call: declare it in `proto/node.proto`, write it here as a method `call(self, from, request)`, add
 //! one line to `grpc/node.rs` and one to the table in `quic/calls.rs`. A call that answers with a stream returns
-//! [`Answers`], as [`NodePlane::session`] does. A new message of the session's stream is one arm in `session::take`,
+//! [`Answers`], as [`NodePlane::stream_events`] does. A new message of the session's stream is one arm in `session::take`,
 //! or in [`NodePlane::server_message`], and works on both transports.
 
 mod session;
@@ -19,9 +19,10 @@ use palyra_control::{
     AttachRequest, Caller, Completion, Control, Error, Event, Outbound, Registration, Renewal, ResultAnswer,
     Transport,
 };
-use palyra_pki::PeerIdentity;
+use palyra_pki::{PeerIdentity, Role};
 use palyra_proto::node::v1 as wire;
 use palyra_proto::node::v1::server_message::Body;
+use palyra_proto::quic::v1 as quic;
 use palyra_state::nodes::{Capability, Effect};
 
 use crate::{convert, events};
@@ -57,6 +58,29 @@ impl NodePlane {
 
     fn admit(&self, from: &Origin, device_id: &str) -> Result<Caller, Error> {
         self.control.admit_node_as(&from.peer, device_id)
+    }
+
+    /// `node.health`: whether this replica serves nodes. Costs no quorum.
+    pub(crate) async fn health(
+        self,
+        from: Origin,
+        _: quic::HealthRequest,
+    ) -> Result<quic::HealthResponse, Error> {
+        let admitted = match from.peer.id.role() {
+            Role::Operator => self.control.admit_operator_local(&from.peer),
+            _ => self.control.admit_node(&from.peer),
+        };
+        let serving = match admitted {
+            Ok(_) => !self.control.is_draining(),
+            Err(Error::Stale { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(quic::HealthResponse {
+            replica_id: self.control.replica_id(),
+            version: palyra_quic::VERSION,
+            max_frame_bytes: u32::try_from(palyra_quic::DEFAULT_MAX_FRAME_BYTES).unwrap_or(u32::MAX),
+            serving,
+        })
     }
 
     /// `Register`: what the node is and can.
@@ -97,6 +121,7 @@ impl NodePlane {
             held: attach.held,
             held_attempts: attach.held_attempts,
             transport: Transport::Poll,
+            fallback: attach.fallback,
             // Polls of one session may come on many connections; none of them is the session's own.
             connection: 0,
         });

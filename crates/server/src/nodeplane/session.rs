@@ -99,6 +99,7 @@ impl NodePlane {
             held: attach.held,
             held_attempts: attach.held_attempts,
             transport: from.transport,
+            fallback: attach.fallback,
             connection,
         };
         Ok((request, attach.trust_generation))

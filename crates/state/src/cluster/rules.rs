@@ -390,6 +390,7 @@ fn update_addresses(txn: &mut Txn<'_>, command: &UpdateReplicaAddresses) -> Resu
                 ("peer", replica.addresses.peer.clone()),
                 ("node", replica.addresses.node.clone()),
                 ("enrol", replica.addresses.enrol.clone()),
+                ("quic", replica.addresses.quic.clone()),
             ],
         );
     }
@@ -483,5 +484,6 @@ fn check_addresses(addresses: &Addresses) -> Result<(), Reject> {
     check::filled("the node address", &addresses.node, limits::REASON_MAX)?;
     check::filled("the enrol address", &addresses.enrol, limits::REASON_MAX)?;
     check::text("the HTTP address", &addresses.http, limits::REASON_MAX)?;
-    check::text("the metrics address", &addresses.metrics, limits::REASON_MAX)
+    check::text("the metrics address", &addresses.metrics, limits::REASON_MAX)?;
+    check::text("the QUIC address", &addresses.quic, limits::REASON_MAX)
 }

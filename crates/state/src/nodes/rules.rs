@@ -171,6 +171,7 @@ fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
     if !matches!(command.transport.as_str(), "stream" | "quic" | "poll") {
         return Err(bad("the transport is none of stream, quic and poll"));
     }
+    check::text("the reason of a fallback", &command.fallback, limits::REASON_MAX)?;
     if command.held.len() > limits::OPEN_PER_DEVICE as usize {
         return Err(bad("it names too many held dispatches"));
     }
@@ -199,6 +200,7 @@ fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
         replica_id: command.replica_id,
         attached_at: txn.now,
         transport: command.transport.clone(),
+        fallback: command.fallback.clone(),
     });
     turn(txn, &mut node, NodeStatus::Online, "attached", 0);
     count_session(txn, command.replica_id, 1);
@@ -211,6 +213,7 @@ fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
             ("epoch", epoch.to_string()),
             ("replica", command.replica_id.to_string()),
             ("transport", command.transport.clone()),
+            ("fallback", command.fallback.clone()),
         ],
     );
     let attempts = command.held_attempts.iter().copied().chain(std::iter::repeat(0));

@@ -66,6 +66,7 @@ fn cluster_records(all: &mut BTreeMap<String, Vec<u8>>) {
             enrol: text("a:3"),
             http: text("a:4"),
             metrics: text("a:5"),
+            quic: String::new(),
         },
         authority_cert_der: Bytes::from_static(b"authority"),
         certificate: fingerprint("r1"),
@@ -76,6 +77,14 @@ fn cluster_records(all: &mut BTreeMap<String, Vec<u8>>) {
         certificate_not_after: 0,
     };
     add(all, "record.replica", &replica);
+    let on_quic = cluster::Replica {
+        addresses: cluster::Addresses {
+            quic: text("a:6"),
+            ..replica.addresses.clone()
+        },
+        ..replica.clone()
+    };
+    add(all, "record.replica.with_quic", &on_quic);
     let replica = cluster::Replica {
         feature_level: 2,
         ..replica
@@ -245,6 +254,7 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
             replica_id: 1,
             attached_at: 4,
             transport: text("stream"),
+            fallback: String::new(),
         }),
         status: nodes::NodeStatus::Online as i32,
         status_since: 5,
@@ -280,6 +290,14 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
         ..limited.capabilities[0].clone()
     };
     add(all, "record.node.with_limits", &limited);
+    let fallen_back = nodes::Node {
+        session: node.session.clone().map(|session| nodes::Session {
+            fallback: text("UDP is blocked"),
+            ..session
+        }),
+        ..node.clone()
+    };
+    add(all, "record.node.fallen_back", &fallen_back);
     add(
         all,
         "record.node_totals",

@@ -16,6 +16,7 @@ pub fn addresses(name: &str) -> Addresses {
         enrol: format!("{name}:7442"),
         http: String::new(),
         metrics: format!("{name}:7445"),
+        quic: String::new(),
     }
 }
 
@@ -228,6 +229,7 @@ pub fn attach(world: &mut World, device: &str, replica_id: u64, held: &[&str]) -
         transport: "stream".to_owned(),
         held: held.iter().map(|name| world.id(name)).collect(),
         held_attempts: Vec::new(),
+        fallback: String::new(),
     }
 }
 

@@ -259,6 +259,7 @@ fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
                 transport: "stream".to_owned(),
                 held,
                 held_attempts: vec![u32::from(step.actor % 16 == 1)],
+                fallback: String::new(),
             };
             (node, attach.into())
         }
