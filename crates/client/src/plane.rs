@@ -132,25 +132,6 @@ impl Connection {
         }
     }
 
-    /// The feed, as far as it is the node's.
-    ///
-    /// # Errors
-    /// As with each call here.
-    pub async fn stream_events(
-        &self,
-        request: wire::NodeEventsRequest,
-    ) -> Answer<Incoming<wire::NodeEventsResponse>> {
-        match self {
-            Connection::Grpc(channel) => {
-                answer(grpc(channel).stream_events(request).await).map(Incoming::Grpc)
-            }
-            Connection::Quic(quic) => {
-                let opened = quic.many(method::STREAM_EVENTS, &request).await;
-                opened.map(Incoming::Quic)
-            }
-        }
-    }
-
     /// Opens the feed: what happens to the node, and what every node must know of the cluster.
     ///
     /// # Errors
@@ -163,6 +144,10 @@ impl Connection {
             Connection::Grpc(channel) => {
                 let opened = grpc(channel).stream_events(request).await;
                 answer(opened).map(Incoming::Grpc)
+            }
+            Connection::Quic(quic) => {
+                let opened = quic.many(method::STREAM_EVENTS, &request).await;
+                opened.map(Incoming::Quic)
             }
         }
     }

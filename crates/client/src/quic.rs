@@ -1,9 +1,9 @@
 //! One QUIC connection to one replica, and the calls of a node on it.
 //!
 //! What never lives here: which calls there are (see [`crate::plane`]), choosing a replica, fallbacks. Invariants: who
-//! the server is comes from its certificate's URI name and chain, as with gRPC; a connection counts as made only when the
-//! replica has answered on it, so that a network that lets only the first datagrams through is noticed; a call whose stream
-//! broke is reported as lost, never as refused.
+//! the server is comes from its certificate's URI name and chain, as with gRPC; a connection counts as made only when
+//! the replica has answered on it, so that a network that lets only the first datagrams through is noticed; a call whose
+//! stream broke is reported as lost, never as refused.
 
 mod socket;
 
@@ -152,7 +152,7 @@ async fn open(
         () = socket.refused() => return Err(unreachable("nobody listens on this UDP port".to_owned())),
     };
     let connection = QuicConnection::new(connection, endpoint, socket);
-    // In TLS 1.3 the server looks at our certificate after we are done; and a first answer is worth more than a handshake.
+    // In TLS 1.3 the server looks at our certificate after we are done; a first answer is worth more than a handshake.
     match connection.health().await {
         Ok(_) | Err(Failure::Answered(_)) => Ok(connection),
         Err(Failure::Lost { cause, refused: true }) => Err((ConnectErrorKind::Refused, cause)),

@@ -145,6 +145,14 @@ impl Link for Ways {
         false
     }
 
+    fn trust_generation(&self) -> u64 {
+        0
+    }
+
+    fn trust(&mut self, _: u64, _: Vec<Vec<u8>>) -> Result<()> {
+        Ok(())
+    }
+
     fn describe(&self) -> (String, u64) {
         (String::new(), u64::MAX)
     }

@@ -225,10 +225,10 @@ mod tests {
     fn who_is_sent_away_comes_when_it_was_told_and_elsewhere() {
         let mut route = Route::new((1..=3).map(replica).collect());
         let now = Instant::now();
-        let first = route.address().unwrap();
+        let first = route.replica().unwrap().node_addr;
         route.served(now);
         route.sent_away(now + STEADY, Pace::told(3_000, 500));
-        assert_ne!(route.address().unwrap(), first);
+        assert_ne!(route.replica().unwrap().node_addr, first);
         let pauses: Vec<u64> = (0..50)
             .map(|_| u64::try_from(route.pause().as_millis()).unwrap())
             .collect();

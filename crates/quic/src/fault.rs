@@ -120,9 +120,9 @@ impl Fault {
             retryable: self.is_retryable(),
             // A call that was given up may have been done.
             unknown: matches!(self, Fault::Overdue { .. }),
-            leader_id: 0,
             served_by,
             class: self.class().to_owned(),
+            ..ErrorDetail::default()
         }
     }
 }

@@ -242,7 +242,6 @@ pub(crate) fn attach(actor: Actor, device_id: Id, replica_id: u64, held: Vec<Id>
         transport: "stream".into(),
         held,
         ..nodes::Attach::default()
-        fallback: String::new(),
     };
     envelope(actor, attach)
 }

@@ -12,8 +12,8 @@ mod hostile;
 mod liveness;
 mod operations;
 mod pairing;
-mod revocation;
 mod quic;
+mod revocation;
 
 use palyra_tests::runner::{self, Test};
 

@@ -95,10 +95,13 @@ pub(crate) async fn a_node_lives_on_quic_alone(cluster: &mut Cluster) {
         open.push(dial(&credential, &quic_addr(cluster, id)).await.unwrap());
     }
     let key = KeyPair::generate(&mut palyra_client::fill_random).unwrap();
-    let renewed = Connection::Quic(open[0].clone()).renew(wire::RenewRequest {
+    let by_hand = Connection::Quic(open[0].clone());
+    let renewed = by_hand.renew(wire::RenewRequest {
         request_id: new_ulid(),
         device_id: device_id.clone(),
         csr: key.make_csr().unwrap().into(),
+        counter: 1,
+        ..wire::RenewRequest::default()
     });
     assert_eq!(renewed.await.unwrap().chain.len(), 2);
     let revoked = cluster.palyra(&["device", "revoke", &device_id, "--reason", "lost", "-o", "json"]);

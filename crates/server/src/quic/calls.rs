@@ -1,7 +1,7 @@
 //! One call on one stream: header, messages, status. The table of calls is in [`answer`].
 //!
-//! What never lives here: what a call does. Invariants: the last frame is a status, whatever happened, unless the stream
-//! or the connection is gone; a first frame that does not come holds its place for a bounded time.
+//! What never lives here: what a call does. Invariants: the last frame is a status, whatever happened, unless the
+//! stream or the connection is gone; a first frame that does not come holds its place for a bounded time.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

@@ -46,6 +46,7 @@ fn recorded(issued: &IssuedCert, authority: u64) -> NewCertificate {
         not_before: issued.not_before_ms,
         not_after: issued.not_after_ms,
         authority,
+        authority_number: 0,
     }
 }
 

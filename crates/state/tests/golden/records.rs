@@ -280,7 +280,7 @@ fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
     };
     add(all, "record.node.suspect", &lost);
     add(all, "record.session_count", &nodes::SessionCount { sessions: 1 });
-    let mut limited = node;
+    let mut limited = node.clone();
     [limited.max_concurrency, limited.queue_limit] = [4, 5];
     limited.capabilities[0] = nodes::Capability {
         queue_limit: 6,
