@@ -367,6 +367,16 @@ impl Cluster {
         self.ids().into_iter().map(|id| self.node_address(id)).collect()
     }
 
+    /// Where a replica serves nodes over QUIC.
+    pub(crate) fn quic_address(&self, id: u64) -> String {
+        self.places[index(id)].address(3)
+    }
+
+    /// The same of all.
+    pub(crate) fn quic_addresses(&self) -> Vec<String> {
+        self.ids().into_iter().map(|id| self.quic_address(id)).collect()
+    }
+
     /// Where a replica enrols machines.
     pub(crate) fn enrol_address(&self, id: u64) -> String {
         self.places[index(id)].address(2)

@@ -68,8 +68,8 @@ impl Machine {
             "--ticket-file",
             &ticket,
         ];
-        let offer = ["--capabilities", &capabilities];
-        let arguments = [&run[..], &offer[..], transport_arguments(transport)].concat();
+        let offer = ["--capabilities", &capabilities, "--transport", transport];
+        let arguments = [&run[..], &offer[..]].concat();
         let mut agent = Agent::start(cluster, &name, &arguments, &[("BENCH_LOG", &log)])?;
         approve(client, &name, &mut agent).await?;
         let node = online(client, &name).await?;
@@ -93,11 +93,6 @@ impl Machine {
             std::fs::read_to_string(&self.log).with_context(|| format!("no {}", self.log.display()))?;
         Ok(count(&text))
     }
-}
-
-/// What tells an agent its transport.
-fn transport_arguments(_transport: &str) -> &'static [&'static str] {
-    &[]
 }
 
 fn count(log: &str) -> BTreeMap<String, u32> {

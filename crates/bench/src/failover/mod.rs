@@ -52,7 +52,7 @@ pub(crate) struct Args {
 }
 
 /// The transports whose agents take part.
-const TRANSPORTS: [&str; 1] = ["grpc"];
+const TRANSPORTS: [&str; 2] = ["quic", "grpc"];
 
 /// Runs it.
 pub(crate) async fn run(args: Args, keep: Keep) -> Result<Report> {

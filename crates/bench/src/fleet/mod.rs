@@ -64,8 +64,10 @@ impl Args {
     /// What the replicas have to allow: every node comes from one address here.
     fn settings(&self) -> Result<Settings> {
         let connections = u64::from(self.nodes) * 2 + 1_000;
+        let quic = connections.min(100_000);
         let mut text = format!(
-            "[limits]\nconnections = {connections}\nconnections_per_source = {connections}\nhandshakes = 1024\n"
+            "[limits]\nconnections = {connections}\nconnections_per_source = {connections}\nhandshakes = 1024\n\
+             [quic]\nconnections = {quic}\nper_source = {quic}\n"
         );
         if let Some(seconds) = self.heartbeat {
             let timeout = seconds * 7 / 2 + 1;
@@ -98,7 +100,7 @@ pub(crate) async fn run(args: Args, keep: Keep) -> Result<Report> {
     let before = client.status().await?;
     say(&format!("attaching {nodes} nodes"));
     let began = Instant::now();
-    let addresses = cluster.node_addresses();
+    let addresses = args.transport.addresses(&cluster);
     let fleet = Fleet::start(identities, addresses, args.transport, ATTACH).await?;
     report.fact("attach_seconds", began.elapsed().as_secs_f64());
     let after = client.status().await?;

@@ -4,15 +4,19 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use palyra_client::Connection;
+use palyra_client::error::Failure;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::netns::Inside;
 use crate::sim::Identity;
+use crate::sim::node::{self, Transport};
 use crate::sim::session::{End, Session, register};
 use crate::sim::watched::{Closed, dial, end_of};
 
+/// How often a QUIC connection is asked whether it is there, once its session has ended.
+const LOOK: Duration = Duration::from_millis(1);
 /// For a try of a certificate at a replica.
 const TRY: Duration = Duration::from_secs(20);
 
@@ -94,6 +98,35 @@ impl Device {
         Ok(())
     }
 
+    /// Begins a session over QUIC and lives in it. Its connection counts as ended when nothing can be asked on it.
+    pub(super) async fn hold_quic_session(&mut self, address: &str) -> Result<()> {
+        let failed = |end: End| anyhow!("no session over QUIC at {address}: {end:?}");
+        let dialled = node::dial(&self.identity, address, Transport::Quic).await;
+        let connection = dialled.map_err(failed)?;
+        register(&connection, &self.identity.device_id)
+            .await
+            .map_err(failed)?;
+        let session = Session::attach(&connection, &self.identity.device_id)
+            .await
+            .map_err(failed)?;
+        let ((tell, ended), (tell_closed, closed)) = (watch::channel(None), watch::channel(None));
+        let living = tokio::spawn(async move {
+            session.live(0.5).await;
+            tell.send_replace(Some(Instant::now()));
+            if let Connection::Quic(quic) = &connection {
+                while !matches!(quic.health().await, Err(Failure::Lost { .. })) {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+            tell_closed.send_replace(Some(Instant::now()));
+            std::future::pending::<()>().await;
+        });
+        self.sockets.0.push(closed);
+        self.session.0.push(ended);
+        self.tasks.push(living.abort_handle());
+        Ok(())
+    }
+
     /// Opens a connection and says nothing.
     pub(super) async fn hold_connection(&mut self, address: &str) -> Result<()> {
         let (connection, closed) = dial(address, &self.identity.tls)
@@ -130,7 +163,27 @@ pub(super) enum Tried {
     Unreachable(String),
 }
 
-/// Tries to register and to attach with a certificate.
+/// Tries to register and to attach with a certificate over QUIC.
+pub(super) async fn try_over_quic(identity: &Identity, address: &str) -> Tried {
+    let tried = timeout(TRY, async {
+        match node::dial(identity, address, Transport::Quic).await {
+            Ok(connection) => calls(&connection, identity).await,
+            Err(End::Lost(cause)) => of_dial(&cause),
+            Err(end) => Tried::Refused(format!("{end:?}")),
+        }
+    });
+    tried
+        .await
+        .unwrap_or_else(|_| Tried::Unreachable(format!("no answer within {} s", TRY.as_secs())))
+}
+
+async fn calls(connection: &Connection, identity: &Identity) -> Tried {
+    let registered = register(connection, &identity.device_id).await;
+    let attached = Session::attach(connection, &identity.device_id).await.map(|_| ());
+    of_calls(registered, attached)
+}
+
+/// The same over gRPC, inside of a namespace when one is given.
 pub(super) async fn try_certificate(
     identity: &Identity,
     address: &str,
@@ -143,11 +196,7 @@ pub(super) async fn try_certificate(
                 Ok(connected) => connected,
                 Err(cause) => return of_dial(&cause),
             };
-            let registered = register(&connection, &identity.device_id).await;
-            let attached = Session::attach(&connection, &identity.device_id)
-                .await
-                .map(|_| ());
-            of_calls(registered, attached)
+            calls(&connection, &identity).await
         });
         tried
             .await

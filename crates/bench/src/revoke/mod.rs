@@ -23,7 +23,7 @@ use crate::sim::Identity;
 use crate::sim::pair::pair;
 use crate::spread::{self, Spread};
 use crate::{Keep, say};
-use device::{Device, Tried, try_certificate};
+use device::{Device, Tried, try_certificate, try_over_quic};
 
 /// How long an answer may wait for the enforcement: longer than the authority of a silent replica lasts.
 const ANSWER_WAIT_MS: u32 = 60_000;
@@ -165,23 +165,31 @@ impl Run {
         self.identities.pop().context("more revocations than devices")
     }
 
-    /// All replicas are up.
+    /// All replicas are up; every other device has its session over QUIC.
     async fn all_up(&mut self, count: u32, report: &mut Report) -> Result<()> {
-        let mut times = Times::new();
+        let (mut over_grpc, mut over_quic) = (Times::new(), Times::new());
         let ids = self.cluster.ids();
         for number in 0..count {
             let identity = self.next_identity()?;
-            let home = ids[usize::try_from(number)? % ids.len()];
+            let home = ids[usize::try_from(number / 2)? % ids.len()];
             let mut device = Device::new(identity);
-            device
-                .hold_session(&self.cluster.node_address(home), None)
-                .await?;
+            let times = if number.is_multiple_of(2) {
+                device
+                    .hold_session(&self.cluster.node_address(home), None)
+                    .await?;
+                &mut over_grpc
+            } else {
+                device.hold_quic_session(&self.cluster.quic_address(home)).await?;
+                &mut over_quic
+            };
             for other in ids.iter().filter(|id| **id != home) {
                 device.hold_connection(&self.cluster.node_address(*other)).await?;
             }
-            self.revoke(&device, &mut times).await?;
+            self.revoke(&device, times).await?;
             for id in &ids {
                 let tried = try_certificate(&device.identity, &self.cluster.node_address(*id), None).await?;
+                self.judge(&device, *id, tried)?;
+                let tried = try_over_quic(&device.identity, &self.cluster.quic_address(*id)).await;
                 self.judge(&device, *id, tried)?;
             }
             if (number + 1) % 25 == 0 {
@@ -189,7 +197,8 @@ impl Run {
             }
         }
         report.fact("revoked_with_all_replicas_up", count);
-        times.tell(report, "all up");
+        over_grpc.tell(report, "all up, session over gRPC");
+        over_quic.tell(report, "all up, session over QUIC");
         Ok(())
     }
 

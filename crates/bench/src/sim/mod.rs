@@ -13,7 +13,7 @@ pub(crate) mod watched;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use palyra_client::connect;
+use palyra_client::{connect, quic};
 use palyra_pki::Credential;
 use palyra_pki::tls::SharedTrust;
 use rustls::ClientConfig;
@@ -23,8 +23,10 @@ use rustls::ClientConfig;
 pub(crate) struct Identity {
     /// Its device id.
     pub(crate) device_id: String,
-    /// TLS that presents its certificate.
+    /// TLS over TCP that presents its certificate.
     pub(crate) tls: Arc<ClientConfig>,
+    /// The same for QUIC.
+    pub(crate) quic: Arc<ClientConfig>,
 }
 
 impl Identity {
@@ -35,6 +37,7 @@ impl Identity {
         let peer = credential.identity().context(unusable)?;
         Ok(Identity {
             device_id: peer.id.id().to_owned(),
+            quic: quic::mutual(Arc::clone(trust), Arc::clone(&own), None).context(unusable)?,
             tls: connect::mutual(Arc::clone(trust), own, None).context(unusable)?,
         })
     }

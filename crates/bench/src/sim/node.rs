@@ -8,7 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use palyra_client::{ConnectOptions, Connection, connect, fill_random};
+use palyra_client::{
+    ConnectError, ConnectErrorKind, ConnectOptions, Connection, QuicOptions, connect, fill_random, quic,
+};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -16,11 +18,14 @@ use tokio::time::{Instant, sleep};
 use super::Identity;
 use super::board::Board;
 use super::session::{End, Pace, Session, register};
+use crate::cluster::Cluster;
 
 const FIRST_MS: u64 = 100;
 const LAST_MS: u64 = 5_000;
 /// A session that lived this long was a good one.
 const STEADY: Duration = Duration::from_secs(5);
+/// A generator that shares its cores with what it measures is late; it must not give up for that.
+const CONNECT: Duration = Duration::from_secs(20);
 /// First attaches that are under way at one time.
 const RAMP: usize = 48;
 
@@ -29,6 +34,18 @@ const RAMP: usize = 48;
 pub(crate) enum Transport {
     /// gRPC over TCP.
     Grpc,
+    /// QUIC over UDP.
+    Quic,
+}
+
+impl Transport {
+    /// The replicas' addresses for it.
+    pub(crate) fn addresses(self, cluster: &Cluster) -> Vec<String> {
+        match self {
+            Transport::Grpc => cluster.node_addresses(),
+            Transport::Quic => cluster.quic_addresses(),
+        }
+    }
 }
 
 /// What the nodes of a fleet share.
@@ -39,8 +56,6 @@ pub(crate) struct Shared {
     pub(crate) addresses: Vec<String>,
     /// How they are reached.
     pub(crate) transport: Transport,
-    /// How connections are made; the agent's ways unless the run says otherwise.
-    pub(crate) options: ConnectOptions,
     ramp: Semaphore,
 }
 
@@ -65,11 +80,6 @@ impl Fleet {
             board: Board::new(identities.len()),
             addresses,
             transport,
-            options: ConnectOptions {
-                // A generator that shares its cores with what it measures is late; it must not give up for that.
-                connect_timeout: Duration::from_secs(20),
-                ..ConnectOptions::default()
-            },
             ramp: Semaphore::new(RAMP),
         });
         let count = identities.len();
@@ -140,7 +150,7 @@ async fn one_session(
     shared: &Shared,
     registered: &mut bool,
 ) -> Result<Session, End> {
-    let connection = dial(identity, address, shared).await?;
+    let connection = dial(identity, address, shared.transport).await?;
     match Session::attach(&connection, &identity.device_id).await {
         Err(End::Unregistered) if !*registered => {
             register(&connection, &identity.device_id).await?;
@@ -151,15 +161,33 @@ async fn one_session(
     }
 }
 
-/// One connection.
-async fn dial(identity: &Identity, address: &str, shared: &Shared) -> Result<Connection, End> {
-    match shared.transport {
-        Transport::Grpc => connect(address, &identity.tls, &shared.options)
-            .await
-            .map(Connection::Grpc),
-    }
-    .map_err(|error| match error.kind {
-        palyra_client::ConnectErrorKind::Refused => End::Revoked(error.cause),
+/// One connection, in everything but the patience as the agent makes it.
+pub(crate) async fn dial(
+    identity: &Identity,
+    address: &str,
+    transport: Transport,
+) -> Result<Connection, End> {
+    let connected = match transport {
+        Transport::Grpc => {
+            let options = ConnectOptions {
+                connect_timeout: CONNECT,
+                ..ConnectOptions::default()
+            };
+            connect(address, &identity.tls, &options)
+                .await
+                .map(Connection::Grpc)
+        }
+        Transport::Quic => {
+            let options = QuicOptions {
+                connect_timeout: CONNECT,
+                ..QuicOptions::default()
+            };
+            let connected = quic::connect(address, &identity.quic, &options).await;
+            connected.map(Connection::Quic)
+        }
+    };
+    connected.map_err(|error: ConnectError| match error.kind {
+        ConnectErrorKind::Refused => End::Revoked(error.cause),
         _ => End::Lost(error.cause),
     })
 }
