@@ -4,7 +4,6 @@
 //! a replica counts as started when it says so; a folder that was given stays, one that was not is removed.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -18,6 +17,10 @@ use palyra_proto::cluster::v1::StatusResponse;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, timeout};
+
+mod agent;
+
+pub(crate) use agent::Agent;
 
 /// For a replica to say that it serves: a large log is replayed before.
 const READY: Duration = Duration::from_secs(120);
@@ -553,42 +556,6 @@ fn free_ports() -> Result<u16> {
         .into_iter()
         .find(free)
         .ok_or_else(|| anyhow!("no thirty ports in a row are free between 12000 and 27000"))
-}
-
-/// A process that ends with this one; used for node agents.
-pub(crate) struct Agent(Child);
-
-impl Agent {
-    /// Starts a program with a log file.
-    pub(crate) fn start<S: AsRef<OsStr>>(
-        cluster: &Cluster,
-        name: &str,
-        arguments: &[S],
-        environment: &[(&str, &Path)],
-    ) -> Result<Agent> {
-        let log = cluster.dir().join(format!("logs/{name}.log"));
-        let file = std::fs::File::options().append(true).create(true).open(log)?;
-        let mut command = Command::new(cluster.program("palyra"));
-        command.args(arguments).envs(environment.iter().copied());
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .kill_on_drop(true);
-        let child = command.spawn().context("palyra does not start")?;
-        if let Some(pid) = child.id() {
-            std::fs::write(cluster.dir().join(format!("{name}.pid")), pid.to_string())?;
-        }
-        Ok(Agent(child))
-    }
-
-    /// Insists that it still runs.
-    pub(crate) fn check(&mut self, name: &str) -> Result<()> {
-        match self.0.try_wait()? {
-            Some(status) => bail!("the agent of {name} has ended with {status}; see logs/{name}.log"),
-            None => Ok(()),
-        }
-    }
 }
 
 /// Writes a file that only its owner reads, whole or not at all.

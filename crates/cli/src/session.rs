@@ -164,8 +164,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Ends the session; takes along what was learned, if it is there by now, and renews the certificate when it is near
-    /// its end.
+    /// Ends the session; takes along what was learned, if it is there by now, and renews the certificate when it is
+    /// near its end.
     pub(crate) async fn close(mut self) {
         self.take_along().await;
         self.settle().await;

@@ -15,6 +15,7 @@ pub mod error;
 mod events;
 mod follow;
 pub mod ids;
+mod mutations;
 pub mod plane;
 pub mod pool;
 pub mod quic;

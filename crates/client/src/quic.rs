@@ -2,8 +2,8 @@
 //!
 //! What never lives here: which calls there are (see [`crate::plane`]), choosing a replica, fallbacks. Invariants: who
 //! the server is comes from its certificate's URI name and chain, as with gRPC; a connection counts as made only when
-//! the replica has answered on it, so that a network that lets only the first datagrams through is noticed; a call whose
-//! stream broke is reported as lost, never as refused.
+//! the replica has answered on it, so that a network that lets only the first datagrams through is noticed; a call
+//! whose stream broke is reported as lost, never as refused.
 
 mod socket;
 

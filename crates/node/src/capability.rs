@@ -281,27 +281,7 @@ fn invalid(path: &Path, line: usize, why: &str) -> Error {
 
 fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
     check_name(&entry.name)?;
-    if entry.description.len() > MAX_DESCRIPTION {
-        return Err(format!("`description` has more than {MAX_DESCRIPTION} bytes"));
-    }
-    if entry.description.chars().any(char::is_control) {
-        return Err("`description` must be one line".to_owned());
-    }
-    if entry.args.len() > MAX_ARGS || entry.env.len() > MAX_ENV {
-        return Err(format!("more than {MAX_ARGS} `args` or {MAX_ENV} `env` names"));
-    }
-    if let Some(bad) = entry
-        .env
-        .iter()
-        .find(|name| name.is_empty() || name.contains(['=', '\0']))
-    {
-        return Err(format!(
-            "{bad:?} in `env` is no name of an environment variable; values are not given here"
-        ));
-    }
-    if entry.args.iter().any(|arg| arg.contains('\0')) {
-        return Err("an argument holds a NUL character".to_owned());
-    }
+    check_texts(&entry)?;
     let timeout = entry
         .timeout
         .as_deref()
@@ -353,6 +333,32 @@ fn check(entry: Entry, file: &Path) -> std::result::Result<Capability, String> {
             env: entry.env,
         }),
     })
+}
+
+/// What is shown to people, and what is handed to the program.
+fn check_texts(entry: &Entry) -> std::result::Result<(), String> {
+    if entry.description.len() > MAX_DESCRIPTION {
+        return Err(format!("`description` has more than {MAX_DESCRIPTION} bytes"));
+    }
+    if entry.description.chars().any(char::is_control) {
+        return Err("`description` must be one line".to_owned());
+    }
+    if entry.args.len() > MAX_ARGS || entry.env.len() > MAX_ENV {
+        return Err(format!("more than {MAX_ARGS} `args` or {MAX_ENV} `env` names"));
+    }
+    if let Some(bad) = entry
+        .env
+        .iter()
+        .find(|name| name.is_empty() || name.contains(['=', '\0']))
+    {
+        return Err(format!(
+            "{bad:?} in `env` is no name of an environment variable; values are not given here"
+        ));
+    }
+    if entry.args.iter().any(|arg| arg.contains('\0')) {
+        return Err("an argument holds a NUL character".to_owned());
+    }
+    Ok(())
 }
 
 fn check_retry(entry: &Entry) -> std::result::Result<Retry, String> {

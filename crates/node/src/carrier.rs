@@ -1,8 +1,8 @@
 //! What carries the sessions: QUIC, a gRPC stream, or gRPC polls.
 //!
 //! QUIC is tried first where a replica offers it. Where its datagrams do not get through, gRPC takes over, and the
-//! reason is kept for the owner and the operator; QUIC is tried again beside the session that goes on, so that a network
-//! without UDP costs a probe now and then and no session.
+//! reason is kept for the owner and the operator; QUIC is tried again beside the session that goes on, so that a
+//! network without UDP costs a probe now and then and no session.
 //!
 //! Invariants: a fallback always has a reason; QUIC is only held against a replica when gRPC to the same one worked: a
 //! replica that is gone says nothing about the network.

@@ -2,8 +2,8 @@
 //!
 //! What lives here: [`frame`], the bytes of a stream; [`Fault`], the typed errors of the framing; [`close`], the
 //! application codes of a connection's end; [`settings`], the transport's windows and timers. What never does: calls
-//! and what they mean (the server's `nodeplane`), sockets, and TLS (`palyra-pki`). Invariants: a reader holds at most one
-//! frame and one message, whatever it is sent; a frame's length is judged before its bytes are waited for.
+//! and what they mean (the server's `nodeplane`), sockets, and TLS (`palyra-pki`). Invariants: a reader holds at most
+//! one frame and one message, whatever it is sent; a frame's length is judged before its bytes are waited for.
 //!
 //! `docs/protocol/quic.md` is the protocol for other languages; the constants here are its numbers.
 #![cfg_attr(test, allow(clippy::unwrap_used))]

@@ -18,6 +18,7 @@ use palyra_state::Id;
 use palyra_storage::{Engine, EngineError, Options, RocksEngine};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
@@ -171,11 +172,8 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
     );
     let quic_meter = Arc::new(quic::Meter::default());
     if let Some(socket) = quic {
-        serving.run(
-            "the QUIC listener",
-            &stop,
-            quic::serve(config, &tls, socket, &control, &quic_meter, &stop)?,
-        );
+        let served = quic::serve(config, &tls, socket, &control, &quic_meter, &stop)?;
+        serving.run("the QUIC listener", &stop, served);
     }
     serving.run(
         "the enrolment listener",
@@ -186,23 +184,16 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
     let listed = control.clone();
     let lists: crate::crl::Lists = Arc::new(move || listed.crls());
     let http = crate::http::serve(metrics, source, lists, stop_peers.gently.clone());
-    serving.run(
-        "the metrics listener",
-        &stop_peers,
-        async move { Ok(http.await?) },
-    );
+    let http = async move { Ok(http.await?) };
+    serving.run("the metrics listener", &stop_peers, http);
     serving.look_after(
         "the care for addresses",
         own::look_after(config, replica.clone(), book, stop.gently.clone()),
     );
-    let telling = own::tell_changes(replica.clone());
-    let announcing = own::announce_certificate(control.clone(), Arc::clone(&tls));
-    let chores = async move { tokio::join!(telling, announcing, tls.keep_fresh()) };
-    let chores = stop.gently.clone().run_until_cancelled_owned(chores);
-    serving.look_after("the renewal of certificates", async move {
-        chores.await;
-        Ok(())
-    });
+    serving.look_after(
+        "the renewal of certificates",
+        chores(replica.clone(), control.clone(), tls, stop.gently.clone()),
+    );
     Ok(Running {
         control,
         replica,
@@ -212,6 +203,20 @@ async fn start(config: &Config, database: &Database) -> Result<Running, Failure>
         failed,
         _lock: lock,
     })
+}
+
+/// What goes on beside the listeners until the replica stops: telling what changes, and certificates.
+async fn chores(
+    replica: Replica,
+    control: Control,
+    tls: Arc<Tls>,
+    stop: CancellationToken,
+) -> Result<(), Failure> {
+    let telling = own::tell_changes(replica);
+    let announcing = own::announce_certificate(control, Arc::clone(&tls));
+    let all = async move { tokio::join!(telling, announcing, tls.keep_fresh()) };
+    Box::pin(stop.run_until_cancelled(all)).await;
+    Ok(())
 }
 
 fn start_control(

@@ -11,6 +11,8 @@ mod later;
 mod lives;
 #[path = "golden/records.rs"]
 mod records;
+#[path = "golden/replies.rs"]
+mod replies;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -9,6 +9,8 @@
 #[path = "kit/ca_script.rs"]
 mod ca_script;
 mod kit;
+#[path = "kit/times.rs"]
+mod times;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -17,6 +19,7 @@ use bytes::Bytes;
 use kit::{World, certificate, commands, fingerprint};
 use palyra_state::cluster::ReplicaStatus;
 use palyra_state::{Actor, Command, Envelope, Id, access, cluster, dispatch, identity, nodes, pairing};
+use times::{duration, relative_times};
 
 #[test]
 fn scripts_come_out_as_expected() {
@@ -145,38 +148,6 @@ fn named(world: &World, line: &str) -> String {
         line = line.replace(&fingerprint(name).to_string(), &format!("#{name}"));
     }
     relative_times(&line)
-}
-
-fn relative_times(line: &str) -> String {
-    let mut out = String::new();
-    let mut digits = String::new();
-    for symbol in line.chars().chain(['\n']) {
-        if symbol.is_ascii_digit() {
-            digits.push(symbol);
-            continue;
-        }
-        match digits.parse::<u64>() {
-            Ok(at) if digits.len() == 13 && at >= kit::T0 => {
-                write!(out, "T+{}s", (at - kit::T0) / 1_000).unwrap()
-            }
-            _ => out.push_str(&digits),
-        }
-        digits.clear();
-        out.push(symbol);
-    }
-    out.trim_end().to_owned()
-}
-
-fn duration(text: &str) -> u64 {
-    let (number, unit) = text.split_at(text.len() - 1);
-    let unit = match unit {
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        other => panic!("no unit: {other}"),
-    };
-    number.parse::<u64>().unwrap() * unit
 }
 
 /// `system`, `r2`, `anon`, `node:n1`, `node:n1/certificate`, `alice`, `alice/certificate`.

@@ -229,11 +229,11 @@ pub(crate) async fn work_in_flight_ends_right(cluster: &mut Cluster) {
         running(cluster, dies, name).await;
         finished(cluster, dies, &format!("{name}-done")).await;
     }
-    delivered(cluster).await;
+    Box::pin(delivered(cluster)).await;
 }
 
 /// Kills what dies, and brings it back.
-async fn strike(cluster: &mut Cluster, dies: Dies, holder: u64, dir: &Path, agent: Agent) -> Agent {
+fn strike(cluster: &mut Cluster, dies: Dies, holder: u64, dir: &Path, agent: Agent) -> Agent {
     let mut agent = agent;
     if dies != Dies::Node {
         cluster.kill(holder);
@@ -253,7 +253,7 @@ async fn running(cluster: &mut Cluster, dies: Dies, name: &str) {
     begun(&dir, "once.runs", 1).await;
     begun(&dir, "again.runs", 1).await;
     let holder = cluster.online(&device_id).await.session_replica;
-    let _agent = strike(cluster, dies, holder, &dir, agent).await;
+    let _agent = strike(cluster, dies, holder, &dir, agent);
     let restarted = dies != Dies::Replica;
     if restarted {
         begun(&dir, "again.runs", 2).await;
@@ -299,7 +299,7 @@ async fn finished(cluster: &mut Cluster, dies: Dies, name: &str) {
     if dies == Dies::Node {
         cluster.thaw(holder);
     }
-    let _agent = strike(cluster, dies, holder, &dir, agent).await;
+    let _agent = strike(cluster, dies, holder, &dir, agent);
     let (once, again) = (end_of(cluster, &once.id).await, end_of(cluster, &again.id).await);
     assert_eq!(
         (once.state.as_str(), again.state.as_str()),

@@ -24,6 +24,7 @@ fn queued(device_id: &str) -> palyra_proto::dispatch::v1::InvokeRequest {
     request
 }
 
+#[allow(clippy::too_many_lines)] // one story
 pub(crate) async fn results_late_foreign_or_twice(cluster: &mut Cluster) {
     let (mine, theirs) = (
         cluster.pair_node("puppet-a").await,

@@ -43,11 +43,9 @@ fn attach_row(cluster: &Cluster, device_id: &str) -> String {
         .palyra(&["journal", "tail", "--last", "200", "-o", "json"])
         .ok()
         .out;
-    let about = rows
-        .lines()
-        .filter(|line| line.contains("node.attached") && line.contains(device_id));
-    about
-        .last()
+    let mut newest_first = rows.lines().rev();
+    newest_first
+        .find(|line| line.contains("node.attached") && line.contains(device_id))
         .unwrap_or_else(|| panic!("no row in {rows}"))
         .to_owned()
 }
@@ -101,7 +99,6 @@ pub(crate) async fn a_node_lives_on_quic_alone(cluster: &mut Cluster) {
         device_id: device_id.clone(),
         csr: key.make_csr().unwrap().into(),
         counter: 1,
-        ..wire::RenewRequest::default()
     });
     assert_eq!(renewed.await.unwrap().chain.len(), 2);
     let revoked = cluster.palyra(&["device", "revoke", &device_id, "--reason", "lost", "-o", "json"]);

@@ -41,6 +41,7 @@ async fn a_follower(cluster: &Cluster) -> u64 {
     ids.filter(|id| *id != status.leader_id).max().unwrap()
 }
 
+#[allow(clippy::too_many_lines)] // one story
 pub(crate) async fn a_woken_replica_serves_no_revoked_request(cluster: &mut Cluster) {
     let dir = cluster.pair_node("sleeper").await;
     let (device_id, credential) = identity(&dir);
@@ -126,6 +127,7 @@ pub(crate) async fn a_woken_replica_serves_no_revoked_request(cluster: &mut Clus
     );
 }
 
+#[allow(clippy::too_many_lines)] // one story
 pub(crate) async fn a_device_is_revoked_removed_and_purged(cluster: &mut Cluster) {
     let dir = cluster.pair_node("passing").await;
     let (device_id, credential) = identity(&dir);

@@ -129,7 +129,7 @@ impl From<DispatchInfo> for JobView {
             waits_for: info.waits_for,
             not_before: Moment(info.not_before_ms),
             mediation: info.mediation.map(MediationView::from),
-            cancel: (info.cancel_asked_at_ms != 0).then(|| CancelView {
+            cancel: (info.cancel_asked_at_ms != 0).then_some(CancelView {
                 asked_at: Moment(info.cancel_asked_at_ms),
                 asked_by: info.cancel_asked_by,
                 reason: info.cancel_reason,

@@ -1,8 +1,8 @@
 //! A UDP socket that says when the other machine has no such port.
 //!
 //! TCP tells at once when a replica's process is gone; QUIC would wait for its idle timeout. Machines do answer, with
-//! ICMP, and the kernel checks that it is about a datagram of ours. The socket stays unconnected, so that a machine whose
-//! own address changes keeps its connections.
+//! ICMP, and the kernel checks that it is about a datagram of ours. The socket stays unconnected, so that a machine
+//! whose own address changes keeps its connections.
 //!
 //! Invariant: an error is a hint for who asks for it, and never a failure of the socket.
 

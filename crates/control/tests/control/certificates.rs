@@ -152,7 +152,8 @@ async fn only_the_key_of_the_newest_certificate_recovers() {
     let old = cluster.node("m").await;
     let other = cluster.node("o").await;
     let before = cluster.last_log();
-    let bent: [(&str, &dyn Fn(&mut RecoverRequest)); 6] = [
+    type Bend<'a> = &'a dyn Fn(&mut RecoverRequest);
+    let bent: [(&str, Bend<'_>); 6] = [
         ("E0316", &|r| r.counter += 1),
         ("E0316", &|r| r.csr = key().make_csr().unwrap().into()),
         ("E0316", &|r| r.node_nonce = vec![4; 32].into()),
@@ -216,7 +217,12 @@ async fn a_rotation_is_told_in_the_session_and_at_the_next_attach() {
         .await
         .unwrap();
     let index = asked.device.record.rotation.unwrap().index;
-    let is_it = |message: Option<Outbound>| matches!(message, Some(Outbound::Rotate { index: told, ref reason, .. }) if told == index && reason == "spring");
+    let is_it = |message: Option<Outbound>| match message {
+        Some(Outbound::Rotate {
+            index: told, reason, ..
+        }) => told == index && reason == "spring",
+        _ => false,
+    };
     assert!(is_it(next(&session.outgoing()).await));
     let session = node.attach(&cluster, &[]).await.unwrap();
     assert!(is_it(next(&session.outgoing()).await));

@@ -266,7 +266,7 @@ async fn attaches_wait_for_their_turn_and_hold_up_nobody() {
             assert!(next(&outgoing).await.is_some());
         }
     };
-    let (attached, ()) = soon(async { tokio::join!(all, beats) }).await;
+    let (attached, ()) = Box::pin(soon(async { tokio::join!(all, beats) })).await;
     assert!(attached.iter().all(Result::is_ok), "{attached:?}");
     let epochs: Vec<u64> = attached
         .iter()

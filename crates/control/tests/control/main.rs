@@ -13,6 +13,7 @@ mod events;
 mod hostile;
 mod liveness;
 mod members;
+mod messages;
 mod operators;
 mod pairing;
 mod revocation;

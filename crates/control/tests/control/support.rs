@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use palyra_control::{
-    AttachRequest, BeginPin, Caller, Completion, Control, ControlConfig, End, EnrolSource, Error, FinishPin,
-    Invoke, Join, Keys, Limits, Mint, Outbound, Outgoing, PinBegun, ProofAccepted, ProveTicket, Registration,
-    Session, Timings, Transport, found,
+    AttachRequest, BeginPin, Caller, Control, ControlConfig, EnrolSource, Error, FinishPin, Invoke, Join,
+    Keys, Limits, Mint, PinBegun, ProofAccepted, ProveTicket, Registration, Session, Timings, Transport,
+    found,
 };
 use palyra_pki::ca::HostNames;
 use palyra_pki::join::JoinRequest;
@@ -27,6 +27,8 @@ use palyra_state::identity::NewCertificate;
 use palyra_state::nodes::{Capability, Effect};
 use palyra_state::{Actor, Envelope, Fingerprint, Id};
 use palyra_storage::{Disk, MemEngine};
+
+pub(crate) use crate::messages::{goodbye, next, succeeded};
 
 /// A bound on every wait, far beyond what any of them takes.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -579,29 +581,4 @@ impl HalfDone {
                 .transcript
                 .check_server_proof(&self.key, &accepted.trust.digest(), &accepted.server_proof)
     }
-}
-
-pub(crate) fn succeeded(id: Id, epoch: u64) -> Completion {
-    Completion {
-        request_id: fresh_id().to_string(),
-        dispatch_id: id.to_string(),
-        epoch,
-        outcome: "succeeded".to_owned(),
-        payload: Bytes::from_static(b"{\"ok\":true}"),
-        error_code: String::new(),
-        error_message: String::new(),
-        log_tail: Bytes::new(),
-        attempt: 0,
-    }
-}
-
-/// The last message of a session that ends so.
-pub(crate) fn goodbye(end: End) -> Outbound {
-    let pace = end.pace();
-    Outbound::Goodbye { end, pace }
-}
-
-/// The next message that is no heartbeat.
-pub(crate) async fn next(outgoing: &Outgoing) -> Option<Outbound> {
-    soon(outgoing.next()).await
 }

@@ -7,8 +7,8 @@
 //!
 //! To add a unary call: declare it in `proto/node.proto`, write it here as a method `call(self, from, request)`, add
 //! one line to `grpc/node.rs` and one to the table in `quic/calls.rs`. A call that answers with a stream returns
-//! [`Answers`], as [`NodePlane::stream_events`] does. A new message of the session's stream is one arm in `session::take`,
-//! or in [`NodePlane::server_message`], and works on both transports.
+//! [`Answers`], as [`NodePlane::stream_events`] does. A new message of the session's stream is one arm in
+//! `session::take`, or in [`NodePlane::server_message`], and works on both transports.
 
 mod session;
 
@@ -61,6 +61,10 @@ impl NodePlane {
     }
 
     /// `node.health`: whether this replica serves nodes. Costs no quorum.
+    #[expect(
+        clippy::unused_async,
+        reason = "as every call, for the tables of the transports"
+    )]
     pub(crate) async fn health(
         self,
         from: Origin,

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use palyra_state::{
-    Accepted, Answer, Class, Code, Cursor, Digest, Id, Meta, Reject, Reply, Requester, Row, Seen, access, ca,
-    cluster, dispatch, identity, nodes, pairing, reply, tables,
+    Answer, Class, Code, Cursor, Digest, Id, Meta, Reject, Requester, Row, Seen, access, ca, cluster,
+    dispatch, identity, nodes, pairing, tables,
 };
 use prost::Message;
 
 use crate::kit::{self, fingerprint, id_at, key};
 use crate::lives;
+use crate::replies::replies;
 
 /// A name and the bytes of a sample, which must read back as itself.
 pub(crate) fn add<M: Message + Default + PartialEq + Clone + std::fmt::Debug>(
@@ -45,6 +46,7 @@ pub(crate) fn records() -> BTreeMap<String, Vec<u8>> {
     all
 }
 
+#[allow(clippy::too_many_lines)] // one list
 fn cluster_records(all: &mut BTreeMap<String, Vec<u8>>) {
     let born = cluster::Cluster {
         cluster_id: id(1),
@@ -232,6 +234,7 @@ fn pairing_records(all: &mut BTreeMap<String, Vec<u8>>) {
     add(all, "record.pairing_totals", &totals);
 }
 
+#[allow(clippy::too_many_lines)] // one list
 fn node_records(all: &mut BTreeMap<String, Vec<u8>>) {
     let node = nodes::Node {
         device_id: id(3),
@@ -499,119 +502,4 @@ fn bookkeeping_records(all: &mut BTreeMap<String, Vec<u8>>) {
     add(all, "record.seen_refused", &refused);
     let refused = Seen { age: 2, ..refused };
     add(all, "record.seen_refused.with_age", &refused);
-}
-
-#[allow(clippy::too_many_lines)] // one list
-fn replies(all: &mut BTreeMap<String, Vec<u8>>) {
-    let (id, fingerprint) = (id(11), fingerprint("n1"));
-    let method = pairing::Method::Ticket as i32;
-    let state = dispatch::State::Dispatched as i32;
-    let attempt = reply::AttemptCounted {
-        outcome: reply::AttemptOutcome::Granted as i32,
-        code_id: id,
-        code_number: 1,
-        method,
-        tries_left: 2,
-        attempt_id: id,
-    };
-    let submitted = reply::Submitted {
-        dispatch_id: id,
-        state,
-        epoch: 1,
-        replica_id: 2,
-        deadline_at: 3,
-    };
-    let list = [
-        ("done", Reply::done()),
-        ("late", Reply::Late(reply::Late { state })),
-        (
-            "token_minted",
-            Reply::TokenMinted(reply::TokenMinted {
-                token_id: id,
-                expires_at: 1,
-            }),
-        ),
-        (
-            "replica_allocated",
-            Reply::ReplicaAllocated(reply::ReplicaAllocated { replica_id: 1 }),
-        ),
-        (
-            "code_minted",
-            Reply::CodeMinted(reply::CodeMinted {
-                code_id: id,
-                number: 1,
-                expires_at: 2,
-            }),
-        ),
-        ("attempt", Reply::Attempt(attempt)),
-        (
-            "proved",
-            Reply::Proved(reply::Proved {
-                pairing_id: id,
-                expires_at: 1,
-            }),
-        ),
-        (
-            "approved",
-            Reply::Approved(reply::Approved {
-                device_id: id,
-                fingerprint,
-            }),
-        ),
-        (
-            "revoked",
-            Reply::Revoked(reply::Revoked {
-                index: 1,
-                already: true,
-                cancelled: 2,
-            }),
-        ),
-        (
-            "registered",
-            Reply::Registered(reply::Registered {
-                generation: 1,
-                changed: true,
-            }),
-        ),
-        (
-            "attached",
-            Reply::Attached(reply::Attached {
-                epoch: 1,
-                assigned: 2,
-                rebound: 3,
-                lost: 4,
-            }),
-        ),
-        ("submitted", Reply::Submitted(submitted)),
-        ("counted", Reply::Counted(reply::Counted { count: 1 })),
-        (
-            "renewed",
-            Reply::Renewed(reply::Renewed {
-                outcome: reply::RenewalOutcome::CloneSuspected as i32,
-                fingerprint: fingerprint,
-                counter: 3,
-            }),
-        ),
-        (
-            "rotation_requested",
-            Reply::RotationRequested(reply::RotationRequested {
-                index: 1,
-                already: true,
-                deadline_at: 3,
-            }),
-        ),
-    ];
-    for (name, reply) in list {
-        let answer = Some(Answer::Reply(Accepted { reply: Some(reply) }));
-        add(
-            all,
-            &format!("reply.{name}"),
-            &Seen {
-                command: text("command"),
-                index: 1,
-                answer,
-                age: 0,
-            },
-        );
-    }
 }

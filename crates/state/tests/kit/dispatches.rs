@@ -1,7 +1,7 @@
 //! The part of a random history that is about dispatches.
 
 use bytes::Bytes;
-use palyra_state::{Actor, Command, dispatch, nodes};
+use palyra_state::{Actor, Command, Id, dispatch, nodes};
 
 use super::{Step, shown};
 use crate::kit::{World, id_at, operator};
@@ -48,42 +48,8 @@ pub(super) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     let (dispatch_id, epoch) = picked.map_or((id_at(world.at, 1), 0), |found| (found.id, found.epoch));
     let node = shown(world, &name);
     match step.kind % 10 {
-        0..4 => {
-            let capability = if step.one.is_multiple_of(2) { "echo" } else { "pay" };
-            let submit = dispatch::Submit {
-                dispatch_id: id_at(world.at, (2 << 40) + world.index),
-                device_id: device,
-                capability: capability.to_owned(),
-                payload: Bytes::from(vec![b'x'; usize::from(step.actor)]),
-                timeout_ms: u64::from(step.actor) * 1_000,
-                priority: i32::from(step.actor % 3),
-                max_attempts: u32::from(step.actor.is_multiple_of(4)),
-            };
-            (operator("root"), submit.into())
-        }
-        4..6 => {
-            let outcome = [0, 1, 1, 2, 3, 1][usize::from(step.one)];
-            let error = (outcome != 0).then(|| dispatch::Failure {
-                code: ["exit_status", "timeout"][usize::from(!step.actor.is_multiple_of(4))].to_owned(),
-                message: String::new(),
-            });
-            let result = Bytes::from(vec![b'y'; usize::from(step.actor)]);
-            // Now and then from an older session.
-            let epoch = epoch.saturating_sub(u64::from(step.actor.is_multiple_of(8)));
-            (
-                node,
-                dispatch::Complete {
-                    dispatch_id,
-                    epoch,
-                    outcome,
-                    result,
-                    error,
-                    log_tail: Bytes::from(vec![b'z'; usize::from(step.actor / 4)]),
-                    attempt: u32::from(step.actor % 32 == 7),
-                }
-                .into(),
-            )
-        }
+        0..4 => (operator("root"), submit(world, step, device).into()),
+        4..6 => (node, complete(step, dispatch_id, epoch).into()),
         6 => {
             let wait = dispatch::AwaitMediation {
                 dispatch_id,
@@ -106,5 +72,36 @@ pub(super) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
             let ids = dispatch::due(&world.state, world.at, 50);
             (Actor::System, dispatch::Expire { ids }.into())
         }
+    }
+}
+
+fn submit(world: &World, step: &Step, device_id: Id) -> dispatch::Submit {
+    let capability = if step.one.is_multiple_of(2) { "echo" } else { "pay" };
+    dispatch::Submit {
+        dispatch_id: id_at(world.at, (2 << 40) + world.index),
+        device_id,
+        capability: capability.to_owned(),
+        payload: Bytes::from(vec![b'x'; usize::from(step.actor)]),
+        timeout_ms: u64::from(step.actor) * 1_000,
+        priority: i32::from(step.actor % 3),
+        max_attempts: u32::from(step.actor.is_multiple_of(4)),
+    }
+}
+
+fn complete(step: &Step, dispatch_id: Id, epoch: u64) -> dispatch::Complete {
+    let outcome = [0, 1, 1, 2, 3, 1][usize::from(step.one)];
+    let error = (outcome != 0).then(|| dispatch::Failure {
+        code: ["exit_status", "timeout"][usize::from(!step.actor.is_multiple_of(4))].to_owned(),
+        message: String::new(),
+    });
+    dispatch::Complete {
+        dispatch_id,
+        // Now and then from an older session.
+        epoch: epoch.saturating_sub(u64::from(step.actor.is_multiple_of(8))),
+        outcome,
+        result: Bytes::from(vec![b'y'; usize::from(step.actor)]),
+        error,
+        log_tail: Bytes::from(vec![b'z'; usize::from(step.actor / 4)]),
+        attempt: u32::from(step.actor % 32 == 7),
     }
 }

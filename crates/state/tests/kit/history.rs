@@ -233,7 +233,7 @@ fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
     let name = format!("n{}", step.two);
     let node = shown(world, &name);
     let device = world.id(&name);
-    if step.actor % 5 == 0 {
+    if step.actor.is_multiple_of(5) {
         return lapse_command(world, step);
     }
     match step.kind % 6 {
@@ -275,7 +275,7 @@ fn nodes_command(world: &mut World, step: &Step) -> (Actor, Command) {
             }
             .into(),
         ),
-        _ if step.one % 2 == 0 => detach_many_command(world, step),
+        _ if step.one.is_multiple_of(2) => detach_many_command(world, step),
         _ => {
             let session = nodes::node(&world.state, device).map_or(0, |node| node.last_epoch);
             let epoch = session.saturating_sub(u64::from(step.one == 1));
