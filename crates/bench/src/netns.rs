@@ -74,8 +74,8 @@ impl Net {
             let ns = name(id);
             script += &format!(
                 "ip netns add {ns}\nip link add v{id} type veth peer name eth0 netns {ns}\n\
-                 ip link set v{id} master br0 up\nip -n {ns} link set lo up\nip -n {ns} addr add {SUBNET}.{id}/24 dev eth0\n\
-                 ip -n {ns} link set eth0 up\n"
+                 ip link set v{id} master br0 up\nip -n {ns} link set lo up\n\
+                 ip -n {ns} addr add {SUBNET}.{id}/24 dev eth0\nip -n {ns} link set eth0 up\n"
             );
         }
         run("sh", &["-c", &script])

@@ -26,6 +26,8 @@ use crate::session::{End, known, register};
 use crate::work::Event;
 use crate::{Home, Result, carrier, poll, session};
 
+/// The server shows a chain that ends in no root that this node trusts.
+const UNKNOWN_ROOT: &str = "N0901";
 /// How long running work may go on after the agent was told to stop.
 const GRACE: Duration = Duration::from_secs(5);
 /// Another agent with this identity takes over again and again. Once may be ourselves: an attach that was given
@@ -392,7 +394,7 @@ impl Agent {
 fn wrong_server(error: &palyra_client::ConnectError) -> String {
     match &error.chain {
         Some(palyra_pki::ChainError::UnknownIssuer { .. }) => format!(
-            "N0901: {error}; if the cluster's root was rotated while this node was away, pair it again: palyra node \
+            "{UNKNOWN_ROOT}: {error}; if the cluster's root was rotated while this node was away, pair it again: palyra node \
              pair --replace"
         ),
         _ => error.to_string(),
