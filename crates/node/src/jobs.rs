@@ -88,6 +88,16 @@ impl Running {
         });
         lines.into_iter().chain(progress).collect()
     }
+
+    /// All that has not gone out yet, in as many messages as it takes: what is kept is bounded.
+    fn rest(&mut self, epoch: u64) -> Vec<Body> {
+        let now = Instant::now();
+        let mut bodies = self.written(epoch, now);
+        while self.output_at.is_some() {
+            bodies.extend(self.written(epoch, now));
+        }
+        bodies
+    }
 }
 
 /// The table.
@@ -268,13 +278,13 @@ impl Jobs {
     }
 
     /// Something happened to running work. Answers what to send when there is a session.
-    pub(crate) fn event(&mut self, event: Event) -> Option<Body> {
+    pub(crate) fn event(&mut self, event: Event) -> Vec<Body> {
         while self.tasks.try_join_next().is_some() {}
         match event {
-            Event::Finished(result) => Some(self.finish(result)),
+            Event::Finished(result) => self.finish(result),
             Event::Gone(id) => {
                 self.held.remove(&id);
-                None
+                Vec::new()
             }
             Event::Waiting { id, waiting } => {
                 let asked = waiting.as_deref().map(|prompt| (prompt, self.host.as_str()));
@@ -282,31 +292,34 @@ impl Jobs {
                 if let Some(State::Running(running)) = self.held.get_mut(&id) {
                     running.waiting = waiting;
                 }
-                Some(body)
+                vec![body]
             }
             Event::Output(id) => {
                 if let Some(State::Running(running)) = self.held.get_mut(&id) {
                     running.schedule(Instant::now());
                 }
-                None
+                Vec::new()
             }
         }
     }
 
-    fn finish(&mut self, mut result: Arc<StoredResult>) -> Body {
-        // It may have become a later attempt while it ran.
-        if let Some(State::Running(running)) = self.held.get(&result.id)
-            && running.attempt > result.attempt
-        {
-            Arc::make_mut(&mut result).attempt = running.attempt;
+    fn finish(&mut self, mut result: Arc<StoredResult>) -> Vec<Body> {
+        let mut bodies = Vec::new();
+        if let Some(State::Running(running)) = self.held.get_mut(&result.id) {
+            // It may have become a later attempt while it ran.
+            if running.attempt > result.attempt {
+                Arc::make_mut(&mut result).attempt = running.attempt;
+            }
+            // Whoever watches stops at the result: the last lines go before it.
+            bodies = running.rest(self.epoch);
         }
-        let body = report(&result, self.epoch);
+        bodies.push(report(&result, self.epoch));
         let state = State::Finished {
             result: Arc::clone(&result),
             again_at: Instant::now() + ANSWER_WITHIN,
         };
         self.held.insert(result.id.clone(), state);
-        body
+        bodies
     }
 
     /// The control plane's word about a result.

@@ -43,11 +43,12 @@ fn attach_row(cluster: &Cluster, device_id: &str) -> String {
         .palyra(&["journal", "tail", "--last", "200", "-o", "json"])
         .ok()
         .out;
-    let mut newest_first = rows.lines().rev();
+    let page: serde_json::Value = serde_json::from_str(&rows).unwrap();
+    let mut newest_first = page["items"].as_array().unwrap().iter().rev();
     newest_first
-        .find(|line| line.contains("node.attached") && line.contains(device_id))
+        .find(|row| row["action"] == "node.attached" && row["subject"] == device_id)
         .unwrap_or_else(|| panic!("no row in {rows}"))
-        .to_owned()
+        .to_string()
 }
 
 pub(crate) async fn a_node_lives_on_quic_alone(cluster: &mut Cluster) {

@@ -162,7 +162,11 @@ pub(crate) async fn a_device_is_revoked_removed_and_purged(cluster: &mut Cluster
     let removed = cluster
         .palyra(&["device", "remove", &device_id, "-o", "json"])
         .ok();
-    assert_eq!(removed.field("index"), rest.field("index"), "of the revocation");
+    assert_eq!(
+        removed.field("revoked_index"),
+        rest.field("revoked_index"),
+        "of the revocation"
+    );
     let known =
         |cluster: &Cluster, arguments: &[&str]| cluster.palyra(arguments).ok().out.contains(&device_id);
     assert!(

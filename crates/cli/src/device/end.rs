@@ -261,7 +261,7 @@ impl End {
         let (enforced, pending) = (with(&["closed", "lapsed"]), with(&["pending"]));
         let view = Ended {
             device: &self.device.id,
-            index: self.index.max(last.index),
+            revoked_index: self.index.max(last.index),
             complete: last.complete,
             enforced: &enforced,
             pending: &pending,
@@ -331,7 +331,8 @@ fn replicas(ids: &[u64]) -> String {
 #[derive(Serialize)]
 struct Ended<'a> {
     device: &'a str,
-    index: u64,
+    /// Of the entry that revoked it; `index` is that of the answer, as in every other.
+    revoked_index: u64,
     complete: bool,
     enforced: &'a [u64],
     pending: &'a [u64],
