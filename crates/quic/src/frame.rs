@@ -137,6 +137,11 @@ impl Writer {
         let _ = self.stream.finish();
     }
 
+    /// Completes when the other side has acknowledged all that was written, after [`Writer::finish`], or is gone.
+    pub async fn delivered(&mut self) {
+        let _ = self.stream.stopped().await;
+    }
+
     /// Completes when the other side wants no more of this stream, or the connection is gone.
     pub async fn unwanted(&mut self) {
         // A stream that was read to its end is no unwanted one.

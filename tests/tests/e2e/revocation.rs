@@ -43,7 +43,7 @@ async fn a_follower(cluster: &Cluster) -> u64 {
 
 #[allow(clippy::too_many_lines)] // one story
 pub(crate) async fn a_woken_replica_serves_no_revoked_request(cluster: &mut Cluster) {
-    let dir = cluster.pair_node("sleeper").await;
+    let dir = cluster.pair_node("dozer").await;
     let (device_id, credential) = identity(&dir);
     let paused = a_follower(cluster).await;
     let channel = dial(&credential, &cluster.node_addr(paused)).await.unwrap();

@@ -27,6 +27,8 @@ const SMALL: usize = 64 * 1024;
 const REQUEST: Duration = Duration::from_secs(30);
 /// How long the words for a refused call may take to be written.
 const REFUSAL: Duration = Duration::from_secs(5);
+/// How long the end of a call may take to be acknowledged.
+const DELIVERY: Duration = Duration::from_secs(5);
 /// The most of an unknown method's name that is repeated.
 const NAME: usize = 64;
 
@@ -94,6 +96,8 @@ pub(super) async fn serve(callee: Arc<Callee>, send: SendStream, receive: RecvSt
     };
     // Who does not read it has gone.
     let _ = writer.status(wire::Status { error }).await;
+    // A connection that closes drops what is not acknowledged yet, so the call lasts until it is.
+    let _ = timeout(DELIVERY, writer.delivered()).await;
 }
 
 /// Tells a caller that it has too many calls under way.
