@@ -113,6 +113,7 @@ impl Cluster {
     /// Pairs a new folder called `name`: minted at one replica, proved at the next, approved at the third.
     pub async fn pair_node(&self, name: &str) -> PathBuf {
         let dir = self.path().join(name);
+        assert!(!dir.exists(), "another test has a node {name}");
         let (pin, code) = self.mint(1).await;
         let ui = Heard::default();
         let method = by_pin(&pin, code, &[self.enrol_addr(2)]);

@@ -151,7 +151,7 @@ pub(crate) async fn a_full_disk_stops_one_replica(cluster: &mut Cluster) {
     copy_folder(&aside.join("."), &folder);
     cluster.start_replica(3);
     caught_up(cluster).await;
-    let (_dir, device_id, _agent) = working_node(cluster, "busy").await;
+    let (_dir, device_id, _agent) = working_node(cluster, "cramped").await;
     disk.fill();
     let payload = format!("\"{}\"", "x".repeat(100 * 1024));
     let ended = loop {
