@@ -394,8 +394,8 @@ impl Agent {
 fn wrong_server(error: &palyra_client::ConnectError) -> String {
     match &error.chain {
         Some(palyra_pki::ChainError::UnknownIssuer { .. }) => format!(
-            "{UNKNOWN_ROOT}: {error}; if the cluster's root was rotated while this node was away, pair it again: palyra node \
-             pair --replace"
+            "{UNKNOWN_ROOT}: {error}; if the cluster's root was rotated while this node was away, pair it again: \
+             palyra node pair --replace"
         ),
         _ => error.to_string(),
     }

@@ -3,9 +3,9 @@
 //! What lives here: the endpoint and its door (this file), who may have how many connections ([`slots`]), the life of
 //! one connection ([`connection`]), and its calls ([`calls`]). What never does: what a call means, and the decision
 //! whether a peer is still welcome (`control`'s). Invariants: the checks of a certificate are those of the gRPC
-//! listener; a connection is entered in `control`'s registry before a call on it is looked at, and its guard is dropped after it is
-//! closed; a datagram from an address that nobody has proved costs no more than a bounded handshake; what one peer does
-//! not read or finish holds back nobody else.
+//! listener; a connection is entered in `control`'s registry before a call on it is looked at, and its guard is
+//! dropped after it is closed; a datagram from an address that nobody has proved costs no more than a bounded
+//! handshake; what one peer does not read or finish holds back nobody else.
 
 mod calls;
 mod connection;
