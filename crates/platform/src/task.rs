@@ -122,8 +122,26 @@ pub struct IoHandle<T = ()> {
 
 #[derive(Debug)]
 enum Driver<T> {
-    Thread(oneshot::Receiver<Result<T, String>>),
+    Thread {
+        ended: oneshot::Receiver<Result<T, String>>,
+        thread: std::thread::JoinHandle<()>,
+    },
     Task(Task<T>),
+}
+
+impl<T> IoHandle<T> {
+    /// Blocks until the thread is gone, and with it everything that `future` owned; what it returned is dropped.
+    ///
+    /// For what must not outlive its owner, such as a database that a process may not exit with while another
+    /// thread still closes it. Returns at once in a simulation, which has no threads, and on the thread itself.
+    pub fn join(self) {
+        if let Driver::Thread { thread, .. } = self.ended
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A panic went into the result.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl<T> Future for IoHandle<T> {
@@ -132,7 +150,7 @@ impl<T> Future for IoHandle<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.ended {
             Driver::Task(task) => Pin::new(task).poll(cx),
-            Driver::Thread(ended) => Poll::Ready(match ready!(Pin::new(ended).poll(cx)) {
+            Driver::Thread { ended, .. } => Poll::Ready(match ready!(Pin::new(ended).poll(cx)) {
                 Ok(Ok(value)) => Ok(value),
                 Ok(Err(panic)) => Err(TaskEnded::Panicked(panic)),
                 Err(_) => Err(TaskEnded::Aborted),
@@ -171,8 +189,8 @@ where
         let _ = done.send(result);
     };
     match std::thread::Builder::new().name(name.to_owned()).spawn(body) {
-        Ok(_) => IoHandle {
-            ended: Driver::Thread(ended),
+        Ok(thread) => IoHandle {
+            ended: Driver::Thread { ended, thread },
         },
         Err(error) => abort(&format!("cannot start the thread `{name}`: {error}")),
     }
@@ -276,6 +294,21 @@ mod tests {
         work.send(2).unwrap();
         drop(work);
         assert_eq!(io.await, Ok((3, Some("io-test".to_owned()))));
+    }
+
+    #[test]
+    fn what_an_io_thread_owns_is_gone_once_it_is_joined() {
+        struct Slow(std::sync::Arc<std::sync::atomic::AtomicBool>);
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                (0..100).for_each(|_| std::thread::yield_now());
+                self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+            }
+        }
+        let gone = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let owned = Slow(gone.clone());
+        spawn_io("io-joined", async move { drop(owned) }).join();
+        assert!(gone.load(std::sync::atomic::Ordering::SeqCst));
     }
 
     #[tokio::test]

@@ -48,10 +48,26 @@ pub(crate) struct LogStore {
 struct Inner {
     engine: Arc<dyn Engine>,
     mem: Mutex<Mem>,
-    queue: mpsc::UnboundedSender<Op>,
+    io: IoTask,
     written: watch::Receiver<u64>,
     /// Snapshots that were handed to Raft and are not installed yet; also touched when one was installed.
     installing: watch::Sender<u32>,
+}
+
+/// The queue of the IO task, and its thread. The last handle of the log waits for that thread, so that nothing uses the
+/// engine any more once everybody let go: a process that exits while RocksDB closes on another thread is aborted.
+struct IoTask {
+    queue: Option<mpsc::UnboundedSender<Op>>,
+    thread: Option<platform::IoHandle>,
+}
+
+impl Drop for IoTask {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            thread.join();
+        }
+    }
 }
 
 /// What is known without asking the engine.
@@ -125,12 +141,15 @@ impl LogStore {
         let (progress, written) = watch::channel(0);
         let writer = Writer::new(engine.clone(), progress);
         let io = platform::vital("the log's IO task", writer.run(ops));
-        drop(platform::spawn_io("palyra-log", io));
+        let io = IoTask {
+            queue: Some(queue),
+            thread: Some(platform::spawn_io("palyra-log", io)),
+        };
         Ok(LogStore {
             inner: Arc::new(Inner {
                 engine,
                 mem: Mutex::new(mem),
-                queue,
+                io,
                 written,
                 installing: watch::channel(0).0,
             }),
@@ -142,10 +161,11 @@ impl LogStore {
     }
 
     fn send(&self, op: Op) -> io::Result<()> {
-        self.inner
-            .queue
-            .send(op)
-            .map_err(|_| io::Error::other("the log's IO task has ended"))
+        let sent = self.inner.io.queue.as_ref().map(|queue| queue.send(op));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err(io::Error::other("the log's IO task has ended")),
+        }
     }
 
     /// Waits until the engine has the entry at `index` and all before it (written, not yet synced).
