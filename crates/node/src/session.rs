@@ -364,7 +364,7 @@ pub(crate) fn take(agent: &mut Agent, message: wire::ServerMessage) -> std::resu
         Some(Heard::Attached(attached)) => agent.learn(&attached.endpoints),
         Some(Heard::Rotate(rotate)) => agent.link.ask(&format!("an operator: {}", rotate.reason)),
         // A heartbeat's answer is a sign of life; what this release doesn't know is none of its business.
-        Some(Heard::Heartbeat(_)) | None => {}
+        Some(Heard::Heartbeat(_) | Heard::Worker(_)) | None => {}
     }
     Ok(Vec::new())
 }

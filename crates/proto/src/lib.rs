@@ -17,6 +17,7 @@ macro_rules! package {
 }
 
 package!(access, "palyra.access.v1");
+package!(approval, "palyra.approval.v1");
 package!(ca, "palyra.ca.v1");
 package!(cluster, "palyra.cluster.v1");
 package!(common, "palyra.common.v1");
@@ -26,6 +27,8 @@ package!(node, "palyra.node.v1");
 package!(pairing, "palyra.pairing.v1");
 package!(peer, "palyra.peer.v1");
 package!(quic, "palyra.quic.v1");
+package!(run, "palyra.run.v1");
+package!(worker, "palyra.worker.v1");
 
 /// The descriptors of all packages, for gRPC reflection: an encoded `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -6,7 +6,7 @@ use crate::command::{Command, Envelope};
 use crate::ids::Id;
 use crate::read::Read;
 use crate::reject::{Code, Reject};
-use crate::{ca, cluster, dispatch, identity, nodes, pairing};
+use crate::{approvals, ca, cluster, dispatch, fleet, identity, leases, nodes, pairing};
 
 /// Which actors a command is for.
 enum Need {
@@ -82,6 +82,9 @@ fn need(command: &Command) -> Need {
         Command::Nodes(command) => command.action.as_ref().map(nodes_need),
         Command::Dispatch(command) => command.action.as_ref().map(dispatch_need),
         Command::Ca(command) => command.action.as_ref().map(ca_need),
+        Command::Approvals(command) => command.action.as_ref().map(approvals_need),
+        Command::Fleet(command) => command.action.as_ref().map(fleet_need),
+        Command::Leases(command) => command.action.as_ref().map(leases_need),
     }
     .unwrap_or(Need::System)
 }
@@ -156,5 +159,42 @@ fn ca_need(action: &ca::Action) -> Need {
         | Action::Acknowledge(_)
         | Action::ReplicaReady(_)
         | Action::PublishCrl(_) => Need::Replica,
+    }
+}
+
+fn approvals_need(action: &approvals::Action) -> Need {
+    use approvals::Action;
+    match action {
+        Action::CreateGrant(_) | Action::RevokeGrant(_) | Action::Decide(_) => Need::Role(Role::Operator),
+        Action::Expire(_) => Need::Replica,
+        Action::SetPolicy(_) => Need::Role(Role::Admin),
+    }
+}
+
+fn fleet_need(action: &fleet::Action) -> Need {
+    use fleet::Action;
+    match action {
+        Action::SetPolicy(_) => Need::Role(Role::Admin),
+        Action::OpenChallenge(command) => Need::Node(command.worker_id),
+        Action::Attest(command) => Need::Node(command.worker_id),
+        Action::Violate(command) => Need::Node(command.worker_id),
+        Action::Quarantine(_)
+        | Action::Reverify(_)
+        | Action::Release(_)
+        | Action::Drain(_)
+        | Action::Cleanup(_) => Need::Role(Role::Operator),
+        Action::Lapse(_) | Action::Recheck(_) => Need::Replica,
+        Action::Reap(_) => Need::ReplicaOr(Role::Operator),
+    }
+}
+
+fn leases_need(action: &leases::Action) -> Need {
+    use leases::Action;
+    match action {
+        Action::StartRun(_) | Action::CancelRun(_) | Action::RevokeLease(_) => Need::Role(Role::Operator),
+        Action::PutArtifact(command) if command.lease_id.is_none() => Need::Role(Role::Operator),
+        Action::PutArtifact(_) | Action::Accept(_) | Action::Finish(_) | Action::Cleaned(_) => Need::AnyNode,
+        Action::Renew(_) | Action::Expire(_) => Need::Replica,
+        Action::Reconcile(command) => Need::Node(command.worker_id),
     }
 }

@@ -16,7 +16,9 @@ use crate::read::{Read, Writes};
 use crate::reject::{Code, Reject};
 use crate::reply::Reply;
 use crate::txn::Txn;
-use crate::{access, admit, ca, cluster, dispatch, identity, journal, nodes, pairing, tables};
+use crate::{
+    access, admit, approvals, ca, cluster, dispatch, fleet, identity, journal, leases, nodes, pairing, tables,
+};
 
 /// Place of an entry in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,6 +101,9 @@ fn apply_command(txn: &mut Txn<'_>, command: &Command) -> Result<Reply, Reject> 
         Command::Nodes(command) => nodes::apply(txn, command.action.as_ref().ok_or_else(unknown)?),
         Command::Dispatch(command) => dispatch::apply(txn, command.action.as_ref().ok_or_else(unknown)?),
         Command::Ca(command) => ca::apply(txn, command.action.as_ref().ok_or_else(unknown)?),
+        Command::Approvals(command) => approvals::apply(txn, command.action.as_ref().ok_or_else(unknown)?),
+        Command::Fleet(command) => fleet::apply(txn, command.action.as_ref().ok_or_else(unknown)?),
+        Command::Leases(command) => leases::apply(txn, command.action.as_ref().ok_or_else(unknown)?),
     }
 }
 

@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use crate::actor::{Actor, WireActor};
 use crate::ids::Id;
-use crate::{access, ca, cluster, dispatch, identity, limits, nodes, pairing};
+use crate::{access, approvals, ca, cluster, dispatch, fleet, identity, leases, limits, nodes, pairing};
 
 /// A request: who asks for what, under which request id.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +47,15 @@ pub enum Command {
     /// About the cluster's authorities.
     #[prost(message, tag = "16")]
     Ca(ca::Command),
+    /// About approvals and grants.
+    #[prost(message, tag = "17")]
+    Approvals(approvals::Command),
+    /// About the worker fleet.
+    #[prost(message, tag = "18")]
+    Fleet(fleet::Command),
+    /// About runs and leases.
+    #[prost(message, tag = "19")]
+    Leases(leases::Command),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -55,7 +64,7 @@ struct WireEnvelope {
     request_id: Id,
     #[prost(message, required, tag = "2")]
     actor: WireActor,
-    #[prost(oneof = "Command", tags = "10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Command", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     command: Option<Command>,
 }
 
@@ -151,6 +160,9 @@ impl Command {
             Command::Nodes(command) => command.action.as_ref().map(nodes_name),
             Command::Dispatch(command) => command.action.as_ref().map(dispatch_name),
             Command::Ca(command) => command.action.as_ref().map(ca_name),
+            Command::Approvals(command) => command.action.as_ref().map(approvals_name),
+            Command::Fleet(command) => command.action.as_ref().map(fleet_name),
+            Command::Leases(command) => command.action.as_ref().map(leases_name),
         }
         .unwrap_or("unknown")
     }
@@ -171,6 +183,9 @@ impl Command {
             Command::Nodes(command) => command.action.as_ref().is_some_and(nodes_is_known),
             Command::Dispatch(command) => command.action.as_ref().is_some_and(dispatch_is_known),
             Command::Ca(command) => command.action.as_ref().is_some_and(ca_is_known),
+            Command::Approvals(command) => command.action.as_ref().is_some_and(approvals_is_known),
+            Command::Fleet(command) => command.action.as_ref().is_some_and(fleet_is_known),
+            Command::Leases(command) => command.action.as_ref().is_some_and(leases_is_known),
         }
     }
 }
@@ -265,6 +280,48 @@ fn ca_name(action: &ca::Action) -> &'static str {
     }
 }
 
+fn approvals_name(action: &approvals::Action) -> &'static str {
+    match action {
+        approvals::Action::CreateGrant(_) => "approvals.create_grant",
+        approvals::Action::RevokeGrant(_) => "approvals.revoke_grant",
+        approvals::Action::Decide(_) => "approvals.decide",
+        approvals::Action::Expire(_) => "approvals.expire",
+        approvals::Action::SetPolicy(_) => "approvals.set_policy",
+    }
+}
+
+fn fleet_name(action: &fleet::Action) -> &'static str {
+    match action {
+        fleet::Action::SetPolicy(_) => "fleet.set_policy",
+        fleet::Action::OpenChallenge(_) => "fleet.open_challenge",
+        fleet::Action::Attest(_) => "fleet.attest",
+        fleet::Action::Quarantine(_) => "fleet.quarantine",
+        fleet::Action::Reverify(_) => "fleet.reverify",
+        fleet::Action::Release(_) => "fleet.release",
+        fleet::Action::Drain(_) => "fleet.drain",
+        fleet::Action::Cleanup(_) => "fleet.cleanup",
+        fleet::Action::Violate(_) => "fleet.violate",
+        fleet::Action::Lapse(_) => "fleet.lapse",
+        fleet::Action::Recheck(_) => "fleet.recheck",
+        fleet::Action::Reap(_) => "fleet.reap",
+    }
+}
+
+fn leases_name(action: &leases::Action) -> &'static str {
+    match action {
+        leases::Action::StartRun(_) => "leases.start_run",
+        leases::Action::PutArtifact(_) => "leases.put_artifact",
+        leases::Action::CancelRun(_) => "leases.cancel_run",
+        leases::Action::Accept(_) => "leases.accept",
+        leases::Action::Renew(_) => "leases.renew",
+        leases::Action::Finish(_) => "leases.finish",
+        leases::Action::Cleaned(_) => "leases.cleaned",
+        leases::Action::RevokeLease(_) => "leases.revoke_lease",
+        leases::Action::Expire(_) => "leases.expire",
+        leases::Action::Reconcile(_) => "leases.reconcile",
+    }
+}
+
 fn cluster_is_known(action: &cluster::Action) -> bool {
     match action {
         cluster::Action::SetReplicaStatus(command) => cluster::ReplicaStatus::is_valid(command.status),
@@ -315,6 +372,39 @@ fn ca_is_known(action: &ca::Action) -> bool {
     }
 }
 
+fn approvals_is_known(action: &approvals::Action) -> bool {
+    match action {
+        approvals::Action::CreateGrant(command) => approvals::Risk::is_valid(command.risk),
+        approvals::Action::Decide(command) => approvals::Scope::is_valid(command.scope),
+        _ => true,
+    }
+}
+
+fn fleet_is_known(action: &fleet::Action) -> bool {
+    match action {
+        fleet::Action::SetPolicy(command) => command
+            .policy
+            .capabilities
+            .iter()
+            .all(|capability| fleet::Evidence::is_valid(capability.min_evidence)),
+        _ => true,
+    }
+}
+
+fn leases_is_known(action: &leases::Action) -> bool {
+    match action {
+        leases::Action::StartRun(command) => {
+            dispatch::Effect::is_valid(command.effect) && fleet::Evidence::is_valid(command.min_evidence)
+        }
+        leases::Action::Finish(command) => leases::Outcome::is_valid(command.outcome),
+        leases::Action::Reconcile(command) => command
+            .held
+            .iter()
+            .all(|held| leases::HeldState::is_valid(held.state)),
+        _ => true,
+    }
+}
+
 /// Lets every single command be passed where a [`Command`] is wanted.
 macro_rules! commands {
     ($($variant:ident $domain:ident { $($action:ident)* })*) => {$($(
@@ -345,4 +435,9 @@ commands! {
         BeginRoot AdvanceRoot RevertRoot CertifyAuthority RotateAuthority AskRotation RetireAuthority Acknowledge
         ReplicaReady PublishCrl
     }
+    Approvals approvals { CreateGrant RevokeGrant Decide Expire SetPolicy }
+    Fleet fleet {
+        SetPolicy OpenChallenge Attest Quarantine Reverify Release Drain Cleanup Violate Lapse Recheck Reap
+    }
+    Leases leases { StartRun PutArtifact CancelRun Accept Renew Finish Cleaned RevokeLease Expire Reconcile }
 }

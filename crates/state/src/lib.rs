@@ -3,22 +3,25 @@
 //! Pure: no clock, no randomness, no files, no network, no threads, no logging, no hash maps, no floats. Time
 //! comes with the entry, ids and signatures come with the command. Equal logs make equal bytes on every
 //! replica. Domains, one module each: [`cluster`], [`access`], [`identity`], [`pairing`], [`nodes`],
-//! [`dispatch`], [`ca`], [`journal`]. Reading: the queries of the domains, over anything that implements [`Read`].
+//! [`dispatch`], [`ca`], [`fleet`], [`leases`], [`approvals`], [`journal`]. Reading: the queries of the domains, over anything that implements [`Read`].
 
 pub mod access;
 mod actor;
 mod admit;
 mod apply;
+pub mod approvals;
 pub mod ca;
 mod check;
 pub mod cluster;
 mod command;
 mod dedup;
 pub mod dispatch;
+pub mod fleet;
 pub mod identity;
 mod ids;
 pub mod invariants;
 pub mod journal;
+pub mod leases;
 pub mod limits;
 mod meta;
 pub mod nodes;

@@ -186,6 +186,97 @@ pub const CRL_ENTRIES: usize = 8_192;
 /// Largest signed list of revoked certificates: that many entries of 48 bytes, and what stands around them.
 pub const CRL_MAX: usize = 512 * 1024;
 
+/// Workers, whatever the policy says.
+pub const WORKERS: u64 = 10_000;
+/// Slots of one worker, whatever the policy says.
+pub const SLOTS_PER_WORKER: u32 = 64;
+/// How long a challenge is open.
+pub const CHALLENGE_TTL: u64 = 2 * MINUTE;
+/// How far ahead of the state's clock a statement, a binding or a quote may have been made.
+pub const ISSUED_AHEAD: u64 = 30 * SECOND;
+/// Longest life of a statement when the policy says nothing.
+pub const ATTESTATION_LIFE: u64 = DAY;
+/// The longest that the policy may say.
+pub const ATTESTATION_LIFE_MAX: u64 = 30 * DAY;
+/// Largest statement.
+pub const STATEMENT_MAX: usize = 32 * 1024;
+/// Largest public key or signature.
+pub const KEY_MAX: usize = 256;
+/// Digests of one kind, keys, or tools that the policy names.
+pub const POLICY_ENTRIES: usize = 256;
+/// Authorities of one tool.
+pub const AUTHORITIES_PER_TOOL: usize = 16;
+/// How long a worker's session may be away when the policy says nothing.
+pub const HEARTBEAT_TIMEOUT: u64 = 15 * SECOND;
+/// Shortest and longest that the policy may say.
+pub const HEARTBEAT_TIMEOUT_MIN: u64 = SECOND;
+/// See [`HEARTBEAT_TIMEOUT_MIN`].
+pub const HEARTBEAT_TIMEOUT_MAX: u64 = DAY;
+/// How long a drain lets what runs go on when nothing is asked for.
+pub const DRAIN: u64 = HOUR;
+/// Longest drain.
+pub const DRAIN_MAX: u64 = 7 * DAY;
+/// How long a worker must have been away before it may be forgotten, when nothing is asked for.
+pub const REAP_AFTER: u64 = DAY;
+/// Leases of which no cleanup was reported that one worker remembers; with more it is failed.
+pub const UNCLEAN: usize = 128;
+
+/// Time between two renewals that a lease survives when nothing is asked for.
+pub const LEASE_TTL: u64 = 30 * SECOND;
+/// The shortest.
+pub const LEASE_TTL_MIN: u64 = SECOND;
+/// The longest, whatever the policy says.
+pub const LEASE_TTL_MAX: u64 = HOUR;
+/// Renewals of one entry.
+pub const RENEW_BATCH: usize = 1_024;
+/// Leases that a worker may have something of.
+pub const LEASES_HELD: usize = 256;
+/// Deadline of a run when none is asked for.
+pub const RUN_TIMEOUT: u64 = 10 * MINUTE;
+/// The longest.
+pub const RUN_TIMEOUT_MAX: u64 = 7 * DAY;
+/// Attempts of an idempotent run when nothing is asked for.
+pub const RUN_ATTEMPTS: u32 = 3;
+/// The most.
+pub const RUN_ATTEMPTS_MAX: u32 = 16;
+/// Largest parameters of a run.
+pub const RUN_PARAMS: usize = 256 * 1024;
+/// Largest result of a run.
+pub const RUN_RESULT: usize = 256 * 1024;
+/// Files of a manifest.
+pub const MANIFEST: usize = 64;
+/// Longest path of a manifest or scope.
+pub const PATH_MAX: usize = 255;
+/// Paths of a scope, of each kind.
+pub const SCOPE_PATHS: usize = 32;
+/// Pieces that files arrive in; the last one is less.
+pub const ARTIFACT_CHUNK: usize = 256 * 1024;
+/// Largest file that is kept with a run.
+pub const ARTIFACT_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes of all inputs, and of all outputs, of a run that are kept.
+pub const ARTIFACTS_OF_RUN: u64 = 8 * 1024 * 1024;
+/// Bytes of all files that are kept; ended runs are forgotten to make room.
+pub const ARTIFACT_BYTES: u64 = 256 * 1024 * 1024;
+/// Runs that have not ended.
+pub const RUNS_OPEN: u64 = 50_000;
+/// Ended runs kept.
+pub const RUNS_ENDED: u64 = 10_000;
+/// Candidates that one search for a worker, or for a run, looks at.
+pub const SELECTION: usize = 64;
+
+/// Approvals that wait.
+pub const APPROVALS_PENDING: u64 = 4_096;
+/// Approvals, and grants, that are kept, decided ones included.
+pub const APPROVALS: u64 = 16_384;
+/// How long an approval of a grant waits when the policy says nothing.
+pub const APPROVAL_TIMEOUT: u64 = HOUR;
+/// How long a grant may be used when nothing is asked for.
+pub const GRANT_TTL: u64 = HOUR;
+/// The longest, for grants and for decisions that cover more.
+pub const GRANT_TTL_MAX: u64 = 7 * DAY;
+/// Longest summary of a prompt.
+pub const SUMMARY_MAX: usize = 2_048;
+
 /// Entries of a page when none is asked for.
 pub const PAGE: usize = 500;
 /// Most entries of a page.
@@ -214,6 +305,14 @@ const _: () = {
     assert!(SUSPECT_FOR < LOST_AFTER);
     assert!(LOST_AFTER_MIN < LOST_AFTER && LOST_AFTER < LOST_AFTER_MAX && LOST_AFTER_MAX < NEVER);
     assert!(PAGE < PAGE_MAX);
+    assert!(LEASE_TTL_MIN < LEASE_TTL && LEASE_TTL < LEASE_TTL_MAX && LEASE_TTL_MAX <= RUN_TIMEOUT_MAX);
+    assert!(HEARTBEAT_TIMEOUT_MIN < HEARTBEAT_TIMEOUT && HEARTBEAT_TIMEOUT < HEARTBEAT_TIMEOUT_MAX);
+    assert!(ATTESTATION_LIFE < ATTESTATION_LIFE_MAX);
+    assert!(ARTIFACT_MAX <= ARTIFACTS_OF_RUN && ARTIFACTS_OF_RUN < ARTIFACT_BYTES);
+    assert!(
+        RUN_PARAMS + 64 * PATH_MAX * 4 <= ENVELOPE_MAX && RUN_RESULT + LOG_TAIL + 128 * 1024 <= ENVELOPE_MAX
+    );
+    assert!((SLOTS_PER_WORKER as usize) < LEASES_HELD);
     assert!(CRL_MAX + 1024 <= ENVELOPE_MAX && CRL_ENTRIES * 48 < CRL_MAX);
     // Both roots of a rotation, and one that is retired to make room.
     assert!(ROOTS > 2);

@@ -1,9 +1,9 @@
 //! What an accepted command produced. Stored with the request id, so that a retry gets the same answer; hence
 //! no secrets here, and nothing that a retry could not use.
 
-use crate::dispatch;
 use crate::ids::{Fingerprint, Id};
-use crate::pairing;
+use crate::reject::Reject;
+use crate::{approvals, dispatch, fleet, leases, pairing};
 
 /// What an accepted command produced.
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -53,6 +53,30 @@ pub enum Reply {
     /// A result came after the end of its dispatch, and was noted.
     #[prost(message, tag = "19")]
     Late(Late),
+    /// The fleet's policy was replaced.
+    #[prost(message, tag = "25")]
+    PolicySet(PolicySet),
+    /// A challenge is open.
+    #[prost(message, tag = "26")]
+    Challenged(Challenged),
+    /// What became of a statement.
+    #[prost(message, tag = "27")]
+    Attestation(Attestation),
+    /// A run was accepted.
+    #[prost(message, tag = "30")]
+    RunStarted(RunStarted),
+    /// A piece of a file arrived.
+    #[prost(message, tag = "31")]
+    ArtifactReceived(ArtifactReceived),
+    /// What became of renewals.
+    #[prost(message, tag = "32")]
+    LeasesRenewed(LeasesRenewed),
+    /// What a worker has and what the ledger has were compared.
+    #[prost(message, tag = "33")]
+    Reconciled(Reconciled),
+    /// A grant was asked for.
+    #[prost(message, tag = "35")]
+    GrantCreated(GrantCreated),
 }
 
 impl Reply {
@@ -273,4 +297,138 @@ pub struct RotationRequested {
     /// After which it is overdue.
     #[prost(uint64, tag = "3")]
     pub deadline_at: u64,
+}
+
+/// The fleet's policy was replaced.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct PolicySet {
+    /// Its version.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+}
+
+/// A challenge is open.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Challenged {
+    /// The nonce, as it was first proposed.
+    #[prost(message, required, tag = "1")]
+    pub nonce: Fingerprint,
+    /// First moment at which it is not good any more.
+    #[prost(uint64, tag = "2")]
+    pub expires_at: u64,
+    /// The state's time.
+    #[prost(uint64, tag = "3")]
+    pub now: u64,
+}
+
+/// What became of a statement.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Attestation {
+    /// Why it was refused; absent when it was accepted.
+    #[prost(message, optional, tag = "1")]
+    pub refusal: Option<Reject>,
+    /// How bad the refusal is.
+    #[prost(enumeration = "fleet::Severity", tag = "2")]
+    pub severity: i32,
+    /// What it proved.
+    #[prost(enumeration = "fleet::Evidence", tag = "3")]
+    pub evidence: i32,
+    /// First moment at which it is not good any more.
+    #[prost(uint64, tag = "4")]
+    pub expires_at: u64,
+    /// The worker was quarantined for it.
+    #[prost(bool, tag = "5")]
+    pub quarantined: bool,
+    /// The state's time.
+    #[prost(uint64, tag = "6")]
+    pub now: u64,
+}
+
+/// A run was accepted.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct RunStarted {
+    /// The run.
+    #[prost(message, required, tag = "1")]
+    pub run_id: Id,
+    /// `awaiting_input`, `queued` or `leased`.
+    #[prost(enumeration = "leases::RunState", tag = "2")]
+    pub state: i32,
+    /// First moment at which it is too late.
+    #[prost(uint64, tag = "3")]
+    pub deadline_at: u64,
+}
+
+/// A piece of a file arrived.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct ArtifactReceived {
+    /// Bytes of the file that have arrived.
+    #[prost(uint64, tag = "1")]
+    pub received: u64,
+    /// All of it, with the right digest.
+    #[prost(bool, tag = "2")]
+    pub complete: bool,
+}
+
+/// What became of one renewal.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Renewal {
+    /// The lease.
+    #[prost(message, required, tag = "1")]
+    pub lease_id: Id,
+    /// Its new deadline; 0: it was not renewed.
+    #[prost(uint64, tag = "2")]
+    pub deadline_at: u64,
+    /// Why not.
+    #[prost(message, optional, tag = "3")]
+    pub refusal: Option<Reject>,
+}
+
+/// What became of renewals, in the order of the command.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LeasesRenewed {
+    /// One for each.
+    #[prost(message, repeated, tag = "1")]
+    pub renewals: Vec<Renewal>,
+}
+
+/// A lease that a worker must end.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct MustEnd {
+    /// The lease.
+    #[prost(message, required, tag = "1")]
+    pub lease_id: Id,
+    /// The fence that the worker has.
+    #[prost(uint64, tag = "2")]
+    pub fence: u64,
+    /// Why.
+    #[prost(string, tag = "3")]
+    pub reason: String,
+}
+
+/// What a worker has and what the ledger has were compared.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Reconciled {
+    /// Leases that are live and the worker's own.
+    #[prost(message, repeated, tag = "1")]
+    pub keep: Vec<Id>,
+    /// Leases that it must end.
+    #[prost(message, repeated, tag = "2")]
+    pub end: Vec<MustEnd>,
+}
+
+/// A grant was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct GrantCreated {
+    /// The grant, as it was first named.
+    #[prost(message, required, tag = "1")]
+    pub grant_id: Id,
+    /// `pending` or `active`.
+    #[prost(enumeration = "approvals::GrantState", tag = "2")]
+    pub state: i32,
+    /// The approval that it rests on.
+    #[prost(message, required, tag = "3")]
+    pub approval_id: Id,
+    /// First moment at which it starts nothing any more.
+    #[prost(uint64, tag = "4")]
+    pub expires_at: u64,
 }

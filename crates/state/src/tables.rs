@@ -11,7 +11,9 @@ use bytes::Bytes;
 
 use crate::ids::{Digest, Id};
 use crate::read::{Read, Visit};
-use crate::{access, ca, cluster, dedup, dispatch, identity, journal, meta, nodes, pairing};
+use crate::{
+    access, approvals, ca, cluster, dedup, dispatch, fleet, identity, journal, leases, meta, nodes, pairing,
+};
 
 /// Bookkeeping of the state machine: clock, position, hash, journal head.
 pub const META: Table<meta::Meta> = Table::new(0x01, "meta");
@@ -119,6 +121,75 @@ pub const ISSUED: Table<Present> = Table::new(0x4E, "issued");
 /// Certificates that were revoked by ((replica, number, end), fingerprint), until some time after they expired.
 pub const REVOKED: Table<ca::RevokedCertificate> = Table::new(0x4F, "revoked");
 
+/// What workers are held to.
+pub const FLEET_POLICY: Table<fleet::Policy> = Table::new(0x50, "fleet_policy");
+/// Workers by id.
+pub const WORKERS: Table<fleet::Worker> = Table::new(0x51, "workers");
+/// Workers by (lifecycle, id).
+pub const WORKERS_BY_LIFECYCLE: Table<Present> = Table::new(0x52, "workers_by_lifecycle");
+/// Workers by (when time alone changes something of them, id).
+pub const WORKERS_DUE: Table<Present> = Table::new(0x53, "workers_due");
+/// Workers that may be given a tool now, by (tool, 255 - evidence, slots used, newest fence, id): the order in which they are asked.
+pub const WORKERS_READY: Table<Present> = Table::new(0x54, "workers_ready");
+/// Counters of the fleet.
+pub const FLEET_TOTALS: Table<fleet::Totals> = Table::new(0x55, "fleet_totals");
+/// Workers by (version of the policy that they were last checked against, id), of those with an accepted statement.
+pub const WORKERS_CHECKED: Table<Present> = Table::new(0x56, "workers_checked");
+
+/// Runs by id.
+pub const RUNS: Table<leases::Run> = Table::new(0x58, "runs");
+/// Parameters by run id.
+pub const RUN_PARAMS: Table<Blob> = Table::new(0x59, "run_params");
+/// Results by run id.
+pub const RUN_RESULTS: Table<Blob> = Table::new(0x5A, "run_results");
+/// Last lines of programs by run id.
+pub const RUN_LOG_TAILS: Table<Blob> = Table::new(0x5B, "run_log_tails");
+/// Runs that wait for a worker, by (tool, order, id).
+pub const RUNS_QUEUED: Table<Present> = Table::new(0x5C, "runs_queued");
+/// All runs by (state, id).
+pub const RUNS_BY_STATE: Table<Present> = Table::new(0x5D, "runs_by_state");
+/// Runs that have not ended by (deadline, id).
+pub const RUNS_DUE: Table<Present> = Table::new(0x5E, "runs_due");
+/// Ended runs by (end, id): the order in which they are forgotten.
+pub const RUNS_ENDED: Table<Present> = Table::new(0x5F, "runs_ended");
+/// Leases by id.
+pub const LEASES: Table<leases::Lease> = Table::new(0x60, "leases");
+/// Leases that have not ended by (deadline, id).
+pub const LEASES_DUE: Table<Present> = Table::new(0x61, "leases_due");
+/// Leases that have not ended by (worker, slot).
+pub const SLOTS: Table<leases::LeaseRef> = Table::new(0x62, "slots");
+/// All leases by (run, id).
+pub const LEASES_OF: Table<Present> = Table::new(0x63, "leases_of");
+/// Ended leases by (worker, end, id).
+pub const LEASES_ENDED: Table<Present> = Table::new(0x64, "leases_ended");
+/// Counters of runs and leases.
+pub const LEASE_TOTALS: Table<leases::Totals> = Table::new(0x65, "lease_totals");
+/// Pieces of files by (run, digest, number).
+pub const ARTIFACT_CHUNKS: Table<Blob> = Table::new(0x66, "artifact_chunks");
+/// Files by (run, digest).
+pub const ARTIFACTS: Table<leases::Artifact> = Table::new(0x67, "artifacts");
+
+/// Approvals by id.
+pub const APPROVALS: Table<approvals::Approval> = Table::new(0x68, "approvals");
+/// All approvals by (state, id).
+pub const APPROVALS_BY_STATE: Table<Present> = Table::new(0x69, "approvals_by_state");
+/// Pending approvals by (end, id).
+pub const APPROVALS_DUE: Table<Present> = Table::new(0x6A, "approvals_due");
+/// Decisions that cover more than what was asked, by (tool, operator, id).
+pub const APPROVALS_STANDING: Table<Present> = Table::new(0x6B, "approvals_standing");
+/// Grants by id.
+pub const GRANTS: Table<approvals::Grant> = Table::new(0x6C, "grants");
+/// Ids of grants by run.
+pub const GRANTS_OF_RUNS: Table<approvals::GrantOfRun> = Table::new(0x6D, "grants_of_runs");
+/// Grants that are pending or active by (end, id).
+pub const GRANTS_DUE: Table<Present> = Table::new(0x6E, "grants_due");
+/// What approvals are held to.
+pub const APPROVAL_POLICY: Table<approvals::Policy> = Table::new(0x6F, "approval_policy");
+/// Counters of approvals and grants.
+pub const APPROVAL_TOTALS: Table<approvals::Totals> = Table::new(0x70, "approval_totals");
+/// Approvals and grants that are over, by (end, id): the order in which they are forgotten.
+pub const APPROVALS_ENDED: Table<Present> = Table::new(0x71, "approvals_ended");
+
 /// Tag and name of every table, in order of tags.
 pub const ALL: &[(u8, &str)] = &[
     META.entry(),
@@ -170,6 +241,39 @@ pub const ALL: &[(u8, &str)] = &[
     CRLS.entry(),
     ISSUED.entry(),
     REVOKED.entry(),
+    FLEET_POLICY.entry(),
+    WORKERS.entry(),
+    WORKERS_BY_LIFECYCLE.entry(),
+    WORKERS_DUE.entry(),
+    WORKERS_READY.entry(),
+    FLEET_TOTALS.entry(),
+    WORKERS_CHECKED.entry(),
+    RUNS.entry(),
+    RUN_PARAMS.entry(),
+    RUN_RESULTS.entry(),
+    RUN_LOG_TAILS.entry(),
+    RUNS_QUEUED.entry(),
+    RUNS_BY_STATE.entry(),
+    RUNS_DUE.entry(),
+    RUNS_ENDED.entry(),
+    LEASES.entry(),
+    LEASES_DUE.entry(),
+    SLOTS.entry(),
+    LEASES_OF.entry(),
+    LEASES_ENDED.entry(),
+    LEASE_TOTALS.entry(),
+    ARTIFACT_CHUNKS.entry(),
+    ARTIFACTS.entry(),
+    APPROVALS.entry(),
+    APPROVALS_BY_STATE.entry(),
+    APPROVALS_DUE.entry(),
+    APPROVALS_STANDING.entry(),
+    GRANTS.entry(),
+    GRANTS_OF_RUNS.entry(),
+    GRANTS_DUE.entry(),
+    APPROVAL_POLICY.entry(),
+    APPROVAL_TOTALS.entry(),
+    APPROVALS_ENDED.entry(),
 ];
 
 // Tags rise strictly: no two tables share one.
@@ -264,6 +368,15 @@ impl<A: Key, B: Key, C: Key> Key for (A, B, C) {
         self.0.write(out);
         self.1.write(out);
         self.2.write(out);
+    }
+}
+
+impl<A: Key, B: Key, C: Key, D: Key> Key for (A, B, C, D) {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.0.write(out);
+        self.1.write(out);
+        self.2.write(out);
+        self.3.write(out);
     }
 }
 

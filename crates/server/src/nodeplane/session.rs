@@ -199,6 +199,11 @@ impl Reader {
                 progress: None,
             }),
             Some(Body::Attach(_)) => return Err(protocol("a session is attached once")),
+            Some(Body::Worker(_)) => {
+                return Err(protocol(
+                    "a message of a worker, which this replica does not serve",
+                ));
+            }
             None => return Err(protocol("a message without a body")),
         };
         self.session

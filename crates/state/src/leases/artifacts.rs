@@ -1,0 +1,1 @@
+//! Files of runs: how they arrive in pieces, and how long they are kept.

@@ -1,0 +1,1 @@
+//! Where runs and leases lie: the records and the indexes that follow them.
