@@ -13,7 +13,9 @@ mod rules;
 mod runs;
 mod store;
 
-pub(crate) use rules::apply;
+pub use rules::is_held;
+#[allow(unused_imports)]
+pub(crate) use rules::{apply, cancel_by_grant, end_all, fill};
 pub use runs::{Artifact, Attempt, Cleanup, Limits, Manifest, ManifestEntry, Run, RunState, Scope};
 
 use std::collections::BTreeMap;
@@ -177,6 +179,12 @@ pub struct Lease {
     /// The tool.
     #[prost(string, tag = "20")]
     pub tool: String,
+    /// When the worker took it; 0: it has not, and so nothing of it was run.
+    #[prost(uint64, tag = "21")]
+    pub accepted_at: u64,
+    /// The run's deadline, which no renewal passes.
+    #[prost(uint64, tag = "22")]
+    pub run_deadline_at: u64,
 }
 
 /// Counters of runs and leases; there is one.
@@ -194,12 +202,21 @@ pub struct Totals {
     /// Runs by state, in the order of the numbers of [`RunState`].
     #[prost(uint64, repeated, tag = "4")]
     pub runs: Vec<u64>,
-    /// Bytes of artifacts that are kept.
+    /// Bytes of files that are kept.
     #[prost(uint64, tag = "5")]
     pub artifact_bytes: u64,
-    /// Bytes of parameters and results that are kept.
+    /// Bytes of runs that have not ended: see [`Run::weight`].
     #[prost(uint64, tag = "6")]
-    pub payload_bytes: u64,
+    pub open_bytes: u64,
+    /// Bytes of ended runs that are kept.
+    #[prost(uint64, tag = "7")]
+    pub ended_bytes: u64,
+    /// Of `artifact_bytes`, those of runs that have not ended.
+    #[prost(uint64, tag = "8")]
+    pub open_artifact_bytes: u64,
+    /// No ended run that is kept ended before this: where the search for what may be forgotten begins.
+    #[prost(uint64, tag = "9")]
+    pub ended_oldest: u64,
 }
 
 /// What is asked about runs and leases.
@@ -288,9 +305,10 @@ pub struct StartRun {
     pub labels: BTreeMap<String, String>,
 }
 
-/// One piece of a file of a run's manifest: of an input by an operator, of an output by the worker, under its fence. The last piece
-/// completes it; what does not have the digest is dropped and refused. A piece that is there is not written again. Actor: the run's
-/// operator, or the worker. Reply: `ArtifactReceived`.
+/// One piece of a file: of an input by the run's operator, of an output by the worker, under its fence. Pieces come in order, each but the
+/// last `limits::ARTIFACT_CHUNK` long; one that is there is not written again. The last one completes the file; what has another digest
+/// is dropped, which is no refusal of the entry but its outcome: otherwise the wrong pieces would stay. Actor: the run's operator,
+/// or the worker. Reply: `ArtifactReceived`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PutArtifact {
     /// The run.
@@ -328,7 +346,8 @@ pub struct CancelRun {
     pub reason: String,
 }
 
-/// The worker has the lease and begins. Actor: that worker. Reply: `Done`.
+/// The worker has the lease. It begins only when this was accepted: of a lease that was never accepted nothing was run. Actor: that
+/// worker. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Accept {
     /// The lease.

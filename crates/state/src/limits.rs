@@ -261,8 +261,18 @@ pub const ARTIFACT_BYTES: u64 = 256 * 1024 * 1024;
 pub const RUNS_OPEN: u64 = 50_000;
 /// Ended runs kept.
 pub const RUNS_ENDED: u64 = 10_000;
+/// Bytes of runs that have not ended, beside their files.
+pub const RUNS_OPEN_BYTES: u64 = 512 * 1024 * 1024;
+/// Bytes of ended runs kept, beside their files.
+pub const RUNS_ENDED_BYTES: u64 = 256 * 1024 * 1024;
+/// Bytes of files of runs that have not ended which inputs may fill; the rest is for outputs, or no run could end.
+pub const INPUT_BYTES: u64 = ARTIFACT_BYTES / 2;
 /// Candidates that one search for a worker, or for a run, looks at.
 pub const SELECTION: usize = 64;
+/// Candidates that a search for the worker of a run with labels looks at: most may have others.
+pub const SELECTION_LABELS: usize = 1_024;
+/// Figures that a worker reports of what a run used, and words on what held it.
+pub const RUN_USAGE: usize = 16;
 
 /// Approvals that wait.
 pub const APPROVALS_PENDING: u64 = 4_096;
@@ -308,7 +318,9 @@ const _: () = {
     assert!(LEASE_TTL_MIN < LEASE_TTL && LEASE_TTL < LEASE_TTL_MAX && LEASE_TTL_MAX <= RUN_TIMEOUT_MAX);
     assert!(HEARTBEAT_TIMEOUT_MIN < HEARTBEAT_TIMEOUT && HEARTBEAT_TIMEOUT < HEARTBEAT_TIMEOUT_MAX);
     assert!(ATTESTATION_LIFE < ATTESTATION_LIFE_MAX);
-    assert!(ARTIFACT_MAX <= ARTIFACTS_OF_RUN && ARTIFACTS_OF_RUN < ARTIFACT_BYTES);
+    assert!(ARTIFACT_MAX <= ARTIFACTS_OF_RUN && ARTIFACTS_OF_RUN <= INPUT_BYTES);
+    assert!(ARTIFACT_CHUNK + 64 * 1024 <= ENVELOPE_MAX && SELECTION < SELECTION_LABELS);
+    assert!(RUN_ATTEMPTS <= RUN_ATTEMPTS_MAX && LEASE_TTL_MAX <= RUN_TIMEOUT_MAX);
     assert!(
         RUN_PARAMS + 64 * PATH_MAX * 4 <= ENVELOPE_MAX && RUN_RESULT + LOG_TAIL + 128 * 1024 <= ENVELOPE_MAX
     );

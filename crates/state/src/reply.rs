@@ -359,7 +359,7 @@ pub struct RunStarted {
 }
 
 /// A piece of a file arrived.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+#[derive(Clone, PartialEq, prost::Message)]
 pub struct ArtifactReceived {
     /// Bytes of the file that have arrived.
     #[prost(uint64, tag = "1")]
@@ -367,6 +367,9 @@ pub struct ArtifactReceived {
     /// All of it, with the right digest.
     #[prost(bool, tag = "2")]
     pub complete: bool,
+    /// All of it has arrived and has another digest: it was dropped.
+    #[prost(message, optional, tag = "3")]
+    pub refusal: Option<Reject>,
 }
 
 /// What became of one renewal.

@@ -144,7 +144,7 @@ pub const RUN_PARAMS: Table<Blob> = Table::new(0x59, "run_params");
 pub const RUN_RESULTS: Table<Blob> = Table::new(0x5A, "run_results");
 /// Last lines of programs by run id.
 pub const RUN_LOG_TAILS: Table<Blob> = Table::new(0x5B, "run_log_tails");
-/// Runs that wait for a worker, by (tool, order, id).
+/// Runs that wait for a worker, by (tool, what they ask of a worker, order, id).
 pub const RUNS_QUEUED: Table<Present> = Table::new(0x5C, "runs_queued");
 /// All runs by (state, id).
 pub const RUNS_BY_STATE: Table<Present> = Table::new(0x5D, "runs_by_state");

@@ -83,10 +83,10 @@ fn sentence(text: &str) -> String {
 
 #[test]
 fn a_code_of_a_later_version_does_not_pass_for_another() {
-    let reject = Reject::decode(prost_message(850).as_slice()).unwrap();
+    let reject = Reject::decode(prost_message(990).as_slice()).unwrap();
     assert_eq!(
         (reject.code().as_str(), reject.class()),
-        ("E0850", Class::Precondition)
+        ("E0990", Class::Precondition)
     );
     assert!(reject.message().contains("later version"), "{reject}");
 }

@@ -276,7 +276,7 @@ pub struct Run {
     /// Earlier attempts, oldest first.
     #[prost(message, repeated, tag = "22")]
     pub attempts: Vec<Attempt>,
-    /// Least evidence of its worker: the policy's and its own.
+    /// Least evidence of its worker, beside the policy's.
     #[prost(enumeration = "Evidence", tag = "23")]
     pub min_evidence: i32,
     /// Labels of the worker's node.
@@ -306,6 +306,12 @@ pub struct Run {
     /// Bytes of its files that are kept.
     #[prost(uint64, tag = "32")]
     pub artifact_bytes: u64,
+    /// Attempts that count: those that a worker took or refused. An offer that was never taken is none.
+    #[prost(uint32, tag = "33")]
+    pub tried: u32,
+    /// Size of the log's last lines.
+    #[prost(uint32, tag = "34")]
+    pub tail_size: u32,
 }
 
 /// A file that arrives, or has arrived.
@@ -323,7 +329,7 @@ pub struct Artifact {
     /// Every byte has arrived, and the digest is right.
     #[prost(bool, tag = "4")]
     pub complete: bool,
-    /// Lease that an output arrives under; its fence. 0: an input.
+    /// Fence of the lease that an output arrived under; 0: an input.
     #[prost(uint64, tag = "5")]
     pub fence: u64,
 }

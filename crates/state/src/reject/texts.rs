@@ -191,6 +191,44 @@ pub enum Code {
     BadRoot = 709,
     /// A list with number … is published already.
     StaleCrl = 710,
+    /// There is no run ….
+    NoSuchRun = 850,
+    /// A run … exists already.
+    RunExists = 851,
+    /// Run … has ended: ….
+    RunEnded = 852,
+    /// The list of … files is refused: ….
+    BadManifest = 853,
+    /// The scope is refused: ….
+    BadScope = 854,
+    /// Run … has no file ….
+    NoSuchFile = 855,
+    /// The next piece of file … begins at …, not ….
+    PieceOrder = 856,
+    /// File … has the digest …: it was dropped.
+    FileDigest = 857,
+    /// Files of … bytes are kept for runs that have not ended, and … is the limit.
+    FilesFull = 858,
+    /// There is no lease ….
+    NoSuchLease = 859,
+    /// The fence of … is …, and the message carries ….
+    FenceStale = 860,
+    /// Lease … is …: ….
+    LeaseOver = 861,
+    /// … is bound to session …, not ….
+    SessionStale = 862,
+    /// Lease … belongs to another worker.
+    LeaseForeign = 863,
+    /// Output … of run … has not arrived.
+    OutputMissing = 864,
+    /// … runs have not ended, and … is the limit.
+    TooManyRuns = 865,
+    /// Runs of … bytes have not ended, and … is the limit.
+    RunsFull = 866,
+    /// A … of … ms is out of range.
+    BadRunTime = 867,
+    /// Run … is …: it takes no input.
+    RunTakesNoInput = 868,
     /// The request id … is older than what is remembered.
     RequestTooOld = 901,
     /// The request id … is more than a day ahead of the cluster's clock.
@@ -303,6 +341,25 @@ impl Code {
         Code::AuthorityInUse,
         Code::BadRoot,
         Code::StaleCrl,
+        Code::NoSuchRun,
+        Code::RunExists,
+        Code::RunEnded,
+        Code::BadManifest,
+        Code::BadScope,
+        Code::NoSuchFile,
+        Code::PieceOrder,
+        Code::FileDigest,
+        Code::FilesFull,
+        Code::NoSuchLease,
+        Code::FenceStale,
+        Code::LeaseOver,
+        Code::SessionStale,
+        Code::LeaseForeign,
+        Code::OutputMissing,
+        Code::TooManyRuns,
+        Code::RunsFull,
+        Code::BadRunTime,
+        Code::RunTakesNoInput,
         Code::RequestTooOld,
         Code::RequestAhead,
         Code::RequestReused,
