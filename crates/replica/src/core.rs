@@ -23,6 +23,8 @@ use crate::types::{Metrics, Raft};
 
 /// How often the size of the log is looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// Between the end of Raft and that of the process. Long for a runtime that ends, nothing for who waits for a replica.
+const LAST_MOMENT: Duration = Duration::from_millis(20);
 
 /// Shared by all handles of a replica.
 pub(crate) struct Core {
@@ -130,10 +132,19 @@ impl Core {
 
     /// Raft's core is gone: a replica without it answers nothing any more and never heals, so the process
     /// ends, unless it is on its way out already.
+    ///
+    /// By a task and a moment later: a runtime that ends drops Raft's tasks while others still run, and takes this one
+    /// with it.
     pub(crate) fn raft_died(&self, why: &dyn std::fmt::Display) {
-        if !self.stopping() {
-            platform::abort(&format!("Raft has stopped: {why}"));
+        if self.stopping() {
+            return;
         }
+        let last_words = format!("Raft has stopped: {why}");
+        platform::spawn(async move {
+            platform::sleep(LAST_MOMENT).await;
+            platform::abort(&last_words);
+        })
+        .detach();
     }
 
     pub(crate) fn set_handler(&self, handler: Arc<dyn PeerHandler>) {
