@@ -49,6 +49,15 @@ pub(crate) enum Command {
     /// Dispatches: what was asked of nodes, and what came of it
     #[command(subcommand, visible_alias = "jobs")]
     Job(crate::job::Verb),
+    /// Workers: nodes that run other people's work, what they proved, and what they are held to
+    #[command(subcommand, visible_alias = "workers")]
+    Worker(crate::worker::Verb),
+    /// Runs: one execution of one tool on a worker, with files in and out
+    #[command(subcommand, visible_alias = "runs")]
+    Run(crate::run::Verb),
+    /// Leases: which worker is bound to which run, and until when
+    #[command(subcommand, visible_alias = "leases")]
+    Lease(crate::lease::Verb),
     /// The hash-chained record of every accepted action
     #[command(subcommand)]
     Journal(crate::journal::Verb),

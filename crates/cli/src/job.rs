@@ -20,8 +20,8 @@ use crate::session::Global;
 use crate::watch::watch;
 
 use logs::told;
-pub(crate) use logs::{Seen, follow, tell};
-pub(crate) use view::JobView;
+pub(crate) use logs::{Seen, follow, show, tell};
+pub(crate) use view::{JobView, embedded};
 
 /// How long `cancel --wait` waits when nothing is said: the node has a minute for its answer.
 const CANCEL_WAIT: Duration = Duration::from_secs(90);
@@ -124,7 +124,10 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
         }
         Verb::Get { id, wait } => get(global, client, out, id, wait).await?,
         Verb::Wait { id } => get(global, client, out, id, true).await?,
-        Verb::Logs { id, follow } => logs::run(global, client, out, &id, follow).await?,
+        Verb::Logs { id, follow } => {
+            let ask = async |request| Ok(client.dispatch_logs(request).await?);
+            show(global, ask, "job", &id, follow).await?;
+        }
         Verb::Cancel { id, reason, wait } => {
             let request = CancelRequest {
                 request_id: global.request_id(),
@@ -231,10 +234,18 @@ pub(crate) async fn wait_for_end(
     Ok((dispatch, source))
 }
 
-/// Whether a dispatch in this state changes no more.
+/// Whether a dispatch, or a run, in this state changes no more.
 pub(crate) fn is_over(state: &str) -> bool {
     !matches!(
         state,
-        "queued" | "dispatched" | "awaiting_local_mediation" | "cancelling"
+        "queued"
+            | "dispatched"
+            | "awaiting_local_mediation"
+            | "cancelling"
+            // Of a run.
+            | "awaiting_input"
+            | "leased"
+            | "running"
+            | "fenced"
     )
 }

@@ -14,14 +14,17 @@ mod device;
 mod failure;
 mod job;
 mod journal;
+mod lease;
 mod node;
 mod operator;
 mod output;
 mod pages;
 mod pairing;
+mod run;
 mod session;
 mod version;
 mod watch;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -64,6 +67,9 @@ async fn run(cli: Cli) -> Result {
         Command::Node(verb) => node::run(&global, verb).await,
         Command::Device(verb) => device::run(&global, verb).await,
         Command::Job(verb) => job::run(&global, verb).await,
+        Command::Worker(verb) => worker::run(&global, verb).await,
+        Command::Run(verb) => run::run(&global, verb).await,
+        Command::Lease(verb) => lease::run(&global, verb).await,
         Command::Journal(verb) => journal::run(&global, verb).await,
         Command::Operator(verb) => operator::run(&global, verb).await,
         Command::Context(verb) => context::run(&global, verb),

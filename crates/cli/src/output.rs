@@ -33,6 +33,10 @@ pub(crate) enum Format {
     Jsonl,
     /// One YAML document.
     Yaml,
+    /// One TOML document.
+    Toml,
+    /// What names it, one a line.
+    Name,
 }
 
 impl Format {
@@ -181,8 +185,10 @@ impl Out {
     }
 
     fn render_list<T: Record>(self, items: &[T], source: Source, now_ms: u64) -> Result<String> {
-        if self.format == Format::Jsonl {
-            return items.iter().map(json_line).collect();
+        match self.format {
+            Format::Jsonl => return items.iter().map(json_line).collect(),
+            Format::Name => return Ok(items.iter().map(|item| item.key() + "\n").collect()),
+            _ => {}
         }
         if !self.format.is_table() {
             return self.render(&List { items, source });
@@ -198,6 +204,9 @@ impl Out {
             self.age_note(source);
             return Ok(());
         }
+        if self.format == Format::Name {
+            return self.write(&name(item, facts)?);
+        }
         self.write(&self.render(&One { item, source })?)
     }
 
@@ -205,6 +214,9 @@ impl Out {
     pub(crate) fn plain<T: Serialize>(self, item: &T, text: &str) -> Result {
         if self.format.is_table() {
             return self.write(text);
+        }
+        if self.format == Format::Name {
+            return self.write(&name(item, &[])?);
         }
         self.write(&self.render(item)?)
     }
@@ -236,6 +248,7 @@ impl Out {
             };
             match self.format {
                 Format::Yaml => self.write(&format!("---\n{}", yaml(&changed)?))?,
+                Format::Name => self.write(&(item.key() + "\n"))?,
                 _ => self.write(&json_line(&changed)?)?,
             }
         }
@@ -252,7 +265,8 @@ impl Out {
                 false,
             )),
             Format::Yaml => self.write(&format!("---\n{}", yaml(item)?)),
-            Format::Json | Format::Jsonl => self.write(&json_line(item)?),
+            Format::Name => self.write(&(item.key() + "\n")),
+            Format::Json | Format::Jsonl | Format::Toml => self.write(&json_line(item)?),
         }
     }
 
@@ -260,7 +274,8 @@ impl Out {
         match self.format {
             Format::Yaml => yaml(item),
             Format::Jsonl => json_line(item),
-            Format::Table | Format::Wide | Format::Json => pretty(item),
+            Format::Toml => toml_text(item),
+            Format::Table | Format::Wide | Format::Json | Format::Name => pretty(item),
         }
     }
 
@@ -302,6 +317,29 @@ pub(crate) fn interactive() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
+/// Says what is about to happen and has it confirmed; `again` is the command that needs no answer.
+///
+/// Errors: nobody is there to ask, or the answer was not yes.
+pub(crate) fn confirm(what: &str, again: &str) -> Result {
+    let next = format!("repeat with --yes: {again}");
+    if !interactive() {
+        let message = format!("{what}; that has to be confirmed, and this is no terminal");
+        return Err(crate::failure::Failure::usage(message, next));
+    }
+    let mut stderr = std::io::stderr();
+    write!(stderr, "{}. Go on? [y/N] ", table::harmless(what))?;
+    stderr.flush()?;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    if matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+        return Ok(());
+    }
+    Err(crate::failure::Failure::usage(
+        "not confirmed; nothing was done",
+        next,
+    ))
+}
+
 fn json_line<T: Serialize>(item: &T) -> Result<String> {
     serde_json::to_string(item)
         .map(|text| table::harmless_json(text) + "\n")
@@ -317,6 +355,35 @@ pub(crate) fn pretty<T: Serialize>(item: &T) -> Result<String> {
 
 fn yaml<T: Serialize>(item: &T) -> Result<String> {
     serde_yaml_ng::to_string(item).map_err(|error| encoding(&error))
+}
+
+/// TOML has no null: what has no value is left out.
+fn toml_text<T: Serialize>(item: &T) -> Result<String> {
+    let mut value = serde_json::to_value(item).map_err(|error| encoding(&error))?;
+    without_nulls(&mut value);
+    toml::to_string(&value).map_err(|error| encoding(&error))
+}
+
+fn without_nulls(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(without_nulls);
+        }
+        serde_json::Value::Array(items) => {
+            items.retain(|item| !item.is_null());
+            items.iter_mut().for_each(without_nulls);
+        }
+        _ => {}
+    }
+}
+
+/// What names one thing: its id, or the first that is told of it.
+fn name<T: Serialize>(item: &T, facts: &[(&str, String)]) -> Result<String> {
+    let value = serde_json::to_value(item).map_err(|error| encoding(&error))?;
+    let field = ["id", "name"].iter().find_map(|field| value.get(field)?.as_str());
+    let first = facts.first().map(|(_, value)| value.as_str());
+    Ok(format!("{}\n", field.or(first).unwrap_or_default()))
 }
 
 fn encoding(error: &dyn std::fmt::Display) -> crate::failure::Failure {
@@ -418,6 +485,16 @@ mod tests {
         );
         let wide = out(Format::Wide).render_list(&things(), source(), 5_000).unwrap();
         assert_eq!(wide, "ID  AT\na   4s ago\nb   -\n");
+    }
+
+    #[test]
+    fn names_and_toml_leave_out_the_rest() {
+        let names = out(Format::Name).render_list(&things(), source(), 0).unwrap();
+        assert_eq!(names, "a\nb\n");
+        assert_eq!(name(&things()[0], &[]).unwrap(), "a\n");
+        assert_eq!(name(&1, &[("job", "x".to_owned())]).unwrap(), "x\n");
+        let toml = out(Format::Toml).render(&things()[1]).unwrap();
+        assert_eq!(toml, "id = \"b\"\n", "a moment that is none is left out");
     }
 
     #[test]

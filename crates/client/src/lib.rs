@@ -21,8 +21,10 @@ pub mod pool;
 pub mod quic;
 mod revocation;
 mod road;
+mod runs;
 mod services;
 mod story;
+mod workers;
 
 pub use client::{ATTEMPT_TIMEOUT, Client, DEFAULT_TIMEOUT, Mutation};
 pub use connect::{ConnectError, ConnectErrorKind, ConnectOptions, connect};

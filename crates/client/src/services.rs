@@ -498,6 +498,6 @@ impl Client {
     }
 }
 
-fn remaining_ms(until: Instant) -> u32 {
+pub(crate) fn remaining_ms(until: Instant) -> u32 {
     u32::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(MAX_WAIT_MS)
 }

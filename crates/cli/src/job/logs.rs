@@ -5,8 +5,7 @@
 
 use std::time::Duration;
 
-use palyra_client::Client;
-use palyra_proto::dispatch::v1::{DispatchInfo, LogLine, LogsRequest, ProgressInfo};
+use palyra_proto::dispatch::v1::{DispatchInfo, LogLine, LogsRequest, LogsResponse, ProgressInfo};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -41,7 +40,7 @@ pub(crate) enum Ended {
 
 /// Shows what comes until the dispatch has ended and nothing more comes, or until the time is up.
 pub(crate) async fn follow(
-    client: &Client,
+    ask: impl AsyncFn(LogsRequest) -> Result<LogsResponse>,
     id: &str,
     until: Instant,
     mut show: impl FnMut(Seen<'_>) -> Result,
@@ -50,7 +49,7 @@ pub(crate) async fn follow(
     loop {
         let left = millis(until.saturating_duration_since(Instant::now()));
         let wait_ms = u32::try_from(left.min(WAIT_MS.into())).unwrap_or(WAIT_MS);
-        let asked = client.dispatch_logs(reader.ask(id, wait_ms));
+        let asked = ask(reader.ask(id, wait_ms));
         let Ok(answer) = tokio::time::timeout_at(until + super::ANSWER_GRACE, asked).await else {
             return Ok(Ended::Time);
         };
@@ -208,24 +207,31 @@ fn print(out: Out, seen: &Seen<'_>) -> Result {
     }
 }
 
-/// `palyra job logs`.
-pub(crate) async fn run(global: &Global, client: &Client, out: Out, id: &str, goes_on: bool) -> Result {
+/// `palyra job logs`, and the same of a run.
+pub(crate) async fn show(
+    global: &Global,
+    ask: impl AsyncFn(LogsRequest) -> Result<LogsResponse>,
+    noun: &str,
+    id: &str,
+    goes_on: bool,
+) -> Result {
+    let out = global.out();
     let mut lines = 0;
     let mut shown = |seen: Seen<'_>| {
         lines += u64::from(matches!(seen, Seen::Line(_)));
         print(out, &seen)
     };
     if !goes_on {
-        let answer = client.dispatch_logs(Reader::default().ask(id, 0)).await?;
+        let answer = ask(Reader::default().ask(id, 0)).await?;
         let dispatch = answer.dispatch.unwrap_or_default();
         Reader::default().show(&dispatch, &answer.lines, answer.progress.as_ref(), &mut shown)?;
         return finish(out, &dispatch, lines);
     }
     let until = Instant::now() + global.timeout.unwrap_or(FOLLOW);
-    match follow(client, id, until, shown).await? {
+    match follow(ask, id, until, shown).await? {
         Ended::Over(dispatch) => finish(out, &dispatch, lines),
         Ended::Time => {
-            note(&format!("it goes on; look again: palyra job logs -f {id}"));
+            note(&format!("it goes on; look again: palyra {noun} logs -f {id}"));
             Ok(())
         }
     }

@@ -93,7 +93,7 @@ struct LateView {
 }
 
 /// JSON as it is; text when it is none; nothing when it is empty.
-fn embedded(bytes: &[u8]) -> Option<Value> {
+pub(crate) fn embedded(bytes: &[u8]) -> Option<Value> {
     if bytes.is_empty() {
         return None;
     }

@@ -165,7 +165,8 @@ async fn end_of(
             tell(&seen);
             Ok(())
         };
-        follow(client, &dispatch.id, until, shown).await?;
+        let ask = async |request| Ok(client.dispatch_logs(request).await?);
+        follow(ask, &dispatch.id, until, shown).await?;
     }
     wait_for_end(client, dispatch, source, until).await
 }

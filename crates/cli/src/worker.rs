@@ -1,0 +1,123 @@
+//! `palyra worker`: nodes that run other people's work, as operators see and hold them.
+//!
+//! What never lives here: what a worker may do (the cluster's policy). Invariant: what ends leases says first which, and is
+//! confirmed.
+
+mod view;
+
+use clap::{Args, Subcommand};
+use palyra_client::Client;
+use palyra_proto::worker::v1::{GetWorkerRequest, ListWorkersRequest, WorkerInfo};
+
+use crate::failure::Result;
+use crate::output::{Out, Source, note};
+use crate::pages::{ALL, Limit};
+use crate::session::Global;
+use crate::watch::watch;
+use view::{FleetView, WorkerView};
+
+/// What can be done about workers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Lists workers
+    #[command(after_help = "Example:\n  palyra worker ls --lifecycle available\n  palyra worker ls -w")]
+    Ls(List),
+    /// Shows one worker: what it proved, what it holds, why it gets no work
+    #[command(
+        visible_alias = "show",
+        after_help = "Example:\n  palyra worker describe web-1"
+    )]
+    Describe {
+        /// Device id, name, or the beginning of an id
+        worker: String,
+    },
+    /// Counts workers, slots, leases and runs of one moment
+    #[command(after_help = "Example:\n  palyra worker fleet -o json")]
+    Fleet,
+}
+
+/// What is listed.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only workers there: registered, available, busy, degraded, draining, quarantined, orphaned, offline, failed
+    #[arg(
+        long,
+        visible_alias = "state",
+        value_name = "LIFECYCLE",
+        default_value = "",
+        hide_default_value = true
+    )]
+    lifecycle: String,
+    /// Print what changes, until interrupted
+    #[arg(short, long)]
+    watch: bool,
+    #[command(flatten)]
+    limit: Limit,
+}
+
+/// Does what was asked about workers.
+pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
+    let session = global.open()?;
+    let (client, out) = (&session.client, global.out());
+    match verb {
+        Verb::Ls(list) => ls(client, out, &list).await?,
+        Verb::Describe { worker } => {
+            let (info, source) = find(client, worker).await?;
+            let view = WorkerView::from(info);
+            out.one(&view, source, &view.facts())?;
+        }
+        Verb::Fleet => {
+            let answer = client.fleet_totals().await?;
+            let source = answer.read.into();
+            let view = FleetView::from(answer);
+            out.one(&view, source, &view.facts())?;
+        }
+    }
+    session.close().await;
+    Ok(())
+}
+
+async fn ls(client: &Client, out: Out, list: &List) -> Result {
+    if list.watch {
+        let fetch = async |client: Client| workers(&client, list, ALL).await;
+        return watch(client, out, list.limit.count(), fetch).await;
+    }
+    let (items, source) = workers(client, list, list.limit).await?;
+    out.list(&items, source)?;
+    if items.is_empty() && out.format.is_table() {
+        note(if list.lifecycle.is_empty() {
+            "there are no workers yet; on a paired machine: palyra worker run"
+        } else {
+            "no worker is there: palyra worker ls"
+        });
+    }
+    Ok(())
+}
+
+async fn workers(client: &Client, list: &List, limit: Limit) -> Result<(Vec<WorkerView>, Source)> {
+    limit
+        .all(async |page| {
+            let request = ListWorkersRequest {
+                lifecycle: list.lifecycle.clone(),
+                page: Some(page),
+                read: None,
+            };
+            let answer = client.list_workers(request).await?;
+            Ok((
+                answer.workers.into_iter().map(WorkerView::from).collect(),
+                answer.page,
+                answer.read.into(),
+            ))
+        })
+        .await
+}
+
+/// One worker, by whatever names it.
+async fn find(client: &Client, worker: String) -> Result<(WorkerInfo, Source)> {
+    let request = GetWorkerRequest {
+        id: worker,
+        read: None,
+    };
+    let answer = client.get_worker(request).await?;
+    Ok((answer.worker.unwrap_or_default(), answer.read.into()))
+}
