@@ -3,17 +3,20 @@
 //! What never lives here: sockets. A connection is a certificate and a signal; the listener that holds the
 //! socket waits for the signal and drops its guard once the socket is closed. Invariants: a connection is
 //! entered before its certificate is checked, so that either the check sees a revocation or the revocation
-//! sees the connection; it stays entered until its guard is dropped.
+//! sees the connection; it stays entered until its guard is dropped, also when the check refuses it: such a one stays
+//! for as long as it takes to be told why, and less when its holder is revoked.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use palyra_pki::PeerIdentity;
+use palyra_platform::{self as platform, Instant};
 use tokio::sync::watch;
 
 use crate::caller::end_of;
 use crate::control::Control;
 use crate::error::Error;
+use crate::limits::REFUSED_STAY;
 use crate::outbox::End;
 
 /// What a listener holds for each connection that it accepted.
@@ -21,7 +24,19 @@ use crate::outbox::End;
 pub struct ConnectionGuard {
     id: u64,
     close: watch::Receiver<Option<End>>,
+    /// Of a refused one: when it has stayed for long enough, and what ends it then.
+    leaves: Option<(Instant, End)>,
     registry: Arc<Connections>,
+}
+
+/// A connection whose certificate is not accepted.
+#[derive(Debug)]
+pub struct Unwelcome {
+    /// Why.
+    pub error: Error,
+    /// It may stay until [`ConnectionGuard::closed`] says so, to ask and be told why, and carries nothing that lasts;
+    /// none: it must be closed now.
+    pub stays: Option<ConnectionGuard>,
 }
 
 impl ConnectionGuard {
@@ -33,6 +48,14 @@ impl ConnectionGuard {
 
     /// Resolves when the connection must be closed, with the reason. Close the socket, then drop the guard.
     pub async fn closed(&self) -> End {
+        let Some((at, end)) = self.leaves else {
+            return self.ordered().await;
+        };
+        let stay = at.saturating_duration_since(platform::now());
+        platform::timeout(stay, self.ordered()).await.unwrap_or(end)
+    }
+
+    async fn ordered(&self) -> End {
         let mut close = self.close.clone();
         loop {
             if let Some(end) = *close.borrow_and_update() {
@@ -57,6 +80,15 @@ struct Connection {
     peer: PeerIdentity,
     source: String,
     close: watch::Sender<Option<End>>,
+    /// Its certificate was not accepted: nothing that lasts is on it.
+    refused: bool,
+}
+
+impl Connection {
+    /// Whether a revocation waits for it. Who comes after it is refused, and could keep it waiting by coming again.
+    fn is_awaited(&self) -> bool {
+        !self.refused || self.close.borrow().is_some()
+    }
 }
 
 /// The registry.
@@ -91,10 +123,17 @@ impl Connections {
         if live.len() >= self.limit {
             return Err(Error::Busy { what: "connections" });
         }
-        live.insert(id, Connection { peer, source, close });
+        let connection = Connection {
+            peer,
+            source,
+            close,
+            refused: false,
+        };
+        live.insert(id, connection);
         Ok(ConnectionGuard {
             id,
             close: receiver,
+            leaves: None,
             registry: Arc::clone(self),
         })
     }
@@ -104,6 +143,13 @@ impl Connections {
         if let Some(connection) = self.lock().get(&id) {
             connection.close.send_replace(Some(end));
         }
+    }
+
+    fn refuse(&self, guard: &mut ConnectionGuard, end: End) {
+        if let Some(connection) = self.lock().get_mut(&guard.id) {
+            connection.refused = true;
+        }
+        guard.leaves = Some((platform::now() + REFUSED_STAY, end));
     }
 
     /// The identities of the connections of one subject, with their ids.
@@ -125,12 +171,12 @@ impl Connections {
             .collect()
     }
 
-    /// Whether no connection of this subject is open.
+    /// Whether no connection of this subject is open, save refused ones that came after its revocation.
     pub(crate) fn none_of(&self, subject: &str) -> bool {
         !self
             .lock()
             .values()
-            .any(|connection| connection.peer.id.id() == subject)
+            .any(|connection| connection.peer.id.id() == subject && connection.is_awaited())
     }
 
     /// Changes whenever a connection was dropped.
@@ -153,11 +199,21 @@ impl Control {
     /// the connection's own work.
     ///
     /// # Errors
-    /// What [`Control::admit_node`] and [`Control::admit_operator_local`] refuse, and [`Error::Busy`].
-    pub fn accept(&self, peer: &PeerIdentity, source: &str) -> Result<ConnectionGuard, Error> {
-        let guard = self.connections().enter(peer.clone(), source.to_owned())?;
-        self.may_stay(peer)?;
-        Ok(guard)
+    /// [`Unwelcome`], with what [`Control::admit_node`] and [`Control::admit_operator_local`] refuse, or with
+    /// [`Error::Busy`].
+    pub fn accept(&self, peer: &PeerIdentity, source: &str) -> Result<ConnectionGuard, Unwelcome> {
+        let entered = self.connections().enter(peer.clone(), source.to_owned());
+        let mut guard = entered.map_err(|error| Unwelcome { error, stays: None })?;
+        match self.may_stay(peer) {
+            Ok(()) => Ok(guard),
+            Err(error) => {
+                self.connections().refuse(&mut guard, end_of(&error));
+                Err(Unwelcome {
+                    error,
+                    stays: Some(guard),
+                })
+            }
+        }
     }
 
     /// How many connections of nodes and operators are open on this replica.

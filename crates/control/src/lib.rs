@@ -59,7 +59,7 @@ pub use ca::{
 pub use caller::{Caller, EnrolSource};
 pub use certificates::{CertificateTimes, RecoverRequest, Renewal, Renewed, Rotated};
 pub use cluster::{ClusterStatus, FleetCounts, ReplicaView};
-pub use connections::ConnectionGuard;
+pub use connections::{ConnectionGuard, Unwelcome};
 pub use control::{Control, ControlConfig, Endpoint, Keys, ReadInfo, ReadOptions, WriteInfo};
 pub use devices::{DeviceView, Remove, Revocation};
 pub use dispatch::{Completion, DispatchFilter, DispatchView, Invoke, Page};

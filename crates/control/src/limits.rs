@@ -181,6 +181,8 @@ pub const GOODBYE_PAUSE: Duration = Duration::from_millis(2);
 pub const MOVE_SPREAD: Duration = Duration::from_millis(250);
 /// Longest pause between two looks for sessions that nobody holds.
 pub const ORPHANS_PAUSE: Duration = Duration::from_secs(2);
+/// How long a connection may stay whose certificate is not accepted: time to ask and to be told why.
+pub const REFUSED_STAY: Duration = Duration::from_secs(5);
 /// Life of a half-done pairing exchange, and of a server nonce.
 pub const EXCHANGE_LIFE: Duration = Duration::from_millis(palyra_state::limits::ATTEMPT_TTL);
 /// Deepest nesting of a payload; what parses it on the node recurses.

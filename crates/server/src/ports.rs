@@ -1,15 +1,14 @@
 //! The three TLS listeners of a replica: who gets in where, and what is served there.
 //!
 //! Invariants: a connection of a node or operator is entered in `control`'s registry before anything is
-//! served on it; one whose certificate the registry refuses is told why on each call and closed soon; a
+//! served on it; one whose certificate the registry refuses stays entered, is told why on each call and closed soon; a
 //! replica that was removed from the cluster is no peer.
 
 use std::future::Future;
 use std::net::UdpSocket;
 use std::sync::Arc;
-use std::time::Duration;
 
-use palyra_control::Control;
+use palyra_control::{Control, Unwelcome};
 use palyra_replica::transport::{AddressBook, GrpcTransport, PeerReplica, TlsFor, peer_server};
 use palyra_replica::{PeerTransport, Replica};
 use palyra_state::cluster::{self, ReplicaStatus};
@@ -26,8 +25,6 @@ use crate::listener::{Admit, Closed, Held, Limits, Listener, Peer, Stop};
 use crate::serve::{self, Http2};
 use crate::tls::Tls;
 
-/// How long a connection may stay whose certificate the registry refuses: time to ask and to be told why.
-const REFUSED_STAY: Duration = Duration::from_secs(5);
 /// Bytes that may be under way on one stream of a node or operator.
 const WINDOW: u32 = 1 << 20;
 /// Bytes that may be under way on one stream between replicas.
@@ -149,24 +146,22 @@ pub(crate) fn serve_node(
 fn admit_caller(control: Control) -> Admit {
     Arc::new(move |peer: &Arc<Peer>| {
         let identity = peer.identity.as_ref().ok_or("no certificate")?;
-        let closed: Closed = match control.accept(identity, &peer.source.to_string()) {
+        let guard = match control.accept(identity, &peer.source.to_string()) {
             Ok(guard) => {
-                // Set once: a connection is admitted once.
+                // Set once: a connection is admitted once. One that is refused carries nothing that lasts.
                 let _ = peer.guard.set(guard.id());
-                Box::pin(async move {
-                    guard.closed().await;
-                    Box::new(guard) as Held
-                })
+                guard
             }
-            Err(error) => {
+            Err(Unwelcome { error, stays }) => {
                 let who = &identity.id;
                 tracing::info!(%who, source = %peer.source, %error, "connection will be refused");
-                Box::pin(async {
-                    tokio::time::sleep(REFUSED_STAY).await;
-                    Box::new(()) as Held
-                })
+                stays.ok_or_else(|| error.to_string())?
             }
         };
+        let closed: Closed = Box::pin(async move {
+            guard.closed().await;
+            Box::new(guard) as Held
+        });
         Ok(closed)
     })
 }

@@ -1,6 +1,7 @@
 //! The life of certificates, at one replica: first use, copies, recovery, rotation, operators' own.
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use palyra_control::{Caller, End, Error, Outbound, ReadOptions, RecoverRequest, Renewal};
 use palyra_pki::{KeyPair, PeerIdentity, Recovery, sha256};
 use palyra_state::access::Role;
@@ -69,6 +70,44 @@ async fn the_first_use_ends_the_old_certificate_and_its_session() {
     let refused = cluster.control.admit_node(old.peer()).unwrap_err();
     assert_eq!(code(&refused), "E0312");
     assert_eq!(code(&old.attach(&cluster, &[]).await.unwrap_err()), "E0312");
+}
+
+#[tokio::test]
+async fn a_refused_connection_stays_entered_and_a_revocation_closes_it() {
+    let cluster = Cluster::found().await;
+    let old = cluster.node("m").await;
+    let new = renew(&cluster, &old, key(), 1).await.unwrap();
+    let _session = new.attach(&cluster, &[]).await.unwrap();
+    let refused = cluster.control.accept(old.peer(), "192.0.2.7:1").unwrap_err();
+    assert_eq!(code(&refused.error), "E0312");
+    let stays = refused.stays.unwrap();
+    assert_eq!(cluster.control.connection_count(), 1);
+    assert!(stays.closed().now_or_never().is_none(), "it is told why");
+
+    let revoked = soon(cluster.control.revoke_device(&cluster.operator(), "", "m", "", 1)).await;
+    let revoked = revoked.unwrap();
+    until_enforced(&cluster, revoked.index).await;
+    assert_eq!(stays.closed().now_or_never(), Some(End::Revoked));
+    // Whoever comes now is refused, and keeps no revocation waiting by coming again.
+    let late = cluster.control.accept(old.peer(), "192.0.2.7:2").unwrap_err();
+    let mut progress = cluster.control.watch_revocation("m", 20_000).await.unwrap();
+    drop(stays);
+    let mut last = soon(progress.next()).await;
+    while let Some(next) = soon(progress.next()).await {
+        last = Some(next);
+    }
+    assert!(last.unwrap().complete);
+    drop(late);
+}
+
+/// Waits until a replica has carried out what the journal says up to `index`.
+async fn until_enforced(cluster: &Cluster, index: u64) {
+    soon(async {
+        while cluster.control.enforced_index() < index {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

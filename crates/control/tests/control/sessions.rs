@@ -174,7 +174,11 @@ async fn a_revoked_device_is_put_out_and_stays_out() {
 
     for refused in [
         cluster.control.admit_node(node.peer()).unwrap_err(),
-        cluster.control.accept(node.peer(), "192.0.2.1").unwrap_err(),
+        cluster
+            .control
+            .accept(node.peer(), "192.0.2.1")
+            .unwrap_err()
+            .error,
         node.attach(&cluster, &[]).await.unwrap_err(),
         cluster
             .control
@@ -425,7 +429,9 @@ async fn what_is_full_says_so() {
     let cluster = Cluster::found_with(quick(), limits).await;
     let (one, two) = (cluster.node("one").await, cluster.node("two").await);
     let held = cluster.control.accept(one.peer(), "192.0.2.1").unwrap();
-    let busy = cluster.control.accept(two.peer(), "192.0.2.1").unwrap_err();
+    let refused = cluster.control.accept(two.peer(), "192.0.2.1").unwrap_err();
+    assert!(refused.stays.is_none(), "nothing keeps it");
+    let busy = refused.error;
     assert!(matches!(busy, Error::Busy { .. }) && busy.is_retryable());
     drop(held);
     cluster.control.accept(two.peer(), "192.0.2.1").unwrap();

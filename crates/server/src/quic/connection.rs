@@ -5,9 +5,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use palyra_control::{ConnectionGuard, Transport};
+use palyra_control::{ConnectionGuard, Transport, Unwelcome};
 use palyra_pki::PeerIdentity;
 use palyra_quic::Fault;
 use palyra_quic::close::Close;
@@ -21,8 +20,6 @@ use super::slots::{Handshake, Slot};
 use super::{Meter, Shared};
 use crate::nodeplane::Origin;
 
-/// How long a connection may stay whose certificate the registry refuses: time to ask and to be told why.
-const REFUSED_STAY: Duration = Duration::from_secs(5);
 /// Calls of one connection that may be at large messages at one time.
 pub(super) const LARGE: usize = 4;
 
@@ -88,18 +85,22 @@ fn identity(connection: &Connection) -> Result<PeerIdentity, String> {
 
 /// From the admission to the end.
 async fn stay(shared: &Shared, connection: &Connection, source: SocketAddr, peer: PeerIdentity, slot: &Slot) {
-    let guard = match shared.control.accept(&peer, &source.to_string()) {
-        Ok(guard) => Some(guard),
-        Err(error) => {
+    let (guard, welcome) = match shared.control.accept(&peer, &source.to_string()) {
+        Ok(guard) => (guard, true),
+        Err(Unwelcome { error, stays }) => {
             tracing::info!(who = %peer.id, %source, %error, "connection will be refused");
-            None
+            let Some(guard) = stays else {
+                let words = format!("{}: {error}; {}", error.code(), error.next());
+                return connection.close(Close::Busy.code(), words.as_bytes());
+            };
+            (guard, false)
         }
     };
     let callee = Arc::new(Callee {
         plane: shared.plane.clone(),
         from: Origin {
             peer,
-            connection: guard.as_ref().map(ConnectionGuard::id),
+            connection: welcome.then(|| guard.id()),
             transport: Transport::Quic,
         },
         replica_id: shared.control.replica_id(),
@@ -109,7 +110,7 @@ async fn stay(shared: &Shared, connection: &Connection, source: SocketAddr, peer
     });
     let (close, reason) = tokio::select! {
         biased;
-        ended = ordered_out(guard.as_ref()) => ended,
+        ended = ordered_out(&guard) => ended,
         () = slot.replaced() => (Close::Replaced, "a newer connection of this identity took its place".to_owned()),
         () = shared.stop.now.cancelled() => (Close::Draining, "the replica is about to stop".to_owned()),
         ended = take_calls(shared, connection, &callee) => ended,
@@ -120,17 +121,9 @@ async fn stay(shared: &Shared, connection: &Connection, source: SocketAddr, peer
 }
 
 /// Completes when `control` wants the connection closed.
-async fn ordered_out(guard: Option<&ConnectionGuard>) -> (Close, String) {
-    match guard {
-        Some(guard) => {
-            let end = guard.closed().await;
-            (Close::of_word(end.as_str()), end.message().to_owned())
-        }
-        None => {
-            tokio::time::sleep(REFUSED_STAY).await;
-            (Close::Revoked, "the certificate is not accepted".to_owned())
-        }
-    }
+async fn ordered_out(guard: &ConnectionGuard) -> (Close, String) {
+    let end = guard.closed().await;
+    (Close::of_word(end.as_str()), end.message().to_owned())
 }
 
 /// Serves the calls until the peer closes, or until the listener stops and the last call has ended.
