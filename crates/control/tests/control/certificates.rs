@@ -77,7 +77,7 @@ async fn a_refused_connection_stays_entered_and_a_revocation_closes_it() {
     let cluster = Cluster::found().await;
     let old = cluster.node("m").await;
     let new = renew(&cluster, &old, key(), 1).await.unwrap();
-    let _session = new.attach(&cluster, &[]).await.unwrap();
+    let session = new.attach(&cluster, &[]).await.unwrap();
     let refused = cluster.control.accept(old.peer(), "192.0.2.7:1").unwrap_err();
     assert_eq!(code(&refused.error), "E0312");
     let stays = refused.stays.unwrap();
@@ -91,7 +91,7 @@ async fn a_refused_connection_stays_entered_and_a_revocation_closes_it() {
     // Whoever comes now is refused, and keeps no revocation waiting by coming again.
     let late = cluster.control.accept(old.peer(), "192.0.2.7:2").unwrap_err();
     let mut progress = cluster.control.watch_revocation("m", 20_000).await.unwrap();
-    drop(stays);
+    drop((stays, session));
     let mut last = soon(progress.next()).await;
     while let Some(next) = soon(progress.next()).await {
         last = Some(next);
