@@ -2,7 +2,8 @@
 //!
 //! What never lives here: nodes and replicas, which have no role but their kind.
 //! Invariants: one operator per name; there is always an active admin, and no entry takes the last one's last
-//! certificate; a removed operator's certificates are revoked in the same entry.
+//! certificate; a removed operator's certificates are revoked in the same entry, and so are the grants and standing
+//! decisions of one that is removed or loses the role.
 
 mod rules;
 

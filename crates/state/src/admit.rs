@@ -165,7 +165,9 @@ fn ca_need(action: &ca::Action) -> Need {
 fn approvals_need(action: &approvals::Action) -> Need {
     use approvals::Action;
     match action {
-        Action::CreateGrant(_) | Action::RevokeGrant(_) | Action::Decide(_) => Need::Role(Role::Operator),
+        Action::CreateGrant(_) | Action::RevokeGrant(_) | Action::Decide(_) | Action::Withdraw(_) => {
+            Need::Role(Role::Operator)
+        }
         Action::Expire(_) => Need::Replica,
         Action::SetPolicy(_) => Need::Role(Role::Admin),
     }

@@ -2,17 +2,31 @@
 //!
 //! What never lives here: what a pairing or a run is. A pairing request opens an approval and its decision closes it (`pairing`); a run uses a
 //! grant (`leases`).
-//! Invariants: an approval is decided once, before its end; nobody decides what they asked for, or the request of a code that they minted, while four eyes are
-//! required; a grant is active only by an approval that allows it; a grant starts one run, once, before its end; every pending approval is in the due index, no
-//! other is.
+//! Invariants: an approval is decided once, before its end; nobody allows what they asked for, or the request of a code
+//! that they minted, while four eyes are required (refusing it they may); a grant is active only by an approval that
+//! allows it; a grant starts one run, once, before its end; a decision covers nothing of another operator, tool or
+//! session, nothing that is riskier, and nothing once it ends, its asker is removed or who decided may not decide any
+//! more; an approval that waits or stands is in the due index, no other is; every pending pairing request has a
+//! pending approval under its own id.
 
+mod decide;
+mod grants;
+mod pairings;
+mod queries;
 mod rules;
+mod store;
 
+pub(crate) use grants::operator_gone;
+#[allow(unused_imports, reason = "runs start with it")]
+pub(crate) use grants::use_grant;
+pub(crate) use pairings::{check_pairing, close_pairing, open_pairing};
+pub use queries::{
+    approval, approval_status, approvals, approvals_by_prefix, approvals_by_state, due_approvals, due_grants,
+    grant, grant_of_run, grant_status, grants, grants_by_prefix, grants_by_state, next_due, policy, totals,
+};
 pub(crate) use rules::apply;
 
 use crate::ids::Id;
-use crate::read::Read;
-use crate::tables;
 
 /// What an approval is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
@@ -90,7 +104,7 @@ pub enum ApprovalState {
     Denied = 2,
     /// Nobody decided in time.
     Expired = 3,
-    /// What it was about went away.
+    /// What it was about went away, or a decision that stood was taken back.
     Withdrawn = 4,
 }
 
@@ -242,6 +256,12 @@ pub struct Approval {
     /// Grants that rest on it.
     #[prost(uint64, tag = "16")]
     pub covered: u64,
+    /// It is allowed and covers more of what is asked still.
+    #[prost(bool, tag = "17")]
+    pub standing: bool,
+    /// First moment at which nothing can rest on it any more, and it may be forgotten; 0: it waits.
+    #[prost(uint64, tag = "18")]
+    pub over_at: u64,
 }
 
 /// Where a grant stands.
@@ -332,18 +352,24 @@ pub struct Grant {
     /// Its approval was there before.
     #[prost(bool, tag = "12")]
     pub covered: bool,
+    /// When its run was started, also of one that was revoked later; 0: it was not.
+    #[prost(uint64, tag = "13")]
+    pub used_at: u64,
+    /// When it became useless: used, denied, revoked or expired; 0: it is pending or active.
+    #[prost(uint64, tag = "14")]
+    pub ended_at: u64,
 }
 
 /// What approvals are held to; there is one, or the defaults.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Policy {
-    /// Nobody decides what they asked for.
+    /// Nobody allows what they asked for.
     #[prost(bool, tag = "1")]
     pub four_eyes: bool,
     /// How long an approval of a grant waits, in milliseconds.
     #[prost(uint64, tag = "2")]
     pub timeout: u64,
-    /// Longest validity of a decision that covers more than what was asked, in milliseconds.
+    /// Longest validity of a decision that covers more than what was asked, in milliseconds; 0: there are none.
     #[prost(uint64, tag = "3")]
     pub max_timebox: u64,
     /// When it was set; 0: never.
@@ -380,7 +406,7 @@ pub struct Totals {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Command {
     /// The one thing that is asked.
-    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "Action", tags = "1, 2, 3, 4, 5, 6")]
     pub action: Option<Action>,
 }
 
@@ -402,9 +428,14 @@ pub enum Action {
     /// See [`SetPolicy`].
     #[prost(message, tag = "5")]
     SetPolicy(SetPolicy),
+    /// See [`Withdraw`].
+    #[prost(message, tag = "6")]
+    Withdraw(Withdraw),
 }
 
-/// Asks for a grant: active at once when a decision of earlier covers it, else it waits for an approval of its own. Actor: operator. Reply: `GrantCreated`.
+/// Asks for a grant: active at once when a decision of earlier covers it (and then never beyond that decision's end), else
+/// it waits for an approval of its own. A run has one grant; another may be asked for once the first can start nothing and
+/// never did. Actor: operator. Reply: `GrantCreated`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateGrant {
     /// The grant's id.
@@ -433,7 +464,8 @@ pub struct CreateGrant {
     pub approval_id: Id,
 }
 
-/// Takes a grant back. Actor: operator. Reply: `Done`.
+/// Takes a grant back: one that waits, one that is active, or one that was used, whose run goes on unless it is cancelled,
+/// too. Again: does nothing but cancel. Actor: operator. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RevokeGrant {
     /// The grant.
@@ -447,7 +479,8 @@ pub struct RevokeGrant {
     pub cancel_run: bool,
 }
 
-/// Decides an approval of a grant; that of a pairing is decided by the pairing's own commands. Actor: operator. Reply: `Done`.
+/// Decides an approval of a grant; that of a pairing is decided by the pairing's own commands. While four eyes are
+/// required, who asked may deny and not allow. Actor: operator. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Decide {
     /// The approval.
@@ -467,7 +500,8 @@ pub struct Decide {
     pub reason: String,
 }
 
-/// Ends those approvals and grants of the lists whose time has passed; others are left alone. Actor: system or a replica. Reply: `Counted`.
+/// Ends those approvals, standing decisions and grants of the lists whose time has passed; others are left alone. Actor:
+/// system or a replica. Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Expire {
     /// At most `limits::EXPIRE_BATCH`.
@@ -478,7 +512,7 @@ pub struct Expire {
     pub grants: Vec<Id>,
 }
 
-/// Sets what approvals are held to. Actor: admin. Reply: `Done`.
+/// Sets what approvals are held to from now on; what waits keeps its time. Actor: admin. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SetPolicy {
     /// Time and actor are set by apply.
@@ -486,20 +520,14 @@ pub struct SetPolicy {
     pub policy: Policy,
 }
 
-/// The approval with this id.
-#[must_use]
-pub fn approval(r: &dyn Read, id: Id) -> Option<Approval> {
-    tables::APPROVALS.get(r, id)
-}
-
-/// The grant with this id.
-#[must_use]
-pub fn grant(r: &dyn Read, id: Id) -> Option<Grant> {
-    tables::GRANTS.get(r, id)
-}
-
-/// Counters of approvals and grants.
-#[must_use]
-pub fn totals(r: &dyn Read) -> Totals {
-    tables::APPROVAL_TOTALS.get(r, ()).unwrap_or_default()
+/// Takes back an approval of a grant that waits, or a decision that stands: nothing more is covered, and what rests on it
+/// and was not used is revoked. Actor: operator. Reply: `Done`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Withdraw {
+    /// The approval.
+    #[prost(message, required, tag = "1")]
+    pub approval_id: Id,
+    /// Why.
+    #[prost(string, tag = "2")]
+    pub reason: String,
 }

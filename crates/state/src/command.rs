@@ -287,6 +287,7 @@ fn approvals_name(action: &approvals::Action) -> &'static str {
         approvals::Action::Decide(_) => "approvals.decide",
         approvals::Action::Expire(_) => "approvals.expire",
         approvals::Action::SetPolicy(_) => "approvals.set_policy",
+        approvals::Action::Withdraw(_) => "approvals.withdraw",
     }
 }
 
@@ -435,7 +436,7 @@ commands! {
         BeginRoot AdvanceRoot RevertRoot CertifyAuthority RotateAuthority AskRotation RetireAuthority Acknowledge
         ReplicaReady PublishCrl
     }
-    Approvals approvals { CreateGrant RevokeGrant Decide Expire SetPolicy }
+    Approvals approvals { CreateGrant RevokeGrant Decide Expire SetPolicy Withdraw }
     Fleet fleet {
         SetPolicy OpenChallenge Attest Quarantine Reverify Release Drain Cleanup Violate Lapse Recheck Reap
     }

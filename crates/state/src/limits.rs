@@ -274,16 +274,28 @@ pub const SELECTION_LABELS: usize = 1_024;
 /// Figures that a worker reports of what a run used, and words on what held it.
 pub const RUN_USAGE: usize = 16;
 
-/// Approvals that wait.
+/// Approvals that wait, beside those of pairings.
 pub const APPROVALS_PENDING: u64 = 4_096;
 /// Approvals, and grants, that are kept, decided ones included.
 pub const APPROVALS: u64 = 16_384;
+/// How many of them one entry may forget.
+pub const APPROVALS_FORGET: usize = 4;
+/// Grants of one operator that are pending or active: what the entry that removes the operator takes back.
+pub const GRANTS_LIVE: usize = 1_024;
+/// Decisions that stand for one operator; the same.
+pub const STANDING: usize = 64;
 /// How long an approval of a grant waits when the policy says nothing.
 pub const APPROVAL_TIMEOUT: u64 = HOUR;
 /// How long a grant may be used when nothing is asked for.
 pub const GRANT_TTL: u64 = HOUR;
 /// The longest, for grants and for decisions that cover more.
 pub const GRANT_TTL_MAX: u64 = 7 * DAY;
+/// The shortest time that the policy may let approvals wait.
+pub const APPROVAL_TIMEOUT_MIN: u64 = SECOND;
+/// How long a decision that covers more is good when nothing is asked for.
+pub const TIMEBOX: u64 = HOUR;
+/// The longest when the policy says nothing.
+pub const TIMEBOX_MAX: u64 = DAY;
 /// Longest summary of a prompt.
 pub const SUMMARY_MAX: usize = 2_048;
 
@@ -307,6 +319,10 @@ const _: () = {
     assert!(ATTEMPT_TTL < FAILURE_WINDOW);
     assert!((CODES_OPEN as u64) < CODES);
     assert!(REQUESTS_PENDING < REQUESTS);
+    // Forgetting must outrun asking, and what waits must leave room for what was decided.
+    assert!(APPROVALS_FORGET > 1 && APPROVALS_PENDING + REQUESTS_PENDING < APPROVALS);
+    assert!(APPROVAL_TIMEOUT_MIN < APPROVAL_TIMEOUT && APPROVAL_TIMEOUT <= GRANT_TTL_MAX);
+    assert!(TIMEBOX < TIMEBOX_MAX && TIMEBOX_MAX <= GRANT_TTL_MAX);
     // A payload with everything around it must fit one entry, and a full node list one message.
     assert!(PAYLOAD + LOG_TAIL + 64 * 1024 <= ENVELOPE_MAX);
     assert!(BOUND_PER_DEVICE <= OPEN_PER_DEVICE);

@@ -173,9 +173,10 @@ pub const ARTIFACTS: Table<leases::Artifact> = Table::new(0x67, "artifacts");
 pub const APPROVALS: Table<approvals::Approval> = Table::new(0x68, "approvals");
 /// All approvals by (state, id).
 pub const APPROVALS_BY_STATE: Table<Present> = Table::new(0x69, "approvals_by_state");
-/// Pending approvals by (end, id).
+/// Approvals that wait or stand, by (when that ends, id).
 pub const APPROVALS_DUE: Table<Present> = Table::new(0x6A, "approvals_due");
-/// Decisions that cover more than what was asked, by (tool, operator, id).
+/// Decisions that cover more than what was asked, by (operator, tool, session or nothing, risk, u64::MAX - end, id): those
+/// that last are first.
 pub const APPROVALS_STANDING: Table<Present> = Table::new(0x6B, "approvals_standing");
 /// Grants by id.
 pub const GRANTS: Table<approvals::Grant> = Table::new(0x6C, "grants");
@@ -187,8 +188,15 @@ pub const GRANTS_DUE: Table<Present> = Table::new(0x6E, "grants_due");
 pub const APPROVAL_POLICY: Table<approvals::Policy> = Table::new(0x6F, "approval_policy");
 /// Counters of approvals and grants.
 pub const APPROVAL_TOTALS: Table<approvals::Totals> = Table::new(0x70, "approval_totals");
-/// Approvals and grants that are over, by (end, id): the order in which they are forgotten.
+/// Approvals that were decided or ended, by (when nothing can rest on them any more, id): the order in which they are
+/// forgotten.
 pub const APPROVALS_ENDED: Table<Present> = Table::new(0x71, "approvals_ended");
+/// Grants that were used or ended, by (when, id): the order in which they are forgotten.
+pub const GRANTS_ENDED: Table<Present> = Table::new(0x72, "grants_ended");
+/// Grants that are pending or active by (operator, id).
+pub const GRANTS_LIVE_OF: Table<Present> = Table::new(0x73, "grants_live_of");
+/// All grants by (state, id).
+pub const GRANTS_BY_STATE: Table<Present> = Table::new(0x74, "grants_by_state");
 
 /// Tag and name of every table, in order of tags.
 pub const ALL: &[(u8, &str)] = &[
@@ -274,6 +282,9 @@ pub const ALL: &[(u8, &str)] = &[
     APPROVAL_POLICY.entry(),
     APPROVAL_TOTALS.entry(),
     APPROVALS_ENDED.entry(),
+    GRANTS_ENDED.entry(),
+    GRANTS_LIVE_OF.entry(),
+    GRANTS_BY_STATE.entry(),
 ];
 
 // Tags rise strictly: no two tables share one.
@@ -312,7 +323,7 @@ pub trait Key {
 }
 
 /// A string that another part of the key follows; must not hold a zero byte.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Text<'a>(pub &'a str);
 
 impl Key for () {

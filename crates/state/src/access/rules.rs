@@ -8,7 +8,7 @@ use crate::read::Read;
 use crate::reject::{Code, Reject};
 use crate::reply::Reply;
 use crate::txn::Txn;
-use crate::{ca, check, limits, tables};
+use crate::{approvals, ca, check, limits, tables};
 
 pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject> {
     match action {
@@ -104,6 +104,7 @@ fn remove(txn: &mut Txn<'_>, command: &RemoveOperator) -> Result<Reply, Reject> 
             ("certificates", certificates.to_string()),
         ],
     );
+    approvals::operator_gone(txn, name, "its operator was removed");
     Ok(Reply::done())
 }
 
@@ -127,5 +128,8 @@ fn set_role(txn: &mut Txn<'_>, command: &SetRole) -> Result<Reply, Reject> {
             ("to", after.as_str().to_owned()),
         ],
     );
+    if after < Role::Operator {
+        approvals::operator_gone(txn, name, "its operator lost the role");
+    }
     Ok(Reply::done())
 }

@@ -60,6 +60,12 @@ pub const AUDIENCES: &[Audience] = &[
     operators("access.operator_added", &[]),
     operators("access.operator_removed", &[]),
     operators("access.role_changed", &[]),
+    operators("approval.decided", &[]),
+    operators("approval.expired", &[]),
+    operators("approval.lapsed", &[]),
+    operators("approval.opened", &[]),
+    operators("approval.policy_changed", &[]),
+    operators("approval.withdrawn", &[]),
     operators("ca.acknowledged", &[]),
     operators("ca.authority_certified", &[]),
     operators("ca.authority_retired", &[]),
@@ -125,6 +131,12 @@ pub const AUDIENCES: &[Audience] = &[
         Nodes::Device,
         &["device", "capability", "state", "deadline_at", "priority"],
     ),
+    operators("grant.activated", &[]),
+    operators("grant.created", &[]),
+    operators("grant.denied", &[]),
+    operators("grant.expired", &[]),
+    operators("grant.revoked", &[]),
+    operators("grant.used", &[]),
     of("identity.certificate_in_use", Nodes::Subject, &["fingerprint"]),
     of(
         "identity.certificate_renewed",
@@ -299,8 +311,9 @@ mod tests {
             }
         }
         fn is_action(piece: &str) -> bool {
-            const DOMAINS: [&str; 8] = [
-                "access", "ca", "cluster", "dispatch", "identity", "node", "pairing", "recovery",
+            const DOMAINS: [&str; 10] = [
+                "access", "approval", "ca", "cluster", "dispatch", "grant", "identity", "node", "pairing",
+                "recovery",
             ];
             let word = |text: &str| {
                 text.chars()

@@ -11,7 +11,7 @@ use crate::ids::Id;
 use crate::reject::{Code as Refusal, Reject};
 use crate::reply::{AttemptCounted, AttemptOutcome, Proved, Reply};
 use crate::txn::Txn;
-use crate::{check, limits, tables};
+use crate::{approvals, check, limits, tables};
 
 pub(super) fn begin(txn: &mut Txn<'_>, command: &BeginAttempt) -> Result<Reply, Reject> {
     check::id("the attempt id", command.attempt_id)?;
@@ -168,11 +168,11 @@ pub(super) fn prove(txn: &mut Txn<'_>, command: &Prove) -> Result<Reply, Reject>
         return Err(Reject::new(Refusal::KeyInUse, [&owner]));
     }
     if let Some(old) = pending_of(txn, command.device_id) {
-        decide::expire(txn, old, "a newer request took its place");
+        decide::replace(txn, old);
     }
     make_room(txn)?;
     let new = new_request(txn, command, &found);
-    let number = shown(&found);
+    let (number, minted_by) = (shown(&found), found.issued_by.clone());
     found.request_id = Some(new.id);
     close(txn, found, CodeStatus::Used);
     decide::insert(txn, &new);
@@ -191,6 +191,7 @@ pub(super) fn prove(txn: &mut Txn<'_>, command: &Prove) -> Result<Reply, Reject>
             ("known_device", known_device.to_string()),
         ],
     );
+    approvals::open_pairing(txn, &new, &minted_by)?;
     Ok(Reply::Proved(Proved {
         pairing_id: new.id,
         expires_at: new.expires_at,
@@ -236,7 +237,7 @@ fn make_room(txn: &mut Txn<'_>) -> Result<(), Reject> {
     if totals(txn).pending >= limits::REQUESTS_PENDING {
         for id in due_requests(txn, txn.now) {
             if let Some(old) = request(txn, id) {
-                decide::expire(txn, old, "nobody decided in time");
+                decide::expire(txn, old);
             }
         }
     }

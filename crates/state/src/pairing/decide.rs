@@ -5,6 +5,7 @@ use super::{
     Approve, MarkCompleted, Reject as RejectCommand, Request, RequestStatus, attempts, pending_of, request,
     request_status,
 };
+use crate::approvals::{self, ApprovalState};
 use crate::identity::{self, CertificateKind, Device, DeviceStatus};
 use crate::ids::Id;
 use crate::reject::{Code, Reject};
@@ -27,7 +28,13 @@ pub(super) fn insert(txn: &mut Txn<'_>, new: &Request) {
 }
 
 /// Writes a pending request that is pending no more.
-fn decide(txn: &mut Txn<'_>, mut found: Request, status: RequestStatus, reason: &str) -> Request {
+fn decide(
+    txn: &mut Txn<'_>,
+    mut found: Request,
+    status: RequestStatus,
+    approval: ApprovalState,
+    reason: &str,
+) -> Request {
     found.set_status(status);
     found.decided_by = txn.actor.to_string();
     found.decided_at = txn.now;
@@ -35,12 +42,27 @@ fn decide(txn: &mut Txn<'_>, mut found: Request, status: RequestStatus, reason: 
     txn.put(&tables::PAIRINGS, found.id, &found);
     txn.delete(&tables::PAIRINGS_PENDING, found.device_id);
     change_totals(txn, |sums| sums.pending = sums.pending.saturating_sub(1));
+    approvals::close_pairing(txn, found.id, approval, reason);
     found
 }
 
-/// Ends a pending request without a decision.
-pub(super) fn expire(txn: &mut Txn<'_>, found: Request, reason: &str) {
-    let found = decide(txn, found, RequestStatus::Expired, reason);
+/// Ends a pending request that nobody decided in time.
+pub(super) fn expire(txn: &mut Txn<'_>, found: Request) {
+    end_undecided(txn, found, ApprovalState::Expired, "nobody decided in time");
+}
+
+/// Ends a pending request whose device asked again.
+pub(super) fn replace(txn: &mut Txn<'_>, found: Request) {
+    end_undecided(
+        txn,
+        found,
+        ApprovalState::Withdrawn,
+        "a newer request took its place",
+    );
+}
+
+fn end_undecided(txn: &mut Txn<'_>, found: Request, approval: ApprovalState, reason: &str) {
+    let found = decide(txn, found, RequestStatus::Expired, approval, reason);
     txn.emit(
         "pairing.request_expired",
         found.id,
@@ -54,12 +76,12 @@ pub(super) fn expire(txn: &mut Txn<'_>, found: Request, reason: &str) {
 /// Rejects the pending request of a device, if it has one.
 pub(crate) fn end_pending(txn: &mut Txn<'_>, device_id: Id, reason: &str) {
     if let Some(found) = pending_of(txn, device_id) {
-        refuse(txn, found, reason);
+        refuse(txn, found, ApprovalState::Withdrawn, reason);
     }
 }
 
-fn refuse(txn: &mut Txn<'_>, found: Request, reason: &str) {
-    let found = decide(txn, found, RequestStatus::Rejected, reason);
+fn refuse(txn: &mut Txn<'_>, found: Request, approval: ApprovalState, reason: &str) {
+    let found = decide(txn, found, RequestStatus::Rejected, approval, reason);
     txn.emit(
         "pairing.rejected",
         found.id,
@@ -85,6 +107,7 @@ fn open(txn: &Txn<'_>, id: Id) -> Result<Request, Reject> {
 pub(super) fn approve(txn: &mut Txn<'_>, command: &Approve) -> Result<Reply, Reject> {
     check::text("the reason", &command.reason, limits::REASON_MAX)?;
     let mut found = open(txn, command.pairing_id)?;
+    approvals::check_pairing(txn, found.id)?;
     if !command.sas.is_empty() && command.sas != found.sas {
         return Err(Reject::new(Code::SasMismatch, [&found.id]));
     }
@@ -123,7 +146,13 @@ pub(super) fn approve(txn: &mut Txn<'_>, command: &Approve) -> Result<Reply, Rej
     };
     txn.put(&tables::DEVICES, device_id, &device);
     found.certificate = Some(fingerprint);
-    let found = decide(txn, found, RequestStatus::Approved, &command.reason);
+    let found = decide(
+        txn,
+        found,
+        RequestStatus::Approved,
+        ApprovalState::Allowed,
+        &command.reason,
+    );
     txn.emit(
         "pairing.approved",
         found.id,
@@ -145,7 +174,7 @@ pub(super) fn approve(txn: &mut Txn<'_>, command: &Approve) -> Result<Reply, Rej
 pub(super) fn reject(txn: &mut Txn<'_>, command: &RejectCommand) -> Result<Reply, Reject> {
     check::text("the reason", &command.reason, limits::REASON_MAX)?;
     let found = open(txn, command.pairing_id)?;
-    refuse(txn, found, &command.reason);
+    refuse(txn, found, ApprovalState::Denied, &command.reason);
     Ok(Reply::done())
 }
 

@@ -142,7 +142,7 @@ fn expire(txn: &mut Txn<'_>, command: &Expire) -> Result<Reply, Reject> {
                 && request_status(found, txn.now) == RequestStatus::Expired
         });
         if let Some(found) = due {
-            decide::expire(txn, found, "nobody decided in time");
+            decide::expire(txn, found);
             count += 1;
         }
     }

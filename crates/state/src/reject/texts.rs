@@ -243,6 +243,46 @@ pub enum Code {
     FieldInvalid = 906,
     /// … has … entries; the limit is ….
     TooMany = 907,
+    /// There is no approval ….
+    NoSuchApproval = 910,
+    /// Approval … is ….
+    ApprovalDecided = 911,
+    /// Approval … expired at ….
+    ApprovalExpired = 912,
+    /// … asked for approval …, and nobody allows what they asked for.
+    FourEyes = 913,
+    /// Approval … is of a pairing request, which its own commands decide.
+    ApprovalOfPairing = 914,
+    /// A decision for … ms is over the limit of ….
+    DecisionTtl = 915,
+    /// … approvals … already.
+    TooManyApprovals = 916,
+    /// … has … … already.
+    TooManyGrants = 917,
+    /// There is no grant ….
+    NoSuchGrant = 918,
+    /// There is no grant for run ….
+    NoGrant = 919,
+    /// Grant … waits for approval ….
+    GrantPending = 920,
+    /// Grant … was denied by …: ….
+    GrantDenied = 921,
+    /// Grant … expired at ….
+    GrantExpired = 922,
+    /// Grant … was used already, for run ….
+    GrantUsed = 923,
+    /// Grant … was revoked by …: ….
+    GrantRevoked = 924,
+    /// Grant … is for tool …, not ….
+    GrantTool = 925,
+    /// Grant … was given to …, not to ….
+    GrantForeign = 926,
+    /// Run … has grant … already, which is ….
+    RunHasGrant = 927,
+    /// A grant for … ms is over the limit of ….
+    GrantTtl = 928,
+    /// Grant … rests on a decision of …, who may not decide any more.
+    DecisionVoid = 929,
 }
 
 impl Code {
@@ -367,6 +407,26 @@ impl Code {
         Code::ReplicaUnknown,
         Code::FieldInvalid,
         Code::TooMany,
+        Code::NoSuchApproval,
+        Code::ApprovalDecided,
+        Code::ApprovalExpired,
+        Code::FourEyes,
+        Code::ApprovalOfPairing,
+        Code::DecisionTtl,
+        Code::TooManyApprovals,
+        Code::TooManyGrants,
+        Code::NoSuchGrant,
+        Code::NoGrant,
+        Code::GrantPending,
+        Code::GrantDenied,
+        Code::GrantExpired,
+        Code::GrantUsed,
+        Code::GrantRevoked,
+        Code::GrantTool,
+        Code::GrantForeign,
+        Code::RunHasGrant,
+        Code::GrantTtl,
+        Code::DecisionVoid,
     ];
 
     /// What kind of refusal it is.
