@@ -6,20 +6,30 @@
 //! the journal and allowed by [`lifecycle::allowed`]; without a policy nobody is admitted; an attestation is accepted once, over the
 //! nonce that was open; a quarantine ends by an attestation that an operator asked for, and by nothing else.
 
+mod follow;
 pub mod lifecycle;
 mod policy;
 mod rules;
 pub mod statement;
+mod store;
 
+pub(crate) use follow::{
+    fail, forget, free_slot, note_clean, note_unclean, on_attach, on_detach, on_revoked, reconciled,
+    take_slot, touch,
+};
 pub(crate) use rules::apply;
 
-use crate::ids::{Digest, Id};
-use crate::read::Read;
-use crate::tables;
 use bytes::Bytes;
 
+use crate::ids::{Digest, Id};
+
 pub use lifecycle::Lifecycle;
+pub use policy::{Policy, TrustedCapability, TrustedKey};
 pub use statement::{ClaimedCapability, EgressBinding, HardwareQuote, Statement};
+pub use store::{
+    Snapshot, by_lifecycle, candidates, due, max_ttl, may_take, min_evidence, next_due, policy, snapshot,
+    totals, unchecked, worker, workers, workers_by_prefix,
+};
 
 /// How strongly a statement is backed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
@@ -133,6 +143,12 @@ pub struct Worker {
     /// Its device was revoked or removed.
     #[prost(bool, tag = "23")]
     pub barred: bool,
+    /// When it counts as lost unless it attaches; 0: it has a session, or it counts as lost already.
+    #[prost(uint64, tag = "24")]
+    pub lost_at: u64,
+    /// The nonce of the newest statement that was judged: another statement over it is a replay.
+    #[prost(message, optional, tag = "25")]
+    pub last_nonce: Option<Digest>,
 }
 
 /// A statement that was accepted.
@@ -156,10 +172,11 @@ pub struct Attested {
     /// Log index of that.
     #[prost(uint64, tag = "6")]
     pub index: u64,
-    /// Version of the policy that it was last checked against.
+    /// Version of the policy that it was last checked against; 0: it is void (expired, or the worker is quarantined or barred, or showed
+    /// another statement that was refused). While it is not 0 the worker is admitted, and in `WORKERS_CHECKED`.
     #[prost(uint64, tag = "7")]
     pub policy_version: u64,
-    /// First moment at which it is not good any more.
+    /// First moment at which it is not good any more: the statement's end, or that of its egress binding.
     #[prost(uint64, tag = "8")]
     pub expires_at: u64,
     /// Slots that it may be given: what it declared, at most the policy's.
@@ -208,6 +225,9 @@ pub struct Hold {
     /// Of a drain: what ran was ended at once.
     #[prost(bool, tag = "7")]
     pub forced: bool,
+    /// Of a drain: what ran was ended, at once or at the deadline.
+    #[prost(bool, tag = "8")]
+    pub over: bool,
 }
 
 /// A statement that was refused.
@@ -251,105 +271,21 @@ impl Severity {
     }
 }
 
-/// What workers are held to; there is one. Without one nobody is admitted.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Policy {
-    /// Counts changes, from 1.
-    #[prost(uint64, tag = "1")]
-    pub version: u64,
-    /// When it was set.
-    #[prost(uint64, tag = "2")]
-    pub set_at: u64,
-    /// Actor who set it.
-    #[prost(string, tag = "3")]
-    pub set_by: String,
-    /// SHA-256 of images that may run; an empty list allows none. Sorted, as the lists below are.
-    #[prost(message, repeated, tag = "4")]
-    pub images: Vec<Digest>,
-    /// SHA-256 of worker programs.
-    #[prost(message, repeated, tag = "5")]
-    pub builds: Vec<Digest>,
-    /// SHA-256 of sets of tools.
-    #[prost(message, repeated, tag = "6")]
-    pub artifacts: Vec<Digest>,
-    /// SHA-256 of supervisors whose digests are believed.
-    #[prost(message, repeated, tag = "7")]
-    pub supervisors: Vec<Digest>,
-    /// Name of the proxy that every worker must be bound to; empty: no binding is required, but one that is shown is checked.
-    #[prost(string, tag = "8")]
-    pub required_egress: String,
-    /// Proxies whose bindings are believed.
-    #[prost(message, repeated, tag = "9")]
-    pub egress_proxies: Vec<TrustedKey>,
-    /// Lowest version of the SDK's protocol.
-    #[prost(uint32, tag = "10")]
-    pub sdk_protocol_min: u32,
-    /// Highest version of the SDK's protocol.
-    #[prost(uint32, tag = "11")]
-    pub sdk_protocol_max: u32,
-    /// Versions of the WIT ABI.
-    #[prost(string, repeated, tag = "12")]
-    pub wit_abis: Vec<String>,
-    /// Tools that may be offered.
-    #[prost(message, repeated, tag = "13")]
-    pub capabilities: Vec<TrustedCapability>,
-    /// Longest life of a lease between two renewals, in milliseconds.
-    #[prost(uint64, tag = "14")]
-    pub max_lease_ttl: u64,
-    /// How long a worker's session may be away before it is orphaned, in milliseconds.
-    #[prost(uint64, tag = "15")]
-    pub heartbeat_timeout: u64,
-    /// Workers that may be admitted.
-    #[prost(uint32, tag = "16")]
-    pub max_workers: u32,
-    /// Slots of one worker.
-    #[prost(uint32, tag = "17")]
-    pub leases_per_worker: u32,
-    /// Hardware, or test, providers whose quotes are believed.
-    #[prost(message, repeated, tag = "18")]
-    pub hardware_providers: Vec<TrustedKey>,
-    /// Longest life of a statement, in milliseconds.
-    #[prost(uint64, tag = "19")]
-    pub max_attestation_life: u64,
-}
-
-/// Somebody whose signature is believed.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct TrustedKey {
-    /// Short name.
-    #[prost(string, tag = "1")]
-    pub name: String,
-    /// SubjectPublicKeyInfo DER of a P-256 key.
-    #[prost(bytes = "bytes", tag = "2")]
-    pub public_key: Bytes,
-}
-
-/// A tool that may be offered.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct TrustedCapability {
-    /// Name of the tool.
-    #[prost(string, tag = "1")]
-    pub name: String,
-    /// Who may vouch for it.
-    #[prost(string, repeated, tag = "2")]
-    pub authorities: Vec<String>,
-    /// Least evidence of a worker that is given it.
-    #[prost(enumeration = "Evidence", tag = "3")]
-    pub min_evidence: i32,
-}
-
 /// Counters of the fleet; there is one.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Totals {
     /// Workers by lifecycle, in the order of the numbers of [`Lifecycle`].
     #[prost(uint64, repeated, tag = "1")]
     pub by_lifecycle: Vec<u64>,
-    /// Slots of workers with an accepted attestation.
+    /// Slots of workers that are available or busy.
     #[prost(uint64, tag = "2")]
     pub slots: u64,
-    /// Slots that are taken.
+    /// Slots that are taken, of all workers.
     #[prost(uint64, tag = "3")]
     pub slots_used: u64,
+    /// Workers whose statement counts: those that `Policy::max_workers` bounds.
+    #[prost(uint64, tag = "4")]
+    pub admitted: u64,
 }
 
 /// What is asked about the fleet.
@@ -551,7 +487,7 @@ pub struct Lapse {
 /// `digest_drift`. Actor: system or a replica. Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Recheck {
-    /// At most `limits::LAPSE_BATCH`.
+    /// At most `limits::RECHECK_BATCH`.
     #[prost(message, repeated, tag = "1")]
     pub ids: Vec<Id>,
 }
@@ -563,28 +499,4 @@ pub struct Reap {
     /// In milliseconds; 0: `limits::REAP_AFTER`.
     #[prost(uint64, tag = "1")]
     pub older_than_ms: u64,
-}
-
-/// The worker with this id.
-#[must_use]
-pub fn worker(r: &dyn Read, id: Id) -> Option<Worker> {
-    tables::WORKERS.get(r, id)
-}
-
-/// Workers by id, at most `limit`, from the one after `after` on.
-#[must_use]
-pub fn workers(r: &dyn Read, after: Option<Id>, limit: usize) -> Vec<Worker> {
-    tables::WORKERS.page(r, (), after, limit)
-}
-
-/// The policy.
-#[must_use]
-pub fn policy(r: &dyn Read) -> Option<Policy> {
-    tables::FLEET_POLICY.get(r, ())
-}
-
-/// Counters of the fleet.
-#[must_use]
-pub fn totals(r: &dyn Read) -> Totals {
-    tables::FLEET_TOTALS.get(r, ()).unwrap_or_default()
 }

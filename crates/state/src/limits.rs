@@ -218,6 +218,8 @@ pub const DRAIN: u64 = HOUR;
 pub const DRAIN_MAX: u64 = 7 * DAY;
 /// How long a worker must have been away before it may be forgotten, when nothing is asked for.
 pub const REAP_AFTER: u64 = DAY;
+/// Statements that one entry checks again: each may take two signatures, of a quarter of a millisecond each.
+pub const RECHECK_BATCH: usize = 64;
 /// Leases of which no cleanup was reported that one worker remembers; with more it is failed.
 pub const UNCLEAN: usize = 128;
 

@@ -17,7 +17,7 @@ use crate::reject::{Code, Reject};
 use crate::reply::{Reply, Revoked};
 use crate::tables;
 use crate::txn::Txn;
-use crate::{check, limits, nodes};
+use crate::{check, fleet, limits, nodes};
 
 /// A device that was removed.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -111,6 +111,7 @@ pub(super) fn remove(txn: &mut Txn<'_>, command: &RemoveDevice) -> Result<Reply,
     insert(txn, &known, &command.reason);
     txn.delete(&tables::DEVICES, id);
     nodes::forget(txn, id);
+    fleet::forget(txn, id);
     Ok(answer(known.revoked_index, false, cancelled))
 }
 

@@ -13,7 +13,7 @@ use crate::reject::{Code, Reject};
 use crate::reply::{Reply, Revoked};
 use crate::tables;
 use crate::txn::Txn;
-use crate::{ca, check, cluster, dispatch, limits, nodes, pairing};
+use crate::{ca, check, cluster, dispatch, fleet, limits, nodes, pairing};
 
 pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject> {
     match action {
@@ -293,6 +293,7 @@ pub(super) fn revoke(txn: &mut Txn<'_>, device: &mut Device, reason: &str) -> u3
         ],
     );
     nodes::close_session(txn, id, "revoked");
+    fleet::on_revoked(txn, id);
     let cancelled = dispatch::cancel_all(txn, id, "revoked");
     pairing::end_pending(txn, id, "the device was revoked");
     cancelled

@@ -188,6 +188,11 @@ pub const AUDIENCES: &[Audience] = &[
     operators("pairing.proved", &["source"]),
     operators("pairing.rejected", &[]),
     operators("pairing.request_expired", &[]),
+    of("worker.cleaned", Nodes::Subject, &["lease"]),
+    of("worker.failed", Nodes::Subject, &["lease", "message"]),
+    of("worker.forgotten", Nodes::Subject, &["reason"]),
+    of("worker.lifecycle", Nodes::Subject, &["from", "to", "reason"]),
+    of("worker.registered", Nodes::Subject, &["lifecycle"]),
 ];
 
 /// Who sees the rows of an action; nothing when it is not in the table.

@@ -10,7 +10,7 @@ use crate::ids::Id;
 use crate::reject::{Code, Reject};
 use crate::reply::{Attached, Counted, Registered, Reply};
 use crate::txn::Txn;
-use crate::{check, cluster, dispatch, limits, tables};
+use crate::{check, cluster, dispatch, fleet, limits, tables};
 
 pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject> {
     match action {
@@ -216,6 +216,7 @@ fn attach(txn: &mut Txn<'_>, command: &Attach) -> Result<Reply, Reject> {
             ("fallback", command.fallback.clone()),
         ],
     );
+    fleet::on_attach(txn, id);
     let attempts = command.held_attempts.iter().copied().chain(std::iter::repeat(0));
     let held = command.held.iter().copied().zip(attempts).collect();
     let moved = dispatch::on_attach(txn, id, &held);
@@ -385,6 +386,7 @@ fn close(txn: &mut Txn<'_>, node: &mut Node, to: NodeStatus, reason: &str, due_a
             ("status", to.as_str().to_owned()),
         ],
     );
+    fleet::on_detach(txn, id, node.last_seen_at);
 }
 
 fn lapse(txn: &mut Txn<'_>, command: &Lapse) -> Result<Reply, Reject> {

@@ -3,9 +3,34 @@
 use super::Class;
 use super::texts::Code;
 
-/// Class, message and next step of every code, in the order of [`Code::ALL`].
+mod fleet;
+mod leases;
+
+/// Class, message and next step of a code.
+pub(super) type Text = (Code, Class, &'static str, &'static str);
+
+/// Of every code, in the order of the codes.
+pub(super) const TEXTS: &[Text] = &join::<
+    { CORE.len() + fleet::TEXTS.len() + leases::TEXTS.len() + LATER.len() },
+>([CORE, fleet::TEXTS, leases::TEXTS, LATER]);
+
+const fn join<const N: usize>(parts: [&[Text]; 4]) -> [Text; N] {
+    let mut all = [CORE[0]; N];
+    let (mut part, mut to) = (0, 0);
+    while part < parts.len() {
+        let mut at = 0;
+        while at < parts[part].len() {
+            all[to] = parts[part][at];
+            at += 1;
+            to += 1;
+        }
+        part += 1;
+    }
+    all
+}
+
 #[rustfmt::skip]
-pub(super) const TEXTS: &[(Code, Class, &str, &str)] = &[
+const CORE: &[Text] = &[
     (Code::NoCluster, Class::Precondition,
      "this state holds no cluster yet",
      "run `palyra cluster init` and start the first replica"),
@@ -286,63 +311,10 @@ pub(super) const TEXTS: &[(Code, Class, &str, &str)] = &[
     (Code::StaleCrl, Class::Conflict,
      "a list of revoked certificates with number {0} is published already; this one has {1}",
      "nothing needs to be done: the newer list stands"),
-    (Code::NoSuchRun, Class::NotFound,
-     "there is no run {0}",
-     "run `palyra run ls`"),
-    (Code::RunExists, Class::Conflict,
-     "a run {0} exists already",
-     "run `palyra run get {0}`; another run needs a grant of its own"),
-    (Code::RunEnded, Class::Conflict,
-     "run {0} has ended: {1}",
-     "run `palyra run get {0}`"),
-    (Code::BadManifest, Class::Invalid,
-     "the list of {0} files is refused: {1}",
-     "list each file once, by path: relative, without `..`, with its SHA-256 and size"),
-    (Code::BadScope, Class::Invalid,
-     "the scope is refused: {0}",
-     "name a workspace of the worker, and paths in it: relative, without `..`, each once"),
-    (Code::NoSuchFile, Class::NotFound,
-     "run {0} has no file {1}",
-     "the files of a run are those that `palyra run get {0}` lists"),
-    (Code::PieceOrder, Class::Conflict,
-     "the next piece of file {0} begins at {1}, not {2}",
-     "go on from {1}"),
-    (Code::FileDigest, Class::Invalid,
-     "file {0} has the digest {1}: it was dropped",
-     "send the file again from its beginning"),
-    (Code::FilesFull, Class::Exhausted,
-     "files of {0} bytes are kept for runs that have not ended, and {1} is the limit",
-     "wait until some runs end, or cancel them: `palyra run ls`"),
-    (Code::NoSuchLease, Class::NotFound,
-     "there is no lease {0}",
-     "run `palyra lease ls`"),
-    (Code::FenceStale, Class::Conflict,
-     "the fence of {0} is {1}, and the message carries {2}",
-     "end what runs under fence {2}: it is not leased any more"),
-    (Code::LeaseOver, Class::Expired,
-     "lease {0} is {1}: {2}",
-     "end what runs under it, clean up, and report it"),
-    (Code::SessionStale, Class::Conflict,
-     "{0} is bound to session {1}, not {2}",
-     "attach again and report what is held"),
-    (Code::LeaseForeign, Class::Denied,
-     "lease {0} belongs to another worker",
-     "report of your own leases only"),
-    (Code::OutputMissing, Class::Precondition,
-     "output {0} of run {1} has not arrived",
-     "send its pieces first, under the fence of the lease"),
-    (Code::TooManyRuns, Class::Exhausted,
-     "{0} runs have not ended, and {1} is the limit",
-     "wait until some end, or cancel them: `palyra run ls`"),
-    (Code::RunsFull, Class::Exhausted,
-     "runs of {0} bytes have not ended, and {1} is the limit",
-     "wait until some end, or cancel them: `palyra run ls`"),
-    (Code::BadRunTime, Class::Invalid,
-     "a {0} of {1} ms is out of range",
-     "ask for {2} to {3} ms"),
-    (Code::RunTakesNoInput, Class::Conflict,
-     "run {0} is {1}: it takes no input",
-     "run `palyra run get {0}`"),
+];
+
+#[rustfmt::skip]
+const LATER: &[Text] = &[
     (Code::RequestTooOld, Class::Expired,
      "the request id {0} is older than what is remembered",
      "if you do not know what became of it, look before you send it again under a new id"),
