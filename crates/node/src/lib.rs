@@ -19,6 +19,7 @@ pub mod mediation;
 pub mod pair;
 pub mod run;
 pub mod service;
+pub mod worker;
 
 mod agent;
 mod builtin;
