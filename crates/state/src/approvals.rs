@@ -15,6 +15,8 @@ mod pairings;
 mod queries;
 mod rules;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use grants::operator_gone;
 #[allow(unused_imports, reason = "runs start with it")]
@@ -25,6 +27,7 @@ pub use queries::{
     grant, grant_of_run, grant_status, grants, grants_by_prefix, grants_by_state, next_due, policy, totals,
 };
 pub(crate) use rules::apply;
+pub(crate) use store::{approval_due, grant_due, live_key, standing_key};
 
 use crate::ids::Id;
 

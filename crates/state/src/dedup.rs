@@ -50,7 +50,10 @@ pub enum Answer {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Accepted {
     /// The reply.
-    #[prost(oneof = "Reply", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 19")]
+    #[prost(
+        oneof = "Reply",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 19, 25, 26, 27, 30, 31, 32, 33, 35"
+    )]
     pub reply: Option<Reply>,
 }
 
@@ -79,7 +82,7 @@ pub(crate) enum Known {
 fn remembers(command: &str) -> bool {
     !matches!(
         command,
-        "nodes.detach" | "nodes.detach_replica" | "dispatch.expire" | "pairing.expire"
+        "nodes.detach" | "nodes.detach_replica" | "dispatch.expire" | "pairing.expire" | "approvals.expire"
     )
 }
 

@@ -3,6 +3,7 @@
 //!
 //! The checks read the whole state and trust no index: indexes and counters are compared with the records.
 
+mod approvals;
 mod authorities;
 mod dispatches;
 mod fleet;
@@ -68,6 +69,7 @@ pub fn check(r: &dyn Read) -> Vec<Violation> {
     fleet::check(r, &mut findings);
     authorities::check(r, &mut findings);
     dispatches::check(r, &mut findings);
+    approvals::check(r, &mut findings);
     findings.found
 }
 

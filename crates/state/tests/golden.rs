@@ -4,6 +4,8 @@
 //! `UPDATE_EXPECT=1` adds lines for new names. It does not rewrite a line: that takes a hand, and a reason.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+#[path = "golden/approvals.rs"]
+mod approvals;
 mod kit;
 #[path = "golden/later.rs"]
 mod later;
@@ -34,6 +36,9 @@ fn bytes_never_change() {
         .map(|(name, hex)| (name.to_owned(), hex.to_owned()))
         .collect();
     let mut found = records();
+    approvals::records(&mut found);
+    approvals::commands(&mut found);
+    approvals::shapes(&mut found);
     found.extend(command_samples());
     found.extend(shape_samples());
     let mut missing = Vec::new();

@@ -18,7 +18,8 @@ use proptest::test_runner::RngSeed;
 use prost::Message as _;
 
 /// Commands that are done again rather than remembered: doing them again does nothing.
-const SWEEPS: [&str; 7] = [
+const SWEEPS: [&str; 8] = [
+    "approvals.expire",
     "nodes.detach",
     "nodes.detach_many",
     "nodes.lapse",
@@ -156,6 +157,12 @@ const COMMANDS: &[&str] = &[
     "access.add_operator",
     "access.remove_operator",
     "access.set_role",
+    "approvals.create_grant",
+    "approvals.decide",
+    "approvals.expire",
+    "approvals.revoke_grant",
+    "approvals.set_policy",
+    "approvals.withdraw",
     "ca.acknowledge",
     "ca.advance_root",
     "ca.ask_rotation",
@@ -211,6 +218,13 @@ const COMMANDS: &[&str] = &[
 
 /// Journal rows that need more than their command to come about.
 const ROWS: &[&str] = &[
+    "approval.expired",
+    "approval.lapsed",
+    "approval.opened",
+    "grant.activated",
+    "grant.denied",
+    "grant.expired",
+    "grant.revoked",
     "identity.certificate_in_use",
     "identity.clone_suspected",
     "identity.rotation_completed",

@@ -6,6 +6,8 @@
 //! in what is expected.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+#[path = "kit/approvals_script.rs"]
+mod approvals_script;
 #[path = "kit/ca_script.rs"]
 mod ca_script;
 mod kit;
@@ -242,6 +244,7 @@ fn command_of(args: &mut Args<'_>, name: &str) -> Command {
         "nodes" => nodes_command(args, name),
         "dispatch" => dispatch_command(args, name),
         "ca" => ca_script::command(args, name),
+        "approvals" => approvals_script::command(args, name),
         _ => panic!("no such domain: {name}"),
     }
 }

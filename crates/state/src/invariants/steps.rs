@@ -33,6 +33,7 @@ pub fn check_step(
     nodes_are_waited_for(before, after, &mut findings);
     super::authorities::check_step(before, after, &mut findings);
     slots_are_kept(before, after, &mut findings);
+    super::approvals::check_step(before, after, envelope, &mut findings);
     findings.found
 }
 

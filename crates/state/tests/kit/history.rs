@@ -1,6 +1,8 @@
 //! Random histories: commands that mostly make sense, by actors that mostly may, over few names, so that they
 //! meet.
 
+#[path = "approvals.rs"]
+mod approvals;
 #[path = "authorities.rs"]
 mod authorities;
 #[path = "lives.rs"]
@@ -91,6 +93,7 @@ fn patient(mut register: nodes::Register, attempts: u32) -> nodes::Register {
 /// What a step asks for, and who usually does.
 pub(crate) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     let usual = match step.kind % 34 {
+        _ if step.kind >= 236 => approvals::command(world, step),
         0..8 => pairing_command(world, step),
         13 | 23 => lives::command(world, step),
         8..14 => nodes_command(world, step),
