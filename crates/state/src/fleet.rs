@@ -12,6 +12,7 @@ mod policy;
 mod rules;
 pub mod statement;
 mod store;
+mod verify;
 
 pub(crate) use follow::{
     fail, forget, free_slot, note_clean, note_unclean, on_attach, on_detach, on_revoked, reconciled,
@@ -24,7 +25,8 @@ use bytes::Bytes;
 use crate::ids::{Digest, Id};
 
 pub use lifecycle::Lifecycle;
-pub use policy::{Policy, TrustedCapability, TrustedKey};
+pub use policy::{Change, Policy, TrustedCapability, TrustedKey, diff, normal};
+pub use rules::unmet;
 pub use statement::{ClaimedCapability, EgressBinding, HardwareQuote, Statement};
 pub use store::{
     Snapshot, by_lifecycle, candidates, due, max_ttl, may_take, min_evidence, next_due, policy, snapshot,

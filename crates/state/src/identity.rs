@@ -15,7 +15,7 @@ pub use bans::{Ban, ban, bans, bans_by_prefix};
 pub(crate) use life::note_use;
 pub use life::{CertificatePolicy, CloneSuspicion, Rotation, RotationState, policy};
 pub use rules::is_valid;
-pub(crate) use rules::{apply, claim_key, has_working_certificate, record, revoke_all};
+pub(crate) use rules::{apply, claim_key, has_working_certificate, record, revoke_all, works};
 
 use bytes::Bytes;
 

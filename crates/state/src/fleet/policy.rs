@@ -4,8 +4,10 @@
 
 use bytes::Bytes;
 
-use super::Evidence;
+use super::{Evidence, verify};
 use crate::ids::Digest;
+use crate::reject::{Code, Reject};
+use crate::{check, limits};
 
 /// What workers are held to; there is one. Without one nobody is admitted.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -112,4 +114,271 @@ impl Policy {
     pub fn provider(&self, name: &str) -> Option<&TrustedKey> {
         self.hardware_providers.iter().find(|known| known.name == name)
     }
+}
+
+/// One thing that differs between two policies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The field, or one entry of it: `images`, `capabilities.echo`.
+    pub field: String,
+    /// As it was; empty: it was not there.
+    pub before: String,
+    /// As it is; empty: it is not there any more.
+    pub after: String,
+}
+
+/// What differs between two policies, field by field and entry by entry, in the order of the fields. Without one before, everything
+/// that is there is new.
+#[must_use]
+pub fn diff(before: Option<&Policy>, after: &Policy) -> Vec<Change> {
+    let (old, new) = (before.map(entries).unwrap_or_default(), entries(after));
+    let was = |field: &String, old: &[(String, String, String)]| {
+        old.iter()
+            .find(|(known, _, _)| known == field)
+            .map(|entry| entry.2.clone())
+    };
+    let mut changes = Vec::new();
+    for (key, field, value) in &new {
+        let before = was(key, &old).unwrap_or_default();
+        if before != *value {
+            changes.push(Change {
+                field: field.clone(),
+                before,
+                after: value.clone(),
+            });
+        }
+    }
+    for (key, field, value) in &old {
+        if was(key, &new).is_none() {
+            changes.push(Change {
+                field: field.clone(),
+                before: value.clone(),
+                after: String::new(),
+            });
+        }
+    }
+    changes
+}
+
+/// Everything that a policy says: a key that is unique, the field for people, and the value. What is empty is not there.
+fn entries(policy: &Policy) -> Vec<(String, String, String)> {
+    let mut all: Vec<(String, String, String)> = Vec::new();
+    for (field, digests) in [
+        ("images", &policy.images),
+        ("builds", &policy.builds),
+        ("artifacts", &policy.artifacts),
+        ("supervisors", &policy.supervisors),
+    ] {
+        all.extend(digests.iter().map(|digest| listed(field, digest.to_string())));
+    }
+    all.extend(policy.wit_abis.iter().map(|abi| listed("wit_abis", abi.clone())));
+    let keys = |field: &str, keys: &[TrustedKey]| -> Vec<(String, String, String)> {
+        let one = |key: &TrustedKey| named(field, &key.name, Digest::of(&key.public_key).to_string());
+        keys.iter().map(one).collect()
+    };
+    all.extend(keys("egress_proxies", &policy.egress_proxies));
+    all.extend(keys("hardware_providers", &policy.hardware_providers));
+    for trusted in &policy.capabilities {
+        let evidence = trusted.min_evidence().as_str();
+        let value = format!("{} by {}", evidence, trusted.authorities.join(" "));
+        all.push(named("capabilities", &trusted.name, value));
+    }
+    for (field, value) in [
+        ("required_egress", policy.required_egress.clone()),
+        ("sdk_protocol_min", policy.sdk_protocol_min.to_string()),
+        ("sdk_protocol_max", policy.sdk_protocol_max.to_string()),
+        ("max_lease_ttl_ms", policy.max_lease_ttl.to_string()),
+        ("heartbeat_timeout_ms", policy.heartbeat_timeout.to_string()),
+        ("max_workers", policy.max_workers.to_string()),
+        ("leases_per_worker", policy.leases_per_worker.to_string()),
+        ("max_attestation_life_ms", policy.max_attestation_life.to_string()),
+    ] {
+        if !value.is_empty() {
+            all.push((field.to_owned(), field.to_owned(), value));
+        }
+    }
+    all
+}
+
+/// An entry of a list: it is there or not.
+fn listed(field: &str, value: String) -> (String, String, String) {
+    (format!("{field} {value}"), field.to_owned(), value)
+}
+
+/// An entry with a name: it may change.
+fn named(field: &str, name: &str, value: String) -> (String, String, String) {
+    let field = format!("{field}.{name}");
+    (field.clone(), field, value)
+}
+
+/// The policy as it is kept: lists in order, what is 0 and has a default with that.
+///
+/// # Errors
+/// `BadPolicy` with the first thing that is wrong. The server asks this too, for what only checks.
+pub fn normal(asked: &Policy) -> Result<Policy, Reject> {
+    let mut policy = asked.clone();
+    let or = |value: u64, default: u64| if value == 0 { default } else { value };
+    policy.max_attestation_life = or(policy.max_attestation_life, limits::ATTESTATION_LIFE);
+    policy.heartbeat_timeout = or(policy.heartbeat_timeout, limits::HEARTBEAT_TIMEOUT);
+    policy.max_lease_ttl = or(policy.max_lease_ttl, limits::LEASE_TTL_MAX);
+    for digests in [
+        &mut policy.images,
+        &mut policy.builds,
+        &mut policy.artifacts,
+        &mut policy.supervisors,
+    ] {
+        digests.sort();
+    }
+    policy.wit_abis.sort();
+    for keys in [&mut policy.egress_proxies, &mut policy.hardware_providers] {
+        keys.sort_by(|one, other| one.name.cmp(&other.name));
+    }
+    policy
+        .capabilities
+        .sort_by(|one, other| one.name.cmp(&other.name));
+    for trusted in &mut policy.capabilities {
+        trusted.authorities.sort();
+    }
+    check_lists(&policy)?;
+    check_keys(&policy)?;
+    check_capabilities(&policy)?;
+    check_ranges(&policy)?;
+    Ok(policy)
+}
+
+fn bad(cause: &str) -> Reject {
+    Reject::new(Code::BadPolicy, [&cause])
+}
+
+fn once<T: PartialEq>(field: &str, list: &[T]) -> Result<(), Reject> {
+    if list.len() > limits::POLICY_ENTRIES {
+        let cause = format!("{field} has over {} entries", limits::POLICY_ENTRIES);
+        return Err(bad(&cause));
+    }
+    if list.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(bad(&format!("{field} names something twice")));
+    }
+    Ok(())
+}
+
+fn check_lists(policy: &Policy) -> Result<(), Reject> {
+    for (field, digests) in [
+        ("images", &policy.images),
+        ("builds", &policy.builds),
+        ("artifacts", &policy.artifacts),
+        ("supervisors", &policy.supervisors),
+    ] {
+        once(field, digests)?;
+        if digests.iter().any(|digest| digest.is_zero()) {
+            return Err(bad(&format!("{field} names a digest that is none")));
+        }
+    }
+    once("wit_abis", &policy.wit_abis)?;
+    let is_version = |abi: &String| check::is_short_name(abi);
+    if let Some(odd) = policy.wit_abis.iter().find(|abi| !is_version(abi)) {
+        return Err(bad(&format!(
+            "{} is no version of the WIT ABI",
+            check::quoted(odd)
+        )));
+    }
+    Ok(())
+}
+
+fn check_keys(policy: &Policy) -> Result<(), Reject> {
+    for (field, keys) in [
+        ("egress_proxies", &policy.egress_proxies),
+        ("hardware_providers", &policy.hardware_providers),
+    ] {
+        let names: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+        once(field, &names)?;
+        for key in keys {
+            if !check::is_short_name(&key.name) {
+                return Err(bad(&format!(
+                    "{} is no name in {field}",
+                    check::quoted(&key.name)
+                )));
+            }
+            if !verify::is_key(&key.public_key) {
+                return Err(bad(&format!(
+                    "the key of {} in {field} is no P-256 key",
+                    key.name
+                )));
+            }
+        }
+    }
+    let required = policy.required_egress.as_str();
+    if !required.is_empty() && policy.proxy(required).is_none() {
+        let name = check::quoted(required);
+        return Err(bad(&format!(
+            "required_egress is {name}, which egress_proxies does not name"
+        )));
+    }
+    Ok(())
+}
+
+fn check_capabilities(policy: &Policy) -> Result<(), Reject> {
+    let names: Vec<&str> = policy.capabilities.iter().map(|one| one.name.as_str()).collect();
+    once("capabilities", &names)?;
+    for trusted in &policy.capabilities {
+        let name = check::quoted(&trusted.name);
+        if !check::is_short_name(&trusted.name) {
+            return Err(bad(&format!("{name} is no name for a tool")));
+        }
+        once(&format!("authorities of {name}"), &trusted.authorities)?;
+        let most = limits::AUTHORITIES_PER_TOOL;
+        if trusted.authorities.is_empty() || trusted.authorities.len() > most {
+            return Err(bad(&format!("tool {name} needs 1 to {most} authorities")));
+        }
+        let odd = |authority: &&String| !check::is_short_name(authority);
+        if let Some(odd) = trusted.authorities.iter().find(odd) {
+            return Err(bad(&format!(
+                "{} is no name for an authority",
+                check::quoted(odd)
+            )));
+        }
+        if trusted.min_evidence() == Evidence::None {
+            return Err(bad(&format!("tool {name} has no least evidence")));
+        }
+    }
+    Ok(())
+}
+
+fn check_ranges(policy: &Policy) -> Result<(), Reject> {
+    if policy.sdk_protocol_min == 0 || policy.sdk_protocol_min > policy.sdk_protocol_max {
+        return Err(bad(
+            "sdk_protocol_min must be at least 1, and at most sdk_protocol_max",
+        ));
+    }
+    for (field, value, least, most) in [
+        (
+            "max_lease_ttl_ms",
+            policy.max_lease_ttl,
+            limits::LEASE_TTL_MIN,
+            limits::LEASE_TTL_MAX,
+        ),
+        (
+            "heartbeat_timeout_ms",
+            policy.heartbeat_timeout,
+            limits::HEARTBEAT_TIMEOUT_MIN,
+            limits::HEARTBEAT_TIMEOUT_MAX,
+        ),
+        (
+            "max_attestation_life_ms",
+            policy.max_attestation_life,
+            limits::MINUTE,
+            limits::ATTESTATION_LIFE_MAX,
+        ),
+        ("max_workers", policy.max_workers.into(), 0, limits::WORKERS),
+        (
+            "leases_per_worker",
+            policy.leases_per_worker.into(),
+            1,
+            limits::SLOTS_PER_WORKER.into(),
+        ),
+    ] {
+        if !(least..=most).contains(&value) {
+            return Err(bad(&format!("{field} is {value}; it may be {least} to {most}")));
+        }
+    }
+    Ok(())
 }

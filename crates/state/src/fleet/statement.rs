@@ -1,6 +1,7 @@
 //! What a worker says of itself, byte by byte: the message that is signed, and what signs it.
 
 use bytes::Bytes;
+use prost::Message as _;
 
 /// In front of a statement when it is signed.
 pub const STATEMENT_LABEL: &[u8] = b"palyra worker attestation v1\0";
@@ -108,4 +109,24 @@ pub struct HardwareQuote {
     /// Over the label and the message without it.
     #[prost(bytes = "bytes", tag = "4")]
     pub signature: Bytes,
+}
+
+impl EgressBinding {
+    /// What is signed behind [`EGRESS_LABEL`]: the message without its signature.
+    #[must_use]
+    pub fn signed_bytes(&self) -> Vec<u8> {
+        let mut unsigned = self.clone();
+        unsigned.signature = Bytes::new();
+        unsigned.encode_to_vec()
+    }
+}
+
+impl HardwareQuote {
+    /// What is signed behind [`QUOTE_LABEL`]: the message without its signature.
+    #[must_use]
+    pub fn signed_bytes(&self) -> Vec<u8> {
+        let mut unsigned = self.clone();
+        unsigned.signature = Bytes::new();
+        unsigned.encode_to_vec()
+    }
 }

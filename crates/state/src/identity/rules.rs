@@ -98,7 +98,7 @@ fn check_certificate(
 }
 
 /// Whether a certificate lets its holder in at `now`.
-pub(super) fn works(certificate: &Certificate, now: u64) -> bool {
+pub(crate) fn works(certificate: &Certificate, now: u64) -> bool {
     let standing = matches!(
         certificate.status(),
         CertificateStatus::Active | CertificateStatus::Issued

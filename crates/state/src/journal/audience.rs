@@ -137,6 +137,7 @@ pub const AUDIENCES: &[Audience] = &[
     operators("grant.expired", &[]),
     operators("grant.revoked", &[]),
     operators("grant.used", &[]),
+    operators("fleet.policy_set", &[]),
     of("identity.certificate_in_use", Nodes::Subject, &["fingerprint"]),
     of(
         "identity.certificate_renewed",
@@ -188,11 +189,42 @@ pub const AUDIENCES: &[Audience] = &[
     operators("pairing.proved", &["source"]),
     operators("pairing.rejected", &[]),
     operators("pairing.request_expired", &[]),
+    of(
+        "worker.attestation_refused",
+        Nodes::Subject,
+        &["code", "severity", "message", "quarantined"],
+    ),
+    of(
+        "worker.attested",
+        Nodes::Subject,
+        &["evidence", "expires_at", "slots", "tools"],
+    ),
+    of("worker.challenged", Nodes::Subject, &["epoch", "expires_at"]),
     of("worker.cleaned", Nodes::Subject, &["lease"]),
+    of("worker.cleanup_asked", Nodes::Subject, &["reason"]),
+    of("worker.cleanup_vouched", Nodes::Subject, &["reason"]),
+    of(
+        "worker.drain_asked",
+        Nodes::Subject,
+        &["reason", "until", "forced"],
+    ),
+    of("worker.drained", Nodes::Subject, &["leases_ended"]),
     of("worker.failed", Nodes::Subject, &["lease", "message"]),
     of("worker.forgotten", Nodes::Subject, &["reason"]),
     of("worker.lifecycle", Nodes::Subject, &["from", "to", "reason"]),
+    of("worker.lost", Nodes::Subject, &["orphaned", "leases_ended"]),
+    of("worker.quarantine_lifted", Nodes::Subject, &["cause"]),
+    of(
+        "worker.quarantined",
+        Nodes::Subject,
+        &["cause", "reason", "lease"],
+    ),
+    of("worker.rechecked", Nodes::Subject, &["policy_version"]),
     of("worker.registered", Nodes::Subject, &["lifecycle"]),
+    of("worker.released", Nodes::Subject, &["reason"]),
+    of("worker.reverify_asked", Nodes::Subject, &["reason"]),
+    of("worker.statement_expired", Nodes::Subject, &[]),
+    of("worker.violation", Nodes::Subject, &["lease", "kind", "message"]),
 ];
 
 /// Who sees the rows of an action; nothing when it is not in the table.
