@@ -14,6 +14,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod attestation;
 pub mod ca;
 pub mod chain;
 mod codec;
