@@ -24,6 +24,7 @@ use crate::route::Route;
 use crate::service::AgentStatus;
 use crate::session::{End, known, register};
 use crate::work::Event;
+use crate::worker::desk::{self, Desk};
 use crate::{Home, Result, carrier, poll, session};
 
 /// The server shows a chain that ends in no root that this node trusts.
@@ -84,6 +85,8 @@ pub(crate) struct Agent {
     pub(crate) carrier: Carrier,
     /// Why the connection is none of QUIC; empty when it is, or when nobody wants it to be.
     pub(crate) fallback: String,
+    /// What there is of leases, when this node is a worker.
+    pub(crate) desk: Option<Desk>,
 }
 
 impl Agent {
@@ -96,6 +99,9 @@ impl Agent {
             .send_modify(|status| status.state = "stopping".to_owned());
         self.jobs.begin_stop();
         self.jobs.abort().await;
+        if let Some(desk) = self.desk.take() {
+            desk.abort().await;
+        }
         ended
     }
 
@@ -228,6 +234,7 @@ impl Agent {
                 () = sleep_until(until) => return true,
                 // Whatever it says is in the table, and goes out with the next session.
                 Some(event) = self.events.recv() => { self.jobs.event(event); }
+                _ = desk::next(&mut self.desk) => {}
                 () = self.shutdown.changes() => {}
             }
         }
@@ -313,6 +320,9 @@ impl Agent {
             End::Lost { why, .. } | End::Move { why, .. } => why.clone(),
             End::Superseded(why) | End::Revoked(why) | End::CredentialRefused(why) => why.clone(),
         };
+        if let Some(desk) = &mut self.desk {
+            desk.detached();
+        }
         if !words.is_empty() {
             tracing::warn!(replica = address, why = words, "the session ended");
         }
@@ -357,12 +367,15 @@ impl Agent {
                 status.unreported.len(),
             );
             self.jobs.describe(status);
-            before
-                != (
-                    status.running.len(),
-                    status.mediation.len(),
-                    status.unreported.len(),
-                )
+            let worker = self.desk.as_ref().map(Desk::describe).unwrap_or_default();
+            let other = std::mem::replace(&mut status.worker, worker) != status.worker;
+            other
+                || before
+                    != (
+                        status.running.len(),
+                        status.mediation.len(),
+                        status.unreported.len(),
+                    )
         });
     }
 
@@ -385,7 +398,11 @@ impl Agent {
             return false;
         }
         self.jobs.begin_stop();
-        self.shutdown.is_over() || (!self.jobs.is_busy() && self.jobs.next_overdue().is_none())
+        let leases = self.desk.as_mut().is_some_and(|desk| {
+            desk.begin_stop();
+            desk.is_busy()
+        });
+        self.shutdown.is_over() || (!leases && !self.jobs.is_busy() && self.jobs.next_overdue().is_none())
     }
 }
 

@@ -11,6 +11,8 @@
 //! identity/pending.json    a pairing that waits for the operator (0600)
 //! ledger/ledger.log        dispatches begun and results owed
 //! logs/agent.log           output of the background process
+//! worker/records/          leases that this worker has something of
+//! worker/leases/           their folders
 //! run/                     lock, process id and socket of the running agent
 //! ```
 //!
@@ -91,6 +93,8 @@ pub struct NodeConfig {
     pub queue_limit: Option<u32>,
     /// What carries the sessions: `auto`, `quic` or `grpc`; `auto` when absent.
     pub transport: Option<String>,
+    /// What makes this node a worker.
+    pub worker: Option<crate::worker::config::Config>,
 }
 
 /// A node's data folder that was checked to be one.
@@ -209,6 +213,10 @@ impl Home {
                 "correct the file, then: palyra node restart",
             )
         })?;
+        config.worker = config
+            .worker
+            .map(|worker| worker.checked(&self.dir))
+            .transpose()?;
         for file in &mut config.capabilities {
             *file = self.dir.join(&*file);
         }

@@ -59,6 +59,16 @@ pub(crate) trait Link: Send {
     fn told(&mut self, _: &wire::CertificateTimes) {}
     /// Somebody wants a new credential now, and why.
     fn ask(&mut self, _: &str) {}
+    /// Signs with the key of the certificate in use: ECDSA P-256 with SHA-256. The public key (SubjectPublicKeyInfo DER) and
+    /// the signature (ASN.1).
+    fn sign(&self, _message: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
+        Err(Error::new(
+            Kind::Internal,
+            "N0001",
+            "there is no key to sign with",
+            "",
+        ))
+    }
     /// Asks for a new credential where an expired one does not matter. How it ended is for [`Link::renewed`] too.
     fn recover(&mut self, _enrol: Vec<String>) -> BoxFuture<'static, Outcome> {
         async { Outcome::Never(recover::over("there is none to recover with")) }.boxed()
@@ -292,6 +302,20 @@ impl Link for TlsLink {
 
     fn told(&mut self, times: &wire::CertificateTimes) {
         self.schedule.told(times, Instant::now());
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
+        let failed = |error: &dyn std::fmt::Display| {
+            let why = format!("the key of this node cannot sign: {error}");
+            Error::new(Kind::Internal, "N0001", why, "")
+        };
+        let key = self
+            .in_use()
+            .credential
+            .key_pair()
+            .map_err(|error| failed(&error))?;
+        let signature = key.sign_message(message).map_err(|error| failed(&error))?;
+        Ok((key.public_key_info(), signature))
     }
 
     fn ask(&mut self, why: &str) {

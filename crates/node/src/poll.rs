@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::agent::Agent;
 use crate::session::{CALL, End, LAST_WORD, Renewal, take, unless_stopped};
+use crate::worker::desk;
 
 /// How long a poll may wait at the server, in milliseconds.
 const WAIT_MS: u32 = 5_000;
@@ -79,6 +80,8 @@ pub(crate) async fn run(agent: &mut Agent, connection: Connection, until: Instan
                         return End::Again;
                     }
                 }
+                // Leases need a stream; what runs goes on until its deadline.
+                _ = desk::next(&mut agent.desk) => {}
                 () = agent.shutdown.changes() => {}
             }
         };

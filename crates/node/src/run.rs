@@ -30,6 +30,7 @@ use crate::mediation::Desk;
 use crate::route::Route;
 use crate::service::{AgentStatus, rotate};
 use crate::work::Worker;
+use crate::worker;
 use crate::{Error, Kind, Result, socket};
 
 /// How often, and how far apart, the folder is tried that somebody holds who is no agent.
@@ -57,9 +58,20 @@ pub struct RunConfig {
     pub lost_after: Option<String>,
     /// What carries the sessions: `auto`, `quic` or `grpc`; what `node.toml` says when absent.
     pub transport: Option<String>,
+    /// Be a worker: with what `[worker]` of `node.toml` says, or this file.
+    pub worker: Option<WorkerConfig>,
     /// Started by [`crate::service::start`]: become the leader of a session of its own, so that the
     /// terminal's end is not the agent's.
     pub detached: bool,
+}
+
+/// Where the description of a worker is.
+#[derive(Debug, Clone, Default)]
+pub struct WorkerConfig {
+    /// A file of its own; absent: `[worker]` of `node.toml`.
+    pub file: Option<PathBuf>,
+    /// How wardens are started; absent: this program.
+    pub warden: Option<worker::supervise::Program>,
 }
 
 /// Why the agent ended without a failure.
@@ -190,7 +202,7 @@ fn assemble(
     let (status, status_receiver) = watch::channel(first_status(&record, &capabilities, &link));
     let (events, event_receiver) = mpsc::unbounded_channel();
     let registration = registration(&record, &owners, config, &capabilities)?;
-    let dir = home.dir().to_path_buf();
+    let (dir, device_id) = (home.dir().to_path_buf(), record.device_id.clone());
     let worker = Worker::new(
         capabilities,
         Arc::clone(&ledger),
@@ -214,6 +226,7 @@ fn assemble(
         superseded_at: None,
         carrier: Carrier::new(choice),
         fallback: String::new(),
+        desk: worker::desk_of(home, &owners, config.worker.as_ref(), &device_id)?,
     };
     Ok((agent, status_receiver))
 }

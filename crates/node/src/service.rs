@@ -97,6 +97,9 @@ pub struct AgentStatus {
     pub certificate_problem: String,
     /// The last failure, empty when none.
     pub last_error: String,
+    /// What there is of a worker: whether it is admitted, how many leases it holds; empty when it is none.
+    #[serde(default)]
+    pub worker: String,
 }
 
 /// The state of the background process.

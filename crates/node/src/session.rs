@@ -22,6 +22,7 @@ use crate::feed::Feed;
 use crate::home::KnownReplica;
 use crate::link::Dialling;
 use crate::route::Pace;
+use crate::worker::desk::{self, Desk};
 use crate::{Error, Result};
 
 /// For register, and for the answer to Attach: an election may pass in between.
@@ -271,7 +272,8 @@ async fn converse(
     interval: Duration,
 ) -> End {
     wire.patience = interval * SILENT_INTERVALS;
-    let first = agent.jobs.attached(epoch);
+    let mut first = agent.jobs.attached(epoch);
+    first.extend(agent.desk.iter_mut().flat_map(Desk::attached));
     if let Err(end) = wire.send(first).await {
         return end;
     }
@@ -300,6 +302,7 @@ async fn converse(
                 let bodies = agent.jobs.event(event);
                 wire.send(bodies).await
             }
+            bodies = desk::next(&mut agent.desk) => wire.send(bodies).await,
             () = sleep_until(beat_at) => {
                 if heard_at.elapsed() > interval * SILENT_INTERVALS {
                     return End::lost("the server went silent");
@@ -364,7 +367,12 @@ pub(crate) fn take(agent: &mut Agent, message: wire::ServerMessage) -> std::resu
         Some(Heard::Attached(attached)) => agent.learn(&attached.endpoints),
         Some(Heard::Rotate(rotate)) => agent.link.ask(&format!("an operator: {}", rotate.reason)),
         // A heartbeat's answer is a sign of life; what this release doesn't know is none of its business.
-        Some(Heard::Heartbeat(_) | Heard::Worker(_)) | None => {}
+        Some(Heard::Worker(order)) => {
+            if let Some(desk) = &mut agent.desk {
+                return Ok(desk.hear(order, agent.link.as_ref()));
+            }
+        }
+        Some(Heard::Heartbeat(_)) | None => {}
     }
     Ok(Vec::new())
 }

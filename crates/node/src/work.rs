@@ -441,7 +441,7 @@ pub(crate) async fn stopped(stop: &mut watch::Receiver<Option<Stop>>) -> Stop {
 }
 
 /// Makes a text of a program's or the system's fit for a message: one line of at most `max` bytes.
-fn plain(text: &str, max: usize) -> String {
+pub(crate) fn plain(text: &str, max: usize) -> String {
     let mut plain = String::with_capacity(text.len().min(max));
     for symbol in text.chars() {
         let symbol = if symbol.is_control() { ' ' } else { symbol };
