@@ -35,6 +35,9 @@ use crate::failure::{Failure, Result};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Worker(worker::Verb::Warden(warden)) = cli.command {
+        return palyra_node::worker::warden::main(warden.init);
+    }
     let format = cli.global.output;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

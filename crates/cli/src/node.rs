@@ -1,6 +1,6 @@
 //! `palyra node`: the fleet as operators see it, and the agent on this machine.
 
-mod host;
+pub(crate) mod host;
 mod invoke;
 mod mediation;
 mod view;
@@ -104,7 +104,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     let out = global.out();
     match verb {
         Verb::Pair(pair) => return host::pair(global, pair).await,
-        Verb::Run(run) => return host::run(global, run).await,
+        Verb::Run(run) => return host::run(global, run, None).await,
         Verb::Start(start) => return host::start(global, start).await,
         Verb::Stop(folder) => return host::stop(global, folder).await,
         Verb::Restart(start) => return host::restart(global, start).await,

@@ -3,6 +3,7 @@
 //! What never lives here: what a worker may do (the cluster's policy). Invariant: what ends leases says first which, and is
 //! confirmed.
 
+pub(crate) mod run;
 mod view;
 
 use clap::{Args, Subcommand};
@@ -34,6 +35,16 @@ pub(crate) enum Verb {
     /// Counts workers, slots, leases and runs of one moment
     #[command(after_help = "Example:\n  palyra worker fleet -o json")]
     Fleet,
+    /// On this machine: runs the agent as a worker, in the foreground; pairs first when it is told how
+    #[command(
+        after_help = "Example:\n  palyra worker run --config worker.toml\n  palyra worker run --config worker.toml --digests\n\n\
+                            Without --config it is what [worker] of node.toml says, and then `palyra node start`\n\
+                            runs it in the background as well."
+    )]
+    Run(Box<run::Run>),
+    /// Holds one lease's deadline: started by `palyra worker run`, by nobody else
+    #[command(hide = true, after_help = "Example:\n  palyra worker warden")]
+    Warden(run::Warden),
 }
 
 /// What is listed.
@@ -57,6 +68,10 @@ pub(crate) struct List {
 
 /// Does what was asked about workers.
 pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
+    let verb = match verb {
+        Verb::Run(run) => return run::run(global, *run).await,
+        verb => verb,
+    };
     let session = global.open()?;
     let (client, out) = (&session.client, global.out());
     match verb {
@@ -66,6 +81,7 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
             let view = WorkerView::from(info);
             out.one(&view, source, &view.facts())?;
         }
+        Verb::Run(_) | Verb::Warden(_) => {}
         Verb::Fleet => {
             let answer = client.fleet_totals().await?;
             let source = answer.read.into();

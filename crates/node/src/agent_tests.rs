@@ -65,6 +65,7 @@ impl Node {
             superseded_at: None,
             carrier: Carrier::new(Choice::Auto),
             fallback: String::new(),
+            desk: None,
         };
         Self {
             running: tokio::spawn(agent.run()),

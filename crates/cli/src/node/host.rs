@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use palyra_client::Class;
 use palyra_node::pair::PairMethod;
+use palyra_node::run::WorkerConfig;
 use palyra_node::service::{self, AgentStatus, ServiceStatus, StartConfig};
 use palyra_node::{PairConfig, PairEvent, PairUi, Paired, RunConfig};
 use serde::Serialize;
@@ -137,6 +138,13 @@ pub(crate) struct Run {
     /// Started by `palyra node start`
     #[arg(long, hide = true)]
     detached: bool,
+}
+
+impl Run {
+    /// The folder of the node.
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.folder.dir()
+    }
 }
 
 /// What the agent offers.
@@ -284,7 +292,7 @@ pub(crate) async fn pair(global: &Global, pair: Pair) -> Result {
 }
 
 /// Runs the agent until it is told to stop, after pairing when that is asked for and not done yet.
-pub(crate) async fn run(global: &Global, run: Run) -> Result {
+pub(crate) async fn run(global: &Global, run: Run, worker: Option<WorkerConfig>) -> Result {
     log_to_stderr();
     let data_dir = run.folder.dir();
     if let Some(method) = run.proof.method()? {
@@ -311,6 +319,7 @@ pub(crate) async fn run(global: &Global, run: Run) -> Result {
         labels,
         lost_after: run.offer.lost_after,
         transport: run.offer.transport,
+        worker,
         detached: run.detached,
     };
     palyra_node::run(config).await?;
@@ -434,6 +443,7 @@ fn status_facts(status: &ServiceStatus) -> Vec<(&'static str, String)> {
             ("running", agent.running.join(" ")),
             ("asking here", agent.mediation.join(" ")),
             ("unreported", agent.unreported.join(" ")),
+            ("worker", agent.worker.clone()),
             ("capabilities", agent.capabilities.join(" ")),
             (
                 "certificate",

@@ -29,7 +29,7 @@ pub trait QuoteProvider: Send + Sync {
 }
 
 /// A provider that is a key in a file: for tests, and for trying things out. It proves nothing about a machine.
-pub struct KeyFile {
+pub(crate) struct KeyFile {
     name: String,
     key: palyra_pki::KeyPair,
 }
@@ -38,7 +38,7 @@ impl KeyFile {
     /// Reads the key.
     ///
     /// Errors: no such file, no such key.
-    pub fn open(provider: &super::config::Provider) -> Result<Self> {
+    pub(crate) fn open(provider: &super::config::Provider) -> Result<Self> {
         let path = &provider.key;
         let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, &error))?;
         let key = palyra_pki::KeyPair::from_pem(&text).map_err(|error| {
@@ -65,7 +65,7 @@ impl QuoteProvider for KeyFile {
 /// The provider that the configuration names.
 ///
 /// Errors: its key cannot be read.
-pub fn provider(config: &Config) -> Result<Option<Arc<dyn QuoteProvider>>> {
+pub(crate) fn provider(config: &Config) -> Result<Option<Arc<dyn QuoteProvider>>> {
     let opened = config.provider.as_ref().map(KeyFile::open).transpose()?;
     Ok(opened.map(|provider| Arc::new(provider) as Arc<dyn QuoteProvider>))
 }

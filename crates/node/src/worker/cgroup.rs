@@ -82,11 +82,6 @@ impl Groups {
         Ok(())
     }
 
-    /// Where a process enters them.
-    pub(crate) fn procs(&self) -> Vec<PathBuf> {
-        self.dirs.iter().map(|dir| dir.join("cgroup.procs")).collect()
-    }
-
     /// Whether the kernel ended a process of them for want of memory.
     pub(crate) fn out_of_memory(&self) -> bool {
         let count = |file: &Path| {
