@@ -186,6 +186,12 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// A process that was started, and its output.
+    #[must_use]
+    pub(crate) fn of(child: Child, log: PathBuf) -> Self {
+        Self { child, log }
+    }
+
     /// Waits until it ends by itself. Answers its exit code.
     pub async fn ended(&mut self) -> i32 {
         eventually("the agent's end", async || self.child.try_wait().unwrap())

@@ -10,6 +10,7 @@ mod cluster;
 mod failover;
 mod feed;
 mod fleet;
+mod lease;
 mod load;
 mod netns;
 mod presence;
@@ -37,6 +38,7 @@ Examples:
   palyra-bench failover --kills 50 --transfers 50
   palyra-bench revoke --count 100 --partitioned 20
   palyra-bench feed --hops 200
+  palyra-bench lease --time 60s --workers 30 --slots 4 --runs 3000 --kill --pause
 
 Exit codes:
   0 every promise was kept   1 the run failed   2 usage   14 a promise was not kept";
@@ -65,6 +67,8 @@ enum Command {
     Revoke(revoke::Args),
     /// A reader of the feed that hops between replicas under load, compared with the journal
     Feed(feed::Args),
+    /// Competing leases through kills and pauses of replicas and of workers: who held what, and under which fence
+    Lease(lease::Args),
 }
 
 fn main() -> ExitCode {
@@ -113,6 +117,7 @@ async fn run(cli: Cli) -> Result<Report> {
         Command::Failover(args) => Box::pin(failover::run(args, keep)).await,
         Command::Revoke(args) => Box::pin(revoke::run(args, keep)).await,
         Command::Feed(args) => Box::pin(feed::run(args, keep)).await,
+        Command::Lease(args) => Box::pin(lease::run(args, keep)).await,
     }
 }
 

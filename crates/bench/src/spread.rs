@@ -58,6 +58,12 @@ impl Spread {
     }
 }
 
+impl Default for Spread {
+    fn default() -> Spread {
+        Spread::new()
+    }
+}
+
 impl FromIterator<Duration> for Spread {
     fn from_iter<I: IntoIterator<Item = Duration>>(all: I) -> Spread {
         let mut spread = Spread::new();

@@ -3,6 +3,8 @@
 //! Invariant: a file that is written here has the digest that its manifest names.
 
 mod files;
+mod grants;
+mod start;
 mod view;
 
 use std::path::PathBuf;
@@ -31,6 +33,16 @@ const ANSWER_GRACE: Duration = Duration::from_secs(1);
 /// What can be done about runs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// Starts a tool on a worker: asks for a grant, sends files, waits, takes files back
+    #[command(
+        after_help = "Example:\n  palyra run start --tool csv.sum --input orders.csv --output-dir results\n  \
+                            palyra run start --tool csv.sum --params '{\"column\":2}' --input data=data --effect idempotent \
+                            --follow\n  palyra run start --tool deploy --grant 01J9ZM --no-wait\n\n\
+                            --timeout is the deadline of the run, 10m without it.\nExit codes: 0 succeeded, 1 failed, 3 \
+                            the grant was denied, 6 refused, 7 cancelled or never given to a worker, 13 timed out, lost \
+                            or still running"
+    )]
+    Start(Box<start::Start>),
     /// Lists runs
     #[command(after_help = "Example:\n  palyra run ls --state running --worker web-1\n  palyra run ls -w")]
     Ls(List),
@@ -113,6 +125,11 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     let session = global.open()?;
     let (client, out) = (&session.client, global.out());
     match verb {
+        Verb::Start(ask) => {
+            let done = start::run(global, client, *ask).await;
+            session.close().await;
+            return done;
+        }
         Verb::Ls(list) if list.watch => {
             let fetch = async |client: Client| runs(&client, &list, ALL).await;
             watch(client, out, list.limit.count(), fetch).await?;

@@ -3,6 +3,9 @@
 //! What never lives here: what a worker may do (the cluster's policy). Invariant: what ends leases says first which, and is
 //! confirmed.
 
+mod act;
+mod policy;
+mod proof;
 pub(crate) mod run;
 mod view;
 
@@ -45,6 +48,44 @@ pub(crate) enum Verb {
     /// Holds one lease's deadline: started by `palyra worker run`, by nobody else
     #[command(hide = true, after_help = "Example:\n  palyra worker warden")]
     Warden(run::Warden),
+    /// Shows what a worker proved, at which level, and verifies its signature on this machine
+    #[command(
+        after_help = "Example:\n  palyra worker attest web-1\n\nExit code 14: the signature is bad, or what the \
+                            replica tells is not what was signed."
+    )]
+    Attest(proof::Attest),
+    /// Shows or sets what workers are held to
+    #[command(subcommand)]
+    Policy(policy::Verb),
+    /// Has a worker attest again; passing lifts a quarantine
+    #[command(
+        after_help = "Example:\n  palyra worker reverify web-1 --reason \"tools put back\" --wait\n\nExit code 14: \
+                            its statement was refused; 12: it has not attested yet."
+    )]
+    Reverify(act::Reverify),
+    /// Gives it nothing any more and ends its leases, until it was reverified
+    #[command(after_help = "Example:\n  palyra worker quarantine web-1 --reason \"odd traffic\" --yes")]
+    Quarantine(act::Quarantine),
+    /// Takes a drain back
+    #[command(after_help = "Example:\n  palyra worker release web-1")]
+    Release(act::Target),
+    /// Gives it nothing new; what runs may end until a deadline
+    #[command(
+        after_help = "Example:\n  palyra worker drain web-1 --deadline 10m --wait\n  \
+                            palyra worker drain web-1 --force --reason \"on fire\" --yes\n\nExit code 12: the wait \
+                            ended before the worker was empty."
+    )]
+    Drain(act::Drain),
+    /// After a cleanup that failed: has it tried again, or vouches that the worker is clean
+    #[command(after_help = "Example:\n  palyra worker cleanup web-1 --wait\n  \
+                            palyra worker cleanup web-1 --force --reason \"reinstalled\" --yes")]
+    Cleanup(act::Cleanup),
+    /// Ends what is due now, and forgets workers that have long been offline
+    #[command(after_help = "Example:\n  palyra worker reap --older-than 7d")]
+    Reap(act::Reap),
+    /// Keys of egress proxies, and what binds workers to them
+    #[command(subcommand)]
+    Egress(proof::Egress),
 }
 
 /// What is listed.
@@ -70,6 +111,9 @@ pub(crate) struct List {
 pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
     let verb = match verb {
         Verb::Run(run) => return run::run(global, *run).await,
+        Verb::Policy(policy::Verb::Show { template: true }) => return policy::template(global),
+        Verb::Egress(proof::Egress::Keygen { name, out }) => return proof::keygen(global, &name, &out),
+        Verb::Egress(proof::Egress::Bind(bind)) => return proof::bind(global, bind).await,
         verb => verb,
     };
     let session = global.open()?;
@@ -81,13 +125,22 @@ pub(crate) async fn run(global: &Global, verb: Verb) -> Result {
             let view = WorkerView::from(info);
             out.one(&view, source, &view.facts())?;
         }
-        Verb::Run(_) | Verb::Warden(_) => {}
         Verb::Fleet => {
             let answer = client.fleet_totals().await?;
             let source = answer.read.into();
             let view = FleetView::from(answer);
             out.one(&view, source, &view.facts())?;
         }
+        Verb::Attest(ask) => proof::attest(global, client, ask).await?,
+        Verb::Policy(verb) => policy::run(global, client, verb).await?,
+        Verb::Reverify(ask) => act::reverify(global, client, ask).await?,
+        Verb::Quarantine(ask) => act::quarantine(global, client, ask).await?,
+        Verb::Release(ask) => act::release(global, client, ask).await?,
+        Verb::Drain(ask) => act::drain(global, client, ask).await?,
+        Verb::Cleanup(ask) => act::cleanup(global, client, ask).await?,
+        Verb::Reap(ask) => act::reap(global, client, ask).await?,
+        // Done above, or in `main`.
+        Verb::Egress(_) | Verb::Run(_) | Verb::Warden(_) => {}
     }
     session.close().await;
     Ok(())

@@ -7,6 +7,7 @@
 //! not known is reported as such.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod approvals;
 mod authorities;
 mod client;
 pub mod connect;

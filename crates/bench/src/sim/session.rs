@@ -44,7 +44,7 @@ pub(crate) enum End {
 }
 
 impl End {
-    fn of(failure: Failure) -> End {
+    pub(crate) fn of(failure: Failure) -> End {
         match failure {
             Failure::Lost { cause, refused: true } => End::Revoked(cause),
             Failure::Lost { cause, .. } => End::Lost(cause),
@@ -60,7 +60,7 @@ impl End {
         }
     }
 
-    fn of_goodbye(goodbye: &wire::Goodbye) -> End {
+    pub(crate) fn of_goodbye(goodbye: &wire::Goodbye) -> End {
         match goodbye.code.as_str() {
             "revoked" => End::Revoked("goodbye".to_owned()),
             "superseded" => End::Superseded,
