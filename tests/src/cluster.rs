@@ -350,7 +350,9 @@ impl Cluster {
         std::fs::write(self.path.join(format!("{name}.pid")), pid.to_string()).unwrap();
     }
 
-    fn operator_home(&self) -> PathBuf {
+    /// The folder of contexts of the first operator.
+    #[must_use]
+    pub fn operator_home(&self) -> PathBuf {
         self.path.join("operator")
     }
 }
