@@ -19,6 +19,7 @@ pub(crate) use follow::{
     take_slot, touch,
 };
 pub(crate) use rules::apply;
+pub(crate) use store::{due_at, ready_place, slots_of};
 
 use bytes::Bytes;
 
@@ -32,6 +33,7 @@ pub use store::{
     Snapshot, by_lifecycle, candidates, due, max_ttl, may_take, min_evidence, next_due, policy, snapshot,
     totals, unchecked, worker, workers, workers_by_prefix,
 };
+pub use verify::severity;
 
 /// How strongly a statement is backed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]

@@ -10,6 +10,7 @@ mod fleet;
 mod people;
 mod steps;
 mod trust;
+mod workers;
 
 pub use steps::check_step;
 
@@ -70,6 +71,7 @@ pub fn check(r: &dyn Read) -> Vec<Violation> {
     authorities::check(r, &mut findings);
     dispatches::check(r, &mut findings);
     approvals::check(r, &mut findings);
+    workers::check(r, &mut findings);
     findings.found
 }
 

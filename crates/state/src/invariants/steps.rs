@@ -34,6 +34,7 @@ pub fn check_step(
     super::authorities::check_step(before, after, &mut findings);
     slots_are_kept(before, after, &mut findings);
     super::approvals::check_step(before, after, envelope, &mut findings);
+    super::workers::check_step(before, after, applied, &mut findings);
     findings.found
 }
 

@@ -8,6 +8,9 @@ mod authorities;
 #[path = "lives.rs"]
 mod lives;
 
+#[path = "fleets.rs"]
+mod fleets;
+
 #[path = "dispatches.rs"]
 mod dispatches;
 
@@ -94,6 +97,7 @@ fn patient(mut register: nodes::Register, attempts: u32) -> nodes::Register {
 pub(crate) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     let usual = match step.kind % 34 {
         _ if step.kind >= 236 => approvals::command(world, step),
+        _ if step.kind >= 206 => fleets::command(world, step),
         0..8 => pairing_command(world, step),
         13 | 23 => lives::command(world, step),
         8..14 => nodes_command(world, step),

@@ -11,7 +11,9 @@ use palyra_state::{
     Actor, Applied, Command, Digest, Envelope, Fingerprint, Id, MemRead, Position, apply, decode, invariants,
 };
 
+pub mod attack;
 pub mod commands;
+pub mod workers;
 
 /// When every test begins.
 pub const T0: u64 = 1_000_000_000_000;
