@@ -414,6 +414,10 @@ impl Link for Plain {
         Ok(())
     }
 
+    fn sign(&self, message: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
+        Ok((b"KEY".to_vec(), palyra_pki::sha256(message).to_vec()))
+    }
+
     fn describe(&self) -> (String, u64) {
         (String::new(), u64::MAX)
     }

@@ -77,7 +77,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             how: How::Lost,
             sandbox: Vec::new(),

@@ -143,3 +143,7 @@ impl lease::Runner for Wardens {
         }))
     }
 }
+
+#[cfg(test)]
+#[path = "protocol_tests.rs"]
+mod tests;

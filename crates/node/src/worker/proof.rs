@@ -135,6 +135,7 @@ impl Proof {
             self.ask_at = now + (life / 2).max(SOON);
             self.evidence.clone_from(&answer.evidence);
             self.refusal.clear();
+            self.open.clear();
         } else {
             let (code, message, next) = (&answer.code, &answer.message, &answer.next);
             tracing::warn!(

@@ -16,7 +16,7 @@ pub(crate) const LONG: u64 = 60_000;
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 pub(crate) struct Lease {
-    pub(crate) dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     pub(crate) place: Place,
     pub(crate) spec: Spec,
     pub(crate) stop: watch::Sender<Option<String>>,
@@ -91,7 +91,7 @@ impl Lease {
             max_result: 256 * 1024,
         };
         Self {
-            dir,
+            _dir: dir,
             place,
             spec,
             stop,
