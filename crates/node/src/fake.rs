@@ -414,8 +414,9 @@ impl Link for Plain {
         Ok(())
     }
 
-    fn sign(&self, message: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
-        Ok((b"KEY".to_vec(), palyra_pki::sha256(message).to_vec()))
+    fn sign_statement(&self, statement: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
+        let signed = [b"signed: ".as_slice(), statement].concat();
+        Ok((b"KEY".to_vec(), palyra_pki::sha256(&signed).to_vec()))
     }
 
     fn describe(&self) -> (String, u64) {

@@ -13,6 +13,7 @@ use palyra_client::error::Failure;
 use palyra_client::{
     ConnectError, ConnectOptions, Connection, QuicOptions, connect, new_ulid, quic, wall_ms,
 };
+use palyra_pki::attestation;
 use palyra_pki::chain::{Usage, verify_chain};
 use palyra_pki::credential::to_rustls;
 use palyra_pki::{Credential, KeyPair, PeerIdentity, Role, TrustBundle, TrustDomain};
@@ -59,9 +60,9 @@ pub(crate) trait Link: Send {
     fn told(&mut self, _: &wire::CertificateTimes) {}
     /// Somebody wants a new credential now, and why.
     fn ask(&mut self, _: &str) {}
-    /// Signs with the key of the certificate in use: ECDSA P-256 with SHA-256. The public key (SubjectPublicKeyInfo DER) and
-    /// the signature (ASN.1).
-    fn sign(&self, _message: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
+    /// Signs a worker's statement with the key of the certificate in use: the public key (SubjectPublicKeyInfo DER) and the
+    /// signature.
+    fn sign_statement(&self, _: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
         Err(Error::new(
             Kind::Internal,
             "N0001",
@@ -304,7 +305,7 @@ impl Link for TlsLink {
         self.schedule.told(times, Instant::now());
     }
 
-    fn sign(&self, message: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
+    fn sign_statement(&self, statement: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
         let failed = |error: &dyn std::fmt::Display| {
             let why = format!("the key of this node cannot sign: {error}");
             Error::new(Kind::Internal, "N0001", why, "")
@@ -314,8 +315,8 @@ impl Link for TlsLink {
             .credential
             .key_pair()
             .map_err(|error| failed(&error))?;
-        let signature = key.sign_message(message).map_err(|error| failed(&error))?;
-        Ok((key.public_key_info(), signature))
+        let signature = attestation::sign_statement(&key, statement).map_err(|error| failed(&error))?;
+        Ok((attestation::public_key(&key), signature))
     }
 
     fn ask(&mut self, why: &str) {

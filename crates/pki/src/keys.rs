@@ -126,13 +126,8 @@ impl KeyPair {
         sha256(&self.subject_public_key_info())
     }
 
-    /// The public key as a DER SubjectPublicKeyInfo.
-    pub fn public_key_info(&self) -> Vec<u8> {
-        self.subject_public_key_info()
-    }
-
     /// Signs a message: ECDSA P-256 with SHA-256, ASN.1. Whoever calls puts a label of its own in front.
-    pub fn sign_message(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+    pub(crate) fn sign_message(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         let signature = self.pair.sign(&SystemRandom::new(), message);
         signature
             .map(|signature| signature.as_ref().to_vec())

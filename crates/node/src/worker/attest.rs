@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use palyra_pki::attestation::{QuoteProvider, TestProvider};
 use palyra_proto::worker::v1 as wire;
 use prost::Message;
 
@@ -12,75 +13,26 @@ use super::config::Config;
 use super::tools::{Digests, Measured};
 use crate::{Error, Kind, Result};
 
-/// In front of a statement when it is signed; see `docs/protocol/attestation.md`.
-pub(crate) const STATEMENT_LABEL: &[u8] = b"palyra worker attestation v1\0";
-/// In front of a quote when it is signed.
-pub(crate) const QUOTE_LABEL: &[u8] = b"palyra hardware quote v1\0";
+/// What vouches for digests.
+pub(crate) type Provider = dyn QuoteProvider + Send + Sync;
 
-/// Vouches for digests over a nonce: hardware, or something that plays it in tests.
-pub trait QuoteProvider: Send + Sync {
-    /// As the policy names it.
-    fn name(&self) -> &str;
-
-    /// Signs a quote's bytes: ECDSA P-256 with SHA-256, ASN.1.
-    ///
-    /// Errors: the device does not answer, or not now.
-    fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>>;
-}
-
-/// A provider that is a key in a file: for tests, and for trying things out. It proves nothing about a machine.
-pub(crate) struct KeyFile {
-    name: String,
-    key: palyra_pki::KeyPair,
-}
-
-impl KeyFile {
-    /// Reads the key.
-    ///
-    /// Errors: no such file, no such key.
-    pub(crate) fn open(provider: &super::config::Provider) -> Result<Self> {
-        let path = &provider.key;
-        let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, &error))?;
-        let key = palyra_pki::KeyPair::from_pem(&text).map_err(|error| {
-            super::config::bad(format!(
-                "provider.key: {} is no P-256 key in PKCS #8 PEM: {error}",
-                path.display()
-            ))
-        })?;
-        let name = provider.name.clone();
-        Ok(Self { name, key })
-    }
-}
-
-impl QuoteProvider for KeyFile {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        sign(&self.key, bytes)
-    }
-}
-
-/// The provider that the configuration names.
+/// The provider that the configuration names. It proves nothing about a machine: it is a key in a file, for tests and for
+/// trying things out, until there is a driver for hardware.
 ///
 /// Errors: its key cannot be read.
-pub(crate) fn provider(config: &Config) -> Result<Option<Arc<dyn QuoteProvider>>> {
-    let opened = config.provider.as_ref().map(KeyFile::open).transpose()?;
-    Ok(opened.map(|provider| Arc::new(provider) as Arc<dyn QuoteProvider>))
-}
-
-/// Signs with a key: ECDSA P-256 with SHA-256, ASN.1.
-pub(crate) fn sign(key: &palyra_pki::KeyPair, bytes: &[u8]) -> Result<Vec<u8>> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Error::new(
-            Kind::Internal,
-            "N0001",
-            format!("nothing can be signed: {error}"),
-            "",
-        )
+pub(crate) fn provider(config: &Config) -> Result<Option<Arc<Provider>>> {
+    let Some(named) = &config.provider else {
+        return Ok(None);
     };
-    key.sign_message(bytes).map_err(|error| failed(&error))
+    let path = &named.key;
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, &error))?;
+    let key = palyra_pki::KeyPair::from_pem(&text).map_err(|error| {
+        super::config::bad(format!(
+            "provider.key: {} is no P-256 key in PKCS #8 PEM: {error}",
+            path.display()
+        ))
+    })?;
+    Ok(Some(Arc::new(TestProvider::new(&named.name, key))))
 }
 
 /// Who attests, and to whom.
@@ -95,7 +47,7 @@ pub(crate) struct Parties {
 pub(crate) fn statement(
     config: &Config,
     measured: &Measured,
-    provider: Option<&dyn QuoteProvider>,
+    provider: Option<&Provider>,
     parties: &Parties,
     challenge: &wire::Challenge,
 ) -> Result<Vec<u8>> {
@@ -135,25 +87,18 @@ pub(crate) fn statement(
     Ok(statement.encode_to_vec())
 }
 
-/// What is signed of a statement.
-pub(crate) fn to_sign(statement: &[u8]) -> Vec<u8> {
-    [STATEMENT_LABEL, statement].concat()
-}
-
-fn quote(
-    provider: &dyn QuoteProvider,
-    digests: &Digests,
-    challenge: &wire::Challenge,
-) -> Result<wire::HardwareQuote> {
-    let mut quote = wire::HardwareQuote {
-        provider: provider.name().to_owned(),
-        nonce: challenge.nonce.clone(),
-        digests: [digests.image, digests.build, digests.artifact].concat().into(),
-        signature: Vec::new().into(),
-    };
-    let bytes = [QUOTE_LABEL, &quote.encode_to_vec()].concat();
-    quote.signature = provider.sign(&bytes)?.into();
-    Ok(quote)
+fn quote(provider: &Provider, digests: &Digests, challenge: &wire::Challenge) -> Result<wire::HardwareQuote> {
+    let failed = |why: String| Error::new(Kind::Internal, "N0001", format!("there is no quote: {why}"), "");
+    let nonce = <[u8; 32]>::try_from(challenge.nonce.as_ref());
+    let nonce = nonce.map_err(|_| failed("the challenge's nonce is none of 32 bytes".to_owned()))?;
+    let quote = provider.quote(nonce, [digests.image, digests.build, digests.artifact]);
+    let quote = quote.map_err(|error| failed(error.to_string()))?;
+    Ok(wire::HardwareQuote {
+        provider: quote.provider,
+        nonce: quote.nonce.to_vec().into(),
+        digests: quote.digests.to_vec().into(),
+        signature: quote.signature.into(),
+    })
 }
 
 /// The binding, read anew each time: it is renewed while the worker runs.

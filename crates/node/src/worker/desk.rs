@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::attest::QuoteProvider;
+use super::attest::Provider;
 use super::lease::{self, Ears, Reply, Said, Shared, Task};
 use super::place::Place;
 use super::proof::Proof;
@@ -139,7 +139,7 @@ impl Desk {
     pub(crate) fn open(
         shared: Arc<Shared>,
         said: mpsc::UnboundedReceiver<Said>,
-        provider: Option<Arc<dyn QuoteProvider>>,
+        provider: Option<Arc<Provider>>,
     ) -> crate::Result<Self> {
         let left = shared.store.all()?;
         let (write, lines) = mpsc::unbounded_channel();
@@ -512,6 +512,16 @@ impl Desk {
 
     fn reply(&mut self, request_id: &str, reply: Reply) {
         let call = self.calls.remove(request_id);
+        if let Some(Call {
+            lease_id,
+            body: Body::Finish(_),
+            ..
+        }) = &call
+            && let Some(held) = self.held.get_mut(lease_id)
+        {
+            // Over, one way or the other: there is nothing to renew.
+            held.renew_at = None;
+        }
         if let Some(answer) = call.and_then(|call| call.answer) {
             // A task that was stopped does not listen any more.
             let _ = answer.send(reply);

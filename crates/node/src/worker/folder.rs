@@ -90,6 +90,23 @@ pub(crate) fn open_below(dir: &File, path: &Path) -> io::Result<File> {
     Ok(File::from(openat2(dir.as_fd(), path, how)?))
 }
 
+/// Holds a file or folder below `dir`, to mount or to name it: no link is followed on the way, and none is held.
+pub(crate) fn hold_below(dir: &Path, path: &Path) -> io::Result<File> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
+        .resolve(
+            ResolveFlag::RESOLVE_BENEATH
+                | ResolveFlag::RESOLVE_NO_SYMLINKS
+                | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        );
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
+    Ok(File::from(openat2(open_dir(dir)?.as_fd(), path, how)?))
+}
+
 /// Opens a folder itself.
 pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

@@ -43,7 +43,6 @@ use crate::output::Output;
 use crate::run::WorkerConfig;
 use crate::{Error, Home, Kind, Result};
 
-pub use attest::QuoteProvider;
 pub use tools::Digests;
 
 /// What of the configuration is in use: a file of its own, or `[worker]` of `node.toml`.

@@ -5,11 +5,13 @@
 //! What never lives here: Landlock, which holds the same once more (see `sandbox`).
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::folder;
 use super::sandbox::{DEVICES, ETC, ETC_NETWORK, SYSTEM, View, touch};
 use super::spec::Spec;
 
@@ -69,7 +71,8 @@ pub(crate) fn build(spec: &Spec, held: &mut Vec<String>) -> Result<View, Broken>
     .map_err(early("a root of its own".to_owned()))?;
     system(spec, root)?;
     private(spec, root, held)?;
-    work(spec, root)?;
+    // What the scope names and is not there is no reason to do without a root.
+    work(spec, root).map_err(|(_, why)| (true, why))?;
     pivot(root).map_err(|why| (true, why))?;
     Ok(View {
         tool: PathBuf::from(TOOL),
@@ -205,7 +208,7 @@ fn work(spec: &Spec, root: &Path) -> Result<(), Broken> {
     fs::create_dir_all(&space).map_err(io(&space))?;
     fs::set_permissions(&space, fs::Permissions::from_mode(0o755)).map_err(io(&space))?;
     for path in &spec.allowed {
-        show(&workspace.join(path), &space.join(path), true)?;
+        show_below(workspace, path, &space, true)?;
     }
     read_only(workspace, &space, &spec.read_only)
 }
@@ -213,7 +216,33 @@ fn work(spec: &Spec, root: &Path) -> Result<(), Broken> {
 fn read_only(from: &Path, to: &Path, paths: &[PathBuf]) -> Result<(), Broken> {
     paths
         .iter()
-        .try_for_each(|path| show(&from.join(path), &to.join(path), false))
+        .try_for_each(|path| show_below(from, path, to, false))
+}
+
+/// Shows a part of a folder that tools write in: an earlier one may have left links in it, which are not followed.
+fn show_below(from: &Path, path: &Path, to: &Path, writable: bool) -> Result<(), Broken> {
+    let whole = from.join(path);
+    let held = folder::hold_below(from, path).map_err(io(&whole))?;
+    let meta = held.metadata().map_err(io(&whole))?;
+    let to = to.join(path);
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).map_err(io(parent))?;
+    }
+    if meta.is_dir() {
+        fs::create_dir_all(&to).map_err(io(&to))?;
+    } else if meta.is_file() {
+        touch(&to).map_err(io(&to))?;
+    } else {
+        return Err((
+            true,
+            format!("{} is neither a file nor a folder", whole.display()),
+        ));
+    }
+    bind(
+        &PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd())),
+        &to,
+        writable,
+    )
 }
 
 /// Makes `root` the root; the old one is gone for this process and its children.

@@ -15,9 +15,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::cgroup::{self, Groups};
 use super::folder::{self, Removed};
-use super::spec::{Bounds, Spec};
+use super::spec::{Bounds, Spec, boot_ms};
 
 /// How long what was killed may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
@@ -123,6 +126,12 @@ impl Place {
         if !left.is_empty() {
             return Err(io::Error::other(format!("processes {left:?} do not end")));
         }
+        let left = end_strays(&self.dir);
+        if !left.is_empty() {
+            return Err(io::Error::other(format!(
+                "processes {left:?} have the lease in their environment"
+            )));
+        }
         let Removed { files, bytes } = folder::remove(&self.dir)?;
         cgroup::remove(&self.groups)?;
         if fs::symlink_metadata(&self.dir).is_ok() {
@@ -130,4 +139,41 @@ impl Place {
         }
         Ok((files, bytes))
     }
+}
+
+/// Ends processes that have this lease in their environment: only where there are no groups and the warden was killed
+/// can there be any. Answers those that do not end.
+fn end_strays(dir: &Path) -> Vec<i32> {
+    let Some(lease_id) = dir.file_name().and_then(|name| name.to_str()) else {
+        return Vec::new();
+    };
+    let until = boot_ms() + u64::try_from(GONE_WITHIN.as_millis()).unwrap_or(0);
+    loop {
+        let left = strays(lease_id);
+        if left.is_empty() || boot_ms() >= until {
+            return left;
+        }
+        for pid in left {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn strays(lease_id: &str) -> Vec<i32> {
+    let wanted = format!("PALYRA_LEASE_ID={lease_id}");
+    let has = |pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment
+            .split(|byte| *byte == 0)
+            .any(|variable| variable == wanted.as_bytes())
+    };
+    let listed = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(std::result::Result::ok);
+    listed
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(has)
+        .collect()
 }

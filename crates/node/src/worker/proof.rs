@@ -11,7 +11,7 @@ use palyra_proto::worker::v1 as wire;
 use palyra_proto::worker::v1::worker_message::Body;
 use tokio::time::Instant;
 
-use super::attest::{self, Parties, QuoteProvider};
+use super::attest::{self, Parties, Provider};
 use super::lease::Shared;
 use crate::link::Link;
 
@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_millis(500);
 
 /// The state of a worker's proof.
 pub(crate) struct Proof {
-    provider: Option<Arc<dyn QuoteProvider>>,
+    provider: Option<Arc<Provider>>,
     /// Until when the control plane takes it; nothing when it does not.
     good_until: Option<Instant>,
     evidence: String,
@@ -36,7 +36,7 @@ pub(crate) struct Proof {
 }
 
 impl Proof {
-    pub(crate) fn new(provider: Option<Arc<dyn QuoteProvider>>) -> Self {
+    pub(crate) fn new(provider: Option<Arc<Provider>>) -> Self {
         Self {
             provider,
             good_until: None,
@@ -100,7 +100,7 @@ impl Proof {
         let provider = self.provider.as_deref();
         let made = attest::statement(&shared.config, &shared.measured(), provider, &parties, challenge);
         let signed = made.and_then(|statement| {
-            let (public_key, signature) = link.sign(&attest::to_sign(&statement))?;
+            let (public_key, signature) = link.sign_statement(&statement)?;
             Ok((statement, public_key, signature))
         });
         match signed {

@@ -299,11 +299,11 @@ async fn attested(session: &mut Session, admitted: bool) -> wire::Statement {
     let Body::Attest(attest) = hear(session).await else {
         panic!("nothing was attested")
     };
-    let signed = [attest::STATEMENT_LABEL, &attest.statement].concat();
+    let signed = [b"signed: ".as_slice(), &attest.statement].concat();
     assert_eq!(
         attest.signature,
         palyra_pki::sha256(&signed).to_vec(),
-        "signed by the link, over label and statement"
+        "signed by the link"
     );
     admit(session, attest.request_id, admitted).await;
     wire::Statement::decode(attest.statement).unwrap()

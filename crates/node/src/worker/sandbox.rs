@@ -291,12 +291,6 @@ fn ruleset(spec: &Spec, view: &View) -> Result<landlock::RestrictionStatus, land
     for path in [&view.tool, &view.work] {
         grant(path.clone(), if *path == view.tool { execute } else { read });
     }
-    for path in spec.allowed.iter().map(|path| view.workspace.join(path)) {
-        grant(path, write);
-    }
-    for path in spec.read_only.iter().map(|path| view.workspace.join(path)) {
-        grant(path, read);
-    }
     if spec.workspace.is_some() {
         for name in ["in", "out"] {
             grant(view.work.join(name), write);
@@ -312,6 +306,20 @@ fn ruleset(spec: &Spec, view: &View) -> Result<landlock::RestrictionStatus, land
     }
     grant(PathBuf::from("/dev/shm"), write);
     let mut rules = rules.create()?;
+    let parts = spec.allowed.iter().map(|path| (path, write));
+    for (path, access) in parts.chain(spec.read_only.iter().map(|path| (path, read))) {
+        // An earlier tool may have left links in a workspace.
+        let Ok(held) = folder::hold_below(&view.workspace, path) else {
+            continue;
+        };
+        let of_folder = held.metadata().is_ok_and(|meta| meta.is_dir());
+        let access = if of_folder {
+            access
+        } else {
+            access & AccessFs::from_file(KNOWN)
+        };
+        rules = rules.add_rule(PathBeneath::new(held, access))?;
+    }
     for (path, access) in grants {
         // What is not there cannot be reached either.
         let Ok(fd) = PathFd::new(&path) else { continue };

@@ -228,3 +228,27 @@ fn what_is_required_and_missing_is_not_begun() {
     );
     assert!(ended.gone && !lease.out("ran").exists());
 }
+
+fn links_in_a_workspace_lead_nowhere() {
+    let (space, secret) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    std::fs::create_dir(secret.path().join("sub")).unwrap();
+    std::fs::write(secret.path().join("sub/file"), "secret").unwrap();
+    // An earlier run left this where a later scope names a folder.
+    std::os::unix::fs::symlink(secret.path(), space.path().join("data")).unwrap();
+    for without in [&[][..], &["mountns"][..]] {
+        let script =
+            "cat $PALYRA_WORKSPACE/data/sub/file; echo bad > $PALYRA_WORKSPACE/data/sub/file; echo done";
+        let mut lease = Lease::new(script);
+        lease.spec.workspace = Some(space.path().to_owned());
+        lease.spec.allowed = vec!["data/sub".into()];
+        if !without.is_empty() {
+            lease = lease.without(without);
+        }
+        let ended = lease.run();
+        assert!(
+            ended.gone && !String::from_utf8_lossy(&ended.stdout).contains("secret"),
+            "{ended:?}"
+        );
+        assert_eq!(std::fs::read(secret.path().join("sub/file")).unwrap(), b"secret");
+    }
+}
