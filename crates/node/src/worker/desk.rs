@@ -377,6 +377,7 @@ impl Desk {
                 ears,
                 output,
                 record,
+                violation: None,
             }
             .run(),
         );

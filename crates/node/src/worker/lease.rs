@@ -135,6 +135,8 @@ pub(crate) struct Task {
     pub(crate) ears: Ears,
     pub(crate) output: Arc<Output>,
     pub(crate) record: Record,
+    /// What it did that it may not.
+    pub(crate) violation: Option<(&'static str, String)>,
 }
 
 impl Task {
@@ -147,6 +149,9 @@ impl Task {
         };
         if let Ok(finish) = finish {
             self.report(finish).await;
+        }
+        if let Some((kind, message)) = self.violation.take() {
+            self.violate(kind, &message).await;
         }
         clean(&self.shared, self.record, &mut self.ears.clean).await;
         let _ = self.shared.said.send(Said::Gone(lease_id));
@@ -387,19 +392,16 @@ impl Task {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
-        if !ended.left.is_empty() {
-            self.violate(
-                "escape",
-                &format!("processes {:?} of the lease could not be ended", ended.left),
-            )
-            .await;
-        }
         let verdict = verdict(&ended, place.out_of_memory());
         if verdict.code == "lost" {
             return Err(verdict);
         }
-        if verdict.code == "disk_exceeded" {
-            self.violate("disk", &verdict.message).await;
+        // Told after the result, and before the cleanup: it ends the lease, and a run should not lose its reason by that.
+        if !ended.left.is_empty() {
+            let message = format!("processes {:?} of the lease could not be ended", ended.left);
+            self.violation = Some(("escape", message));
+        } else if verdict.code == "disk_exceeded" {
+            self.violation = Some(("disk", verdict.message.clone()));
         }
         finish.outcome = verdict.outcome.to_owned();
         finish.error_code.clone_from(&verdict.code);
