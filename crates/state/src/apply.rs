@@ -86,6 +86,7 @@ fn decide(txn: &mut Txn<'_>, meta: &mut Meta, envelope: &Envelope) -> (Result<Re
         txn.roll_back();
     } else if txn.has_news() {
         dispatch::forget_finished(txn);
+        leases::forget(txn);
     }
     dedup::remember(txn, meta, envelope, &answer);
     (answer, false)

@@ -78,18 +78,25 @@ pub(crate) enum Known {
     Unusable(Reject),
 }
 
-/// Whether requests of this command are remembered. Sweeps are not: doing one again does nothing.
+/// Whether requests of this command are remembered. Sweeps are not: doing one again does nothing. Renewals are not, either: there are too
+/// many, and one that is done again moves a deadline that its worker does not count on.
 fn remembers(command: &str) -> bool {
     !matches!(
         command,
-        "nodes.detach" | "nodes.detach_replica" | "dispatch.expire" | "pairing.expire" | "approvals.expire"
+        "nodes.detach"
+            | "nodes.detach_replica"
+            | "dispatch.expire"
+            | "pairing.expire"
+            | "approvals.expire"
+            | "leases.expire"
+            | "leases.renew"
     )
 }
 
 /// Whether a refusal is remembered. A report from an ended session is not: the node attaches again and sends
 /// it anew, under the same id, from its new session.
 fn is_final(answer: &Result<Reply, Reject>) -> bool {
-    !matches!(answer, Err(reject) if reject.kind() == Code::EpochStale)
+    !matches!(answer, Err(reject) if matches!(reject.kind(), Code::EpochStale | Code::SessionStale))
 }
 
 /// Looks a request up.

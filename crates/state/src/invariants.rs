@@ -7,6 +7,7 @@ mod approvals;
 mod authorities;
 mod dispatches;
 mod fleet;
+mod leases;
 mod people;
 mod steps;
 mod trust;
@@ -72,6 +73,7 @@ pub fn check(r: &dyn Read) -> Vec<Violation> {
     dispatches::check(r, &mut findings);
     approvals::check(r, &mut findings);
     workers::check(r, &mut findings);
+    leases::check(r, &mut findings);
     findings.found
 }
 

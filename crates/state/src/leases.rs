@@ -9,22 +9,34 @@
 //! deadline, no other is.
 
 mod artifacts;
+mod ends;
+mod files;
+mod queries;
+mod reconcile;
 mod rules;
 mod runs;
+mod select;
+mod start;
 mod store;
+mod worker;
 
-pub use rules::is_held;
-#[allow(unused_imports)]
-pub(crate) use rules::{apply, cancel_by_grant, end_all, fill};
+pub use artifacts::missing;
+pub(crate) use ends::{cancel_by_grant, end_all};
+pub use queries::{
+    Waits, artifact, artifact_chunk, due, ended_of, is_held, lease, leases, leases_between, leases_of_run,
+    live, live_of, log_tail, next_due, offers, params, result, run, runs, runs_between, runs_in_state,
+    runs_of_worker, to_end, totals, waits_for,
+};
+pub(crate) use rules::apply;
 pub use runs::{Artifact, Attempt, Cleanup, Limits, Manifest, ManifestEntry, Run, RunState, Scope};
+pub(crate) use select::{fill, next_for};
+pub(crate) use store::{forget, queue_key};
 
 use std::collections::BTreeMap;
 
 use crate::dispatch::{Effect, Failure};
 use crate::fleet::Evidence;
 use crate::ids::{Digest, Id};
-use crate::read::Read;
-use crate::tables;
 use bytes::Bytes;
 
 /// Where a lease stands.
@@ -185,6 +197,20 @@ pub struct Lease {
     /// The run's deadline, which no renewal passes.
     #[prost(uint64, tag = "22")]
     pub run_deadline_at: u64,
+}
+
+impl Lease {
+    /// Whether what is said under it may count: it was granted or taken, and has not begun to end.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        matches!(self.state(), LeaseState::Granted | LeaseState::Active)
+    }
+
+    /// Whether its slot is free.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.state() == LeaseState::Ended
+    }
 }
 
 /// Counters of runs and leases; there is one.
@@ -437,6 +463,17 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Stable text form.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Succeeded => "succeeded",
+            Outcome::Failed => "failed",
+            Outcome::Refused => "refused",
+            Outcome::Cancelled => "cancelled",
+        }
+    }
+
     /// From the text form: `succeeded`, `failed`, `refused`, `cancelled`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Outcome> {
@@ -541,22 +578,4 @@ pub struct Reconcile {
     /// At most `limits::LEASES_HELD`.
     #[prost(message, repeated, tag = "3")]
     pub held: Vec<Held>,
-}
-
-/// The run with this id.
-#[must_use]
-pub fn run(r: &dyn Read, id: Id) -> Option<Run> {
-    tables::RUNS.get(r, id)
-}
-
-/// The lease with this id.
-#[must_use]
-pub fn lease(r: &dyn Read, id: Id) -> Option<Lease> {
-    tables::LEASES.get(r, id)
-}
-
-/// Counters of runs and leases.
-#[must_use]
-pub fn totals(r: &dyn Read) -> Totals {
-    tables::LEASE_TOTALS.get(r, ()).unwrap_or_default()
 }

@@ -190,7 +190,7 @@ fn every_attack_is_refused_as_the_table_says() {
             attack.name
         );
         assert!(
-            fleet::candidates(&world.state, "echo").is_empty(),
+            fleet::candidates(&world.state, "echo", 1).is_empty(),
             "{}",
             attack.name
         );

@@ -9,6 +9,8 @@ mod approvals;
 mod kit;
 #[path = "golden/later.rs"]
 mod later;
+#[path = "golden/leases.rs"]
+mod leases;
 #[path = "golden/lives.rs"]
 mod lives;
 #[path = "golden/records.rs"]
@@ -41,6 +43,7 @@ fn bytes_never_change() {
     approvals::shapes(&mut found);
     found.extend(command_samples());
     found.extend(shape_samples());
+    leases::records(&mut found);
     let mut missing = Vec::new();
     for (name, bytes) in &found {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -270,6 +273,11 @@ fn enums() -> Vec<(&'static str, Vec<(String, i32)>)> {
         ("ca_phase", numbers::<ca::Phase>()),
         ("authority_status", numbers::<ca::AuthorityStatus>()),
         ("priority", numbers::<dispatch::Priority>()),
+        ("run_state", numbers::<palyra_state::leases::RunState>()),
+        ("lease_state", numbers::<palyra_state::leases::LeaseState>()),
+        ("end_reason", numbers::<palyra_state::leases::EndReason>()),
+        ("run_outcome", numbers::<palyra_state::leases::Outcome>()),
+        ("held_state", numbers::<palyra_state::leases::HeldState>()),
     ]
 }
 
@@ -318,7 +326,8 @@ fn envelopes() -> BTreeMap<String, Envelope> {
     let ca = (300..).zip(ca_commands(&mut world));
     let bans = (400..).zip(ban_commands(&mut world));
     let certificates = (500..).zip(certificate_commands(&mut world));
-    for (at, command) in ca.chain(bans).chain(certificates) {
+    let runs = (700..).zip(leases::commands());
+    for (at, command) in ca.chain(bans).chain(certificates).chain(runs) {
         let envelope = Envelope {
             request_id: id(at),
             actor: actors[at as usize % actors.len()].clone(),
@@ -326,7 +335,7 @@ fn envelopes() -> BTreeMap<String, Envelope> {
         };
         named.insert(format!("command.{}", envelope.command.name()), envelope);
     }
-    assert_eq!(named.len(), 55, "a command without a sample");
+    assert_eq!(named.len(), 65, "a command without a sample");
     named
 }
 

@@ -11,6 +11,8 @@ mod approvals_script;
 #[path = "kit/ca_script.rs"]
 mod ca_script;
 mod kit;
+#[path = "kit/lease_script.rs"]
+mod lease_script;
 #[path = "kit/times.rs"]
 mod times;
 
@@ -245,6 +247,7 @@ fn command_of(args: &mut Args<'_>, name: &str) -> Command {
         "dispatch" => dispatch_command(args, name),
         "ca" => ca_script::command(args, name),
         "approvals" => approvals_script::command(args, name),
+        "leases" => lease_script::command(args, name),
         _ => panic!("no such domain: {name}"),
     }
 }

@@ -142,10 +142,10 @@ pub fn unchecked(r: &dyn Read, limit: usize) -> Vec<Id> {
 }
 
 /// Workers that may be given this tool, in the order in which they are asked: most evidence, least load, longest without a lease, id.
-/// At most `limits::SELECTION`. Whoever gives asks [`may_take`] of each: time, or a new policy, may have passed since the index was written.
+/// At most `limit`. Whoever gives asks [`may_take`] of each: time, or a new policy, may have passed since the index was written.
 #[must_use]
-pub fn candidates(r: &dyn Read, tool: &str) -> Vec<Id> {
-    let keys = tables::WORKERS_READY.suffixes(r, Text(tool), limits::SELECTION);
+pub fn candidates(r: &dyn Read, tool: &str, limit: usize) -> Vec<Id> {
+    let keys = tables::WORKERS_READY.suffixes(r, Text(tool), limit);
     // Evidence, load and fence stand in front of the id.
     keys.iter().filter_map(|key| Id::from_slice(&key[16..])).collect()
 }

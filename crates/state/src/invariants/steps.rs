@@ -23,7 +23,7 @@ pub fn check_step(
     applied: &Applied,
 ) -> Vec<Violation> {
     let mut findings = Findings::default();
-    effects_are_said(applied, &mut findings);
+    effects_are_said(envelope, applied, &mut findings);
     actor_was_valid(before, envelope, applied, &mut findings);
     bookkeeping_goes_forward(before, after, applied, &mut findings);
     ends_are_final(before, after, &mut findings);
@@ -35,11 +35,16 @@ pub fn check_step(
     slots_are_kept(before, after, &mut findings);
     super::approvals::check_step(before, after, envelope, &mut findings);
     super::workers::check_step(before, after, applied, &mut findings);
+    super::leases::check_step(before, after, envelope, applied, &mut findings);
     findings.found
 }
 
-fn effects_are_said(applied: &Applied, findings: &mut Findings) {
+/// Commands that change something without a row of the journal: renewals, of which there are thousands a second, and pieces of files.
+const UNSAID: [&str; 2] = ["leases.renew", "leases.put_artifact"];
+
+fn effects_are_said(envelope: &Envelope, applied: &Applied, findings: &mut Findings) {
     let changes = applied.writes.keys().filter(|key| key[0] > BOOKKEEPING).count();
+    let unsaid = UNSAID.contains(&envelope.command.name());
     let quiet = applied.reply.is_err() || applied.duplicate;
     findings.expect(
         "a refusal or a repetition changes nothing",
@@ -48,7 +53,7 @@ fn effects_are_said(applied: &Applied, findings: &mut Findings) {
     );
     findings.expect(
         "every journal row matches a change",
-        applied.rows.is_empty() == (changes == 0),
+        applied.rows.is_empty() == (changes == 0) || (unsaid && applied.rows.is_empty()),
         || format!("{} rows for {changes} changes", applied.rows.len()),
     );
 }

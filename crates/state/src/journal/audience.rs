@@ -165,6 +165,52 @@ pub const AUDIENCES: &[Audience] = &[
         &["reason", "deadline_at"],
     ),
     of(
+        "lease.accepted",
+        Nodes::Device,
+        &["device", "run", "attempt", "slot", "fence"],
+    ),
+    of(
+        "lease.cleaned",
+        Nodes::Device,
+        &["device", "run", "fence", "ok", "message"],
+    ),
+    of(
+        "lease.ended",
+        Nodes::Device,
+        &["device", "run", "reason", "slot", "fence", "clean"],
+    ),
+    of(
+        "lease.ending",
+        Nodes::Device,
+        &["device", "run", "reason", "slot", "fence", "deadline_at"],
+    ),
+    of(
+        "lease.granted",
+        Nodes::Device,
+        &[
+            "device",
+            "run",
+            "tool",
+            "attempt",
+            "slot",
+            "fence",
+            "epoch",
+            "deadline_at",
+        ],
+    ),
+    of(
+        "lease.rebound",
+        Nodes::Device,
+        &["device", "run", "fence", "epoch"],
+    ),
+    of(
+        "lease.reconciled",
+        Nodes::Subject,
+        &["device", "epoch", "held", "kept", "end"],
+    ),
+    // Why an operator did it is between operators: the worker is told that it ends.
+    of("lease.revoked", Nodes::Device, &["device", "run", "fence"]),
+    of(
         "node.attached",
         Nodes::Subject,
         &["epoch", "replica", "transport"],
@@ -189,6 +235,39 @@ pub const AUDIENCES: &[Audience] = &[
     operators("pairing.proved", &["source"]),
     operators("pairing.rejected", &[]),
     operators("pairing.request_expired", &[]),
+    of("run.cancelling", Nodes::Device, &["device", "lease", "fence"]),
+    of(
+        "run.file_arrived",
+        Nodes::Device,
+        &["device", "run", "digest", "size", "fence"],
+    ),
+    of(
+        "run.file_dropped",
+        Nodes::Device,
+        &["device", "run", "digest", "size", "fence", "is"],
+    ),
+    of(
+        "run.finished",
+        Nodes::Device,
+        &[
+            "device",
+            "lease",
+            "tool",
+            "state",
+            "attempt",
+            "fence",
+            "why",
+            "exit_code",
+            "error",
+        ],
+    ),
+    operators("run.input_complete", &[]),
+    of(
+        "run.requeued",
+        Nodes::Device,
+        &["device", "lease", "attempt", "fence", "why"],
+    ),
+    operators("run.submitted", &[]),
     of(
         "worker.attestation_refused",
         Nodes::Subject,
@@ -348,9 +427,9 @@ mod tests {
             }
         }
         fn is_action(piece: &str) -> bool {
-            const DOMAINS: [&str; 10] = [
-                "access", "approval", "ca", "cluster", "dispatch", "grant", "identity", "node", "pairing",
-                "recovery",
+            const DOMAINS: [&str; 12] = [
+                "access", "approval", "ca", "cluster", "dispatch", "grant", "identity", "lease", "node",
+                "pairing", "recovery", "run",
             ];
             let word = |text: &str| {
                 text.chars()

@@ -10,7 +10,7 @@ use crate::ids::Id;
 use crate::reject::{Code, Reject};
 use crate::reply::{Attached, Counted, Registered, Reply};
 use crate::txn::Txn;
-use crate::{check, cluster, dispatch, fleet, limits, tables};
+use crate::{check, cluster, dispatch, fleet, leases, limits, tables};
 
 pub(crate) fn apply(txn: &mut Txn<'_>, action: &Action) -> Result<Reply, Reject> {
     match action {
@@ -78,8 +78,9 @@ fn register(txn: &mut Txn<'_>, command: &Register) -> Result<Reply, Reject> {
             ("capabilities", names.join(" ")),
         ],
     );
-    // More may run now.
+    // More may run now, and its labels may be others.
     dispatch::fill(txn, id);
+    leases::fill(txn, id);
     Ok(Reply::Registered(Registered {
         generation: changed.generation,
         changed: true,

@@ -107,7 +107,7 @@ pub(crate) fn replies(all: &mut BTreeMap<String, Vec<u8>>) {
             }),
         ),
     ];
-    for (name, reply) in list {
+    for (name, reply) in list.into_iter().chain(super::leases::replies()) {
         let answer = Some(Answer::Reply(Accepted { reply: Some(reply) }));
         add(
             all,

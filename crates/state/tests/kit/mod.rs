@@ -13,6 +13,7 @@ use palyra_state::{
 
 pub mod attack;
 pub mod commands;
+pub mod fleet;
 pub mod workers;
 
 /// When every test begins.
