@@ -58,6 +58,12 @@ pub(crate) enum Command {
     /// Leases: which worker is bound to which run, and until when
     #[command(subcommand, visible_alias = "leases")]
     Lease(crate::lease::Verb),
+    /// What waits for a person: grants that were asked for, machines that ask to be paired
+    #[command(subcommand, visible_alias = "approvals")]
+    Approval(crate::approval::Verb),
+    /// Permission to run one tool once
+    #[command(subcommand, visible_alias = "grants")]
+    Grant(crate::grant::Verb),
     /// The hash-chained record of every accepted action
     #[command(subcommand)]
     Journal(crate::journal::Verb),

@@ -6,12 +6,14 @@
 //! causes.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod approval;
 mod args;
 mod ca;
 mod cluster;
 mod context;
 mod device;
 mod failure;
+mod grant;
 mod job;
 mod journal;
 mod lease;
@@ -73,6 +75,8 @@ async fn run(cli: Cli) -> Result {
         Command::Worker(verb) => worker::run(&global, verb).await,
         Command::Run(verb) => run::run(&global, verb).await,
         Command::Lease(verb) => lease::run(&global, verb).await,
+        Command::Approval(verb) => approval::run(&global, verb).await,
+        Command::Grant(verb) => grant::run(&global, verb).await,
         Command::Journal(verb) => journal::run(&global, verb).await,
         Command::Operator(verb) => operator::run(&global, verb).await,
         Command::Context(verb) => context::run(&global, verb),

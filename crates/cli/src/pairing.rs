@@ -400,13 +400,7 @@ fn again(command: String) -> impl FnOnce(&str) -> String {
 }
 
 async fn approve(global: &Global, client: &Client, approval: Approve) -> Result {
-    let sas = digits_of(&approval.sas);
-    if sas.is_empty() && !approval.sas.is_empty() {
-        return Err(Failure::usage(
-            format!("{:?} are no check digits", approval.sas),
-            "give six: --sas 123456",
-        ));
-    }
+    let sas = digits(&approval.sas)?;
     let view = request(client, approval.id).await?;
     if sas.is_empty() && !approval.yes && interactive() && view.status == PENDING {
         note(&table::facts(&view.facts()));
@@ -430,6 +424,25 @@ async fn approve(global: &Global, client: &Client, approval: Approve) -> Result 
         ("next", "palyra node ls".to_owned()),
     ];
     global.out().one(&view, answer.write.into(), &facts)
+}
+
+/// Check digits however a person typed them; empty when none were given.
+pub(crate) fn digits(typed: &str) -> Result<String> {
+    let digits = digits_of(typed);
+    if digits.is_empty() && !typed.is_empty() {
+        return Err(Failure::usage(
+            format!("{typed:?} are no check digits"),
+            "give six: --sas 123456",
+        ));
+    }
+    Ok(digits)
+}
+
+/// Shows a person the request that an approval is about, and asks whether the machine shows the same digits.
+pub(crate) async fn compare(client: &Client, id: String) -> Result {
+    let view = request(client, id).await?;
+    note(&table::facts(&view.facts()));
+    confirm(&view)
 }
 
 fn confirm(view: &RequestView) -> Result {

@@ -7,7 +7,8 @@ use palyra_proto::approval::v1::{
     GetApprovalPolicyResponse, GetApprovalRequest, GetApprovalResponse, GetGrantRequest, GetGrantResponse,
     ListApprovalsRequest, ListApprovalsResponse, ListGrantsRequest, ListGrantsResponse, RevokeGrantRequest,
     RevokeGrantResponse, SetApprovalPolicyRequest, SetApprovalPolicyResponse, WaitApprovalRequest,
-    approval_service_client::ApprovalServiceClient, grant_service_client::GrantServiceClient,
+    WithdrawRequest, WithdrawResponse, approval_service_client::ApprovalServiceClient,
+    grant_service_client::GrantServiceClient,
 };
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -78,6 +79,14 @@ impl Client {
         .await
     }
 
+    /// Takes an approval back, or a decision that stands.
+    pub async fn withdraw_approval(&self, request: WithdrawRequest) -> Result<WithdrawResponse, Error> {
+        self.mutate(request, Duration::ZERO, |channel, request| async move {
+            approvals(channel).withdraw(request).await
+        })
+        .await
+    }
+
     /// How approvals are decided.
     pub async fn approval_policy(&self) -> Result<GetApprovalPolicyResponse, Error> {
         let read = Some(self.read_options());
@@ -144,6 +153,12 @@ impl Client {
 }
 
 impl Mutation for DecideRequest {
+    fn request_id(&mut self) -> &mut String {
+        &mut self.request_id
+    }
+}
+
+impl Mutation for WithdrawRequest {
     fn request_id(&mut self) -> &mut String {
         &mut self.request_id
     }

@@ -49,7 +49,7 @@ impl Control {
             let (domain, _) = row.action.split_once('.').unwrap_or((row.action.as_str(), ""));
             match (domain, id) {
                 ("dispatch", Some(id)) => self.on_dispatch(&view, id),
-                ("pairing", Some(id)) => self.waiters().wake(id),
+                ("pairing" | "approval" | "grant", Some(id)) => self.waiters().wake(id),
                 ("node", Some(id)) => self.on_node(&view, id),
                 ("identity" | "access", id) => {
                     self.on_identity(id, &row.subject);

@@ -17,6 +17,7 @@
 
 mod access;
 mod admission;
+mod approvals;
 mod ca;
 mod caller;
 mod certificates;
@@ -53,6 +54,7 @@ mod waiters;
 mod watch;
 
 pub use access::{Added, OperatorView, WhoAmI};
+pub use approvals::{ApprovalView, AskGrant, GrantView, Verdict};
 pub use ca::{
     AuthorityView, CaStatus, Installed, MemoryVault, NodeMissing, ReplicaTrust, RootView, TrustAnswer, Vault,
 };

@@ -13,7 +13,7 @@ use palyra_platform::{self as platform, Instant};
 use palyra_replica::{Peer, Status};
 use palyra_state::cluster::{self, Replica as Record, ReplicaStatus, SetReplicaStatus};
 use palyra_state::nodes::{self, DetachReplica, Lapse};
-use palyra_state::{Actor, Command, Id, Reply, dispatch, limits, pairing};
+use palyra_state::{Actor, Command, Id, Reply, approvals, dispatch, limits, pairing};
 
 use crate::caller::millis;
 use crate::control::Control;
@@ -58,6 +58,7 @@ impl Control {
                 tried("deadlines", self.expire_dispatches().await);
                 tried("attempts", self.wake_dispatches().await);
                 tried("pairing", self.expire_pairing().await);
+                tried("approvals", self.expire_approvals().await);
             }
         }
     }
@@ -109,10 +110,11 @@ impl Control {
         })
     }
 
-    /// How long until an open dispatch is too late, or may be tried again.
+    /// How long until an open dispatch is too late or may be tried again, or an approval or a grant ends.
     fn until_next_deadline(&self) -> Duration {
         let view = self.replica().view();
-        let next = dispatch::next_deadline(&view).unwrap_or(u64::MAX);
+        let next = [dispatch::next_deadline(&view), approvals::next_due(&view)];
+        let next = next.into_iter().flatten().min().unwrap_or(u64::MAX);
         Duration::from_millis(next.saturating_sub(self.now_ms(&view)))
     }
 
@@ -155,6 +157,26 @@ impl Control {
         self.as_system(pairing::Expire { codes, requests })
             .await
             .map(drop)
+    }
+
+    /// Ends approvals, standing decisions and grants whose time has passed.
+    async fn expire_approvals(&self) -> Result<(), Error> {
+        let (asked, given) = {
+            let view = self.replica().view();
+            let (now, limit) = (self.now_ms(&view), limits::EXPIRE_BATCH);
+            (
+                approvals::due_approvals(&view, now, limit),
+                approvals::due_grants(&view, now, limit),
+            )
+        };
+        if asked.is_empty() && given.is_empty() {
+            return Ok(());
+        }
+        let expire = approvals::Expire {
+            approvals: asked,
+            grants: given,
+        };
+        self.as_system(expire).await.map(drop)
     }
 
     /// Raises the feature level once every member understands more than the cluster uses.

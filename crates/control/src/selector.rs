@@ -2,7 +2,7 @@
 //!
 //! Invariant: a full ULID is never looked up here, so that the state machine decides whether it exists.
 
-use palyra_state::{Id, Read, dispatch, identity, limits, pairing};
+use palyra_state::{Id, Read, approvals, dispatch, identity, limits, pairing};
 
 use crate::error::{Error, Refusal};
 
@@ -190,6 +190,35 @@ pub(crate) fn dispatch_id(view: &dyn Read, selector: &str) -> Result<Id, Error> 
             .take_while(|id| *id <= last),
     );
     one("dispatch", selector, found)
+}
+
+/// The approval that a selector names: its id, or a prefix of one.
+pub(crate) fn approval(view: &dyn Read, selector: &str) -> Result<Id, Error> {
+    if let Some(id) = Id::parse(selector) {
+        return Ok(id);
+    }
+    if selector.is_empty() {
+        let next = "name an approval: palyra approval ls";
+        return Err(Error::invalid("id", "it is empty", next));
+    }
+    let found = approvals::approvals_by_prefix(view, selector, SHOWN + 1);
+    one("approval", selector, found.into_iter().map(|it| it.id).collect())
+}
+
+/// The grant that a selector names: its id, or a prefix of one.
+pub(crate) fn grant(view: &dyn Read, selector: &str) -> Result<Id, Error> {
+    if let Some(id) = Id::parse(selector) {
+        return Ok(id);
+    }
+    if selector.is_empty() {
+        return Err(Error::invalid(
+            "id",
+            "it is empty",
+            "name a grant: palyra grant ls",
+        ));
+    }
+    let found = approvals::grants_by_prefix(view, selector, SHOWN + 1);
+    one("grant", selector, found.into_iter().map(|it| it.id).collect())
 }
 
 fn one(kind: &'static str, selector: &str, mut found: Vec<Id>) -> Result<Id, Error> {

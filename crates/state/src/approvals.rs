@@ -6,7 +6,7 @@
 //! that they minted, while four eyes are required (refusing it they may); a grant is active only by an approval that
 //! allows it; a grant starts one run, once, before its end; a decision covers nothing of another operator, tool or
 //! session, nothing that is riskier, and nothing once it ends, its asker is removed or who decided may not decide any
-//! more; an approval that waits or stands is in the due index, no other is; every pending pairing request has a
+//! more; an approval of a grant that waits or stands is in the due index, no other is; every pending pairing request has a
 //! pending approval under its own id.
 
 mod decide;

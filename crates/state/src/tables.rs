@@ -173,7 +173,7 @@ pub const ARTIFACTS: Table<leases::Artifact> = Table::new(0x67, "artifacts");
 pub const APPROVALS: Table<approvals::Approval> = Table::new(0x68, "approvals");
 /// All approvals by (state, id).
 pub const APPROVALS_BY_STATE: Table<Present> = Table::new(0x69, "approvals_by_state");
-/// Approvals that wait or stand, by (when that ends, id).
+/// Approvals of grants that wait or stand, by (when that ends, id).
 pub const APPROVALS_DUE: Table<Present> = Table::new(0x6A, "approvals_due");
 /// Decisions that cover more than what was asked, by (operator, tool, session or nothing, risk, u64::MAX - end, id): those
 /// that last are first.

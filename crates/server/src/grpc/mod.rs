@@ -5,6 +5,7 @@
 //! [`crate::status`].
 
 mod access;
+mod approvals;
 mod ca;
 mod cluster;
 mod dispatch;
@@ -24,6 +25,8 @@ use palyra_control::{Caller, EnrolSource};
 use palyra_control::{Error, Refusal};
 use palyra_pki::{PeerIdentity, Role as CertificateRole};
 use palyra_proto::access::v1::access_service_server::AccessServiceServer;
+use palyra_proto::approval::v1::approval_service_server::ApprovalServiceServer;
+use palyra_proto::approval::v1::grant_service_server::GrantServiceServer;
 use palyra_proto::ca::v1::ca_service_server::CaServiceServer;
 use palyra_proto::cluster::v1::cluster_service_server::ClusterServiceServer;
 use palyra_proto::cluster::v1::join_service_server::JoinServiceServer;
@@ -84,6 +87,8 @@ impl Gateway {
             .add_service(sized!(AccessServiceServer))
             .add_service(sized!(ClusterServiceServer))
             .add_service(sized!(CaServiceServer))
+            .add_service(sized!(ApprovalServiceServer))
+            .add_service(sized!(GrantServiceServer))
             .add_service(self.for_the_known(health.max_decoding_message_size(message)))
             .add_service(self.for_the_known(reflection.max_decoding_message_size(message)));
         Ok((routes, reporter))

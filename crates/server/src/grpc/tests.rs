@@ -64,6 +64,12 @@ const VIEWERS: &[&str] = &[
     "palyra.pairing.v1.PairingService/ListCodes",
     "palyra.pairing.v1.PairingService/ListRequests",
     "palyra.pairing.v1.PairingService/GetRequest",
+    "palyra.approval.v1.ApprovalService/List",
+    "palyra.approval.v1.ApprovalService/Get",
+    "palyra.approval.v1.ApprovalService/Wait",
+    "palyra.approval.v1.ApprovalService/GetPolicy",
+    "palyra.approval.v1.GrantService/List",
+    "palyra.approval.v1.GrantService/Get",
 ];
 const OPERATORS: &[&str] = &[
     "palyra.node.v1.FleetService/RevokeDevice",
@@ -77,6 +83,10 @@ const OPERATORS: &[&str] = &[
     "palyra.pairing.v1.PairingService/RevokeCode",
     "palyra.pairing.v1.PairingService/Approve",
     "palyra.pairing.v1.PairingService/Reject",
+    "palyra.approval.v1.ApprovalService/Decide",
+    "palyra.approval.v1.ApprovalService/Withdraw",
+    "palyra.approval.v1.GrantService/Create",
+    "palyra.approval.v1.GrantService/Revoke",
 ];
 const ADMINS: &[&str] = &[
     "palyra.access.v1.AccessService/AddOperator",
@@ -92,6 +102,7 @@ const ADMINS: &[&str] = &[
     "palyra.ca.v1.CaService/BeginRoot",
     "palyra.ca.v1.CaService/AdvanceRoot",
     "palyra.ca.v1.CaService/RevertRoot",
+    "palyra.approval.v1.ApprovalService/SetPolicy",
 ];
 /// Of gRPC itself.
 const OTHERS: &[&str] = &[

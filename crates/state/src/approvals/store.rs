@@ -5,7 +5,9 @@
 
 use std::ops::ControlFlow;
 
-use super::{Approval, ApprovalState, Grant, GrantOfRun, GrantState, Scope, Totals, approval, grant, totals};
+use super::{
+    Approval, ApprovalState, Grant, GrantOfRun, GrantState, Scope, Subject, Totals, approval, grant, totals,
+};
 use crate::ids::Id;
 use crate::limits;
 use crate::read::Read;
@@ -86,7 +88,8 @@ pub(super) fn put_grant(txn: &mut Txn<'_>, before: Option<&Grant>, after: &Grant
 /// When time alone changes something of an approval.
 pub(crate) fn approval_due(it: &Approval) -> Option<(u64, Id)> {
     if it.state() == ApprovalState::Pending {
-        Some((it.expires_at, it.id))
+        // That of a pairing ends with its request, which has an end of its own.
+        (it.subject() == Subject::Grant).then_some((it.expires_at, it.id))
     } else {
         it.standing.then_some((it.valid_until, it.id))
     }
