@@ -2,6 +2,7 @@
 //! behave and nodes that don't.
 #![allow(clippy::unwrap_used)]
 
+mod approvals;
 mod authorities;
 mod certificates;
 mod damage;
@@ -43,6 +44,15 @@ const TESTS: &[Test] = &[
     }),
     ("wrong_pins_burn_the_code", |c| {
         Box::pin(pairing::wrong_pins_burn_the_code(c))
+    }),
+    ("grants_are_asked_for_and_decided_by_others", |c| {
+        Box::pin(approvals::grants_are_asked_for_and_decided_by_others(c))
+    }),
+    ("a_pairing_is_decided_by_another_operator", |c| {
+        Box::pin(approvals::a_pairing_is_decided_by_another_operator(c))
+    }),
+    ("what_nobody_decides_ends_in_time", |c| {
+        Box::pin(approvals::what_nobody_decides_ends_in_time(c))
     }),
     ("one_code_pairs_one_of_two_machines", |c| {
         Box::pin(pairing::one_code_pairs_one_of_two_machines(c))

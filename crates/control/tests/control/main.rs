@@ -4,6 +4,7 @@
 //! into a failure.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod approvals;
 mod authorities;
 mod beginning;
 mod certificates;
