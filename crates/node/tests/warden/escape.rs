@@ -77,7 +77,7 @@ fn nothing_outside_is_read() {
     std::fs::write(other.place.work().join("in/theirs"), "theirs").unwrap();
     let script = format!(
         "for f in /etc/shadow {} {} /root /home /var/log /proc/1/environ /proc/1/root/etc/shadow /sys/kernel; do\n\
-           ((cat $f || ls $f) | grep -q .) 2>/dev/null && echo read $f\n\
+           ((cat $f || ls $f/) | grep -q .) 2>/dev/null && echo read $f\n\
          done\n\
          cat /etc/os-release > /dev/null 2>&1; cat /etc/passwd > /dev/null && echo done",
         secret.path().join("credential.json").display(),

@@ -28,7 +28,7 @@ pub(crate) struct Lease {
 pub(crate) fn bounds() -> Bounds {
     Bounds {
         memory_bytes: 256 << 20,
-        processes: 64,
+        processes: 256,
         disk_bytes: 32 << 20,
         cpu_percent: 200,
         open_files: 256,
@@ -136,6 +136,11 @@ impl Lease {
 
     pub(crate) fn words(&self) -> String {
         String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// Who is in its control groups, where there are any.
+    pub(crate) fn members(&self) -> String {
+        self.spec.cgroup_procs.iter().map(|path| read(path)).collect()
     }
 
     pub(crate) fn out(&self, name: &str) -> PathBuf {
