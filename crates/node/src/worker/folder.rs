@@ -190,6 +190,9 @@ pub(crate) fn outputs(out: &Path) -> io::Result<Outputs> {
 fn output(root: &File, path: &Path, before: usize) -> Result<Output, String> {
     let text = path.to_str().ok_or("its name is no UTF-8")?;
     relative(text)?;
+    if text.contains('\\') {
+        return Err("a manifest takes no backslash".to_owned());
+    }
     let mut file = open_below(root, path).map_err(|error| match error.raw_os_error() {
         Some(code) if code == nix::errno::Errno::ELOOP as i32 => "a link".to_owned(),
         Some(code) if code == nix::errno::Errno::ENXIO as i32 => "no plain file".to_owned(),
@@ -327,6 +330,7 @@ mod tests {
         fs::write(dir.path().join("secret"), "key").unwrap();
         fs::write(out.join("good"), "abc").unwrap();
         fs::write(out.join("sub/other"), "").unwrap();
+        fs::write(out.join("back\\slash"), "").unwrap();
         symlink(dir.path().join("secret"), out.join("link")).unwrap();
         symlink("/etc", out.join("linked-folder")).unwrap();
         fs::hard_link(dir.path().join("secret"), out.join("hard")).unwrap();
@@ -339,6 +343,7 @@ mod tests {
         assert_eq!(found.files[0].digest, palyra_pki::sha256(b"abc"));
         let refused = found.refused.join("\n");
         for (name, why) in [
+            ("back", "backslash"),
             ("hard", "names"),
             ("link", "link"),
             ("linked-folder", "link"),

@@ -31,6 +31,9 @@ use crate::output::Output;
 const RESULT_MAX: usize = 256 * 1024;
 /// The longest message of a failure, in bytes.
 const MESSAGE_MAX: usize = 1_000;
+/// Parts of a sandbox that are told, and the longest word about one, in bytes; see `palyra_state::limits`.
+const SANDBOX_MAX: usize = 16;
+const PART_MAX: usize = 120;
 /// A cleanup that failed is tried again by itself after this long.
 const CLEAN_AGAIN: Duration = Duration::from_secs(15);
 
@@ -384,7 +387,8 @@ impl Task {
     /// What came of it, with its files.
     async fn judge(&mut self, place: &Place, ended: Ended) -> Result<wire::LeaseFinish, Trouble> {
         let mut finish = self.finish(Ok(()));
-        finish.sandbox.clone_from(&ended.sandbox);
+        let held = ended.sandbox.iter().take(SANDBOX_MAX);
+        finish.sandbox = held.map(|part| crate::work::plain(part, PART_MAX)).collect();
         finish.usage = [
             ("cpu_ms", ended.cpu_ms),
             ("max_rss_bytes", ended.max_rss_bytes),
@@ -520,6 +524,10 @@ impl Task {
     /// Tells the result, until it is answered. It is on disk before.
     async fn report(&mut self, mut finish: wire::LeaseFinish) {
         finish.log_tail = self.output.tail().into_bytes().into();
+        if finish.error_code == "worker_stopped" && self.offer.effect == "idempotent" {
+            // Given back: another worker may run it again.
+            finish.outcome = "cancelled".to_owned();
+        }
         self.record.finish = Some(hex::encode(finish.encode_to_vec()));
         let (store, record) = (self.shared.store.clone(), self.record.clone());
         if let Err(error) = blocking(move || store.put(&record).map_err(|error| error.to_string())).await {

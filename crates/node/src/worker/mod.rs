@@ -82,17 +82,8 @@ pub(crate) fn desk_of(
             (None, None) => return Ok(None),
         },
     };
-    let program = match asked.and_then(|asked| asked.warden.clone()) {
-        Some(program) => program,
-        None => supervise::Program::this().map_err(|error| {
-            Error::new(
-                Kind::Internal,
-                "N0001",
-                format!("this program is nowhere: {error}"),
-                "",
-            )
-        })?,
-    };
+    let program = asked.and_then(|asked| asked.warden.clone());
+    let program = program.unwrap_or_else(supervise::Program::this);
     open(home.dir(), config, device_id, Box::new(Wardens(program))).map(Some)
 }
 

@@ -167,7 +167,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
 
 /// This very program.
 pub(crate) fn program() -> Program {
-    Program::this().unwrap()
+    Program::this()
 }
 
 /// Processes of this machine whose command line has this word.
