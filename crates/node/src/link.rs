@@ -1,8 +1,8 @@
 //! The node's credential at work: connections with it, and its renewal.
 //!
-//! Invariants: the old credential stays in use until a session was served with the new one, and is not thrown away
-//! before; a renewed credential is on disk before it is tried; the new key is made here and only its signing request
-//! leaves.
+//! Invariants: the old credential stays in use until a session was served with the new one, and is not thrown
+//! away before; a renewed credential is on disk before it is tried; the new key is made here and only its
+//! signing request leaves.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +51,8 @@ pub(crate) trait Link: Send {
     fn renewed(&mut self, outcome: Result<()>) -> bool;
     /// The generation of the trust bundle that is on disk; 0 when it is not known.
     fn trust_generation(&self) -> u64;
-    /// Stores another trust bundle (roots, DER) durably and trusts it from the next connection on. An older one than
-    /// what is held is passed over.
+    /// Stores another trust bundle (roots, DER) durably and trusts it from the next connection on. An older
+    /// one than what is held is passed over.
     fn trust(&mut self, generation: u64, roots: Vec<Vec<u8>>) -> Result<()>;
     /// Hex fingerprint and end of validity of the credential in use.
     fn describe(&self) -> (String, u64);
@@ -60,8 +60,8 @@ pub(crate) trait Link: Send {
     fn told(&mut self, _: &wire::CertificateTimes) {}
     /// Somebody wants a new credential now, and why.
     fn ask(&mut self, _: &str) {}
-    /// Signs a worker's statement with the key of the certificate in use: the public key (SubjectPublicKeyInfo DER) and the
-    /// signature.
+    /// Signs a worker's statement with the key of the certificate in use: the public key
+    /// (SubjectPublicKeyInfo DER) and the signature.
     fn sign_statement(&self, _: &[u8]) -> Result<(Vec<u8>, Vec<u8>)> {
         Err(Error::new(
             Kind::Internal,
@@ -70,7 +70,8 @@ pub(crate) trait Link: Send {
             "",
         ))
     }
-    /// Asks for a new credential where an expired one does not matter. How it ended is for [`Link::renewed`] too.
+    /// Asks for a new credential where an expired one does not matter. How it ended is for [`Link::renewed`]
+    /// too.
     fn recover(&mut self, _enrol: Vec<String>) -> BoxFuture<'static, Outcome> {
         async { Outcome::Never(recover::over("there is none to recover with")) }.boxed()
     }
@@ -280,7 +281,8 @@ impl Link for TlsLink {
         if generation <= self.trust_generation() {
             return Ok(());
         }
-        // The renewed one last: until both are there, the older generation is what this node says that it holds.
+        // The renewed one last: until both are there, the older generation is what this node says that it
+        // holds.
         let current = with_roots(&self.current.credential, generation, &roots)?;
         let next = self
             .next

@@ -1,7 +1,8 @@
 //! Real wardens and sandboxes on this machine: what a tool that misbehaves can do, and what becomes of it.
 //!
-//! The wardens are this very program, started again, so it has a main of its own. `cargo test -p palyra-node --test warden
-//! -- NAME` runs the tests whose names contain NAME. A test whose sandbox this machine cannot make says so loudly.
+//! The wardens are this very program, started again, so it has a main of its own. `cargo test -p palyra-node
+//! --test warden -- NAME` runs the tests whose names contain NAME. A test whose sandbox this machine cannot
+//! make says so loudly.
 #![allow(clippy::unwrap_used)]
 
 #[path = "warden/escape.rs"]

@@ -1,7 +1,7 @@
 //! `palyra worker run`: this machine as a worker.
 //!
-//! What never lives here: what the worker does (`palyra_node`). Invariant: a warden is started before any thread of this
-//! process exists: namespaces and Landlock are of the thread that makes them.
+//! What never lives here: what the worker does (`palyra_node`). Invariant: a warden is started before any
+//! thread of this process exists: namespaces and Landlock are of the thread that makes them.
 
 use std::path::PathBuf;
 

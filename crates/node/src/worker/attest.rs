@@ -1,7 +1,8 @@
 //! What the worker says of itself, and who signs it.
 //!
-//! What never lives here: keys of the node (the link signs), sessions. Invariants: the digests of a statement are those that
-//! runs are compared with (see `tools`); what is claimed is what is shown: without a binding or a quote there is none.
+//! What never lives here: keys of the node (the link signs), sessions. Invariants: the digests of a statement
+//! are those that runs are compared with (see `tools`); what is claimed is what is shown: without a binding
+//! or a quote there is none.
 
 use std::sync::Arc;
 
@@ -16,8 +17,8 @@ use crate::{Error, Kind, Result};
 /// What vouches for digests.
 pub(crate) type Provider = dyn QuoteProvider + Send + Sync;
 
-/// The provider that the configuration names. It proves nothing about a machine: it is a key in a file, for tests and for
-/// trying things out, until there is a driver for hardware.
+/// The provider that the configuration names. It proves nothing about a machine: it is a key in a file, for
+/// tests and for trying things out, until there is a driver for hardware.
 ///
 /// Errors: its key cannot be read.
 pub(crate) fn provider(config: &Config) -> Result<Option<Arc<Provider>>> {

@@ -1,7 +1,8 @@
-//! Control groups of a lease, version 1 or 2, where they may be made: limits, who is in, and the end of all who are.
+//! Control groups of a lease, version 1 or 2, where they may be made: limits, who is in, and the end of all
+//! who are.
 //!
-//! What never lives here: entering one (the first process of the sandbox does, see `sandbox`). Invariant: everything here
-//! is best effort and said: what could not be had is listed with its cause.
+//! What never lives here: entering one (the first process of the sandbox does, see `sandbox`). Invariant:
+//! everything here is best effort and said: what could not be had is listed with its cause.
 
 use std::fs;
 use std::io;
@@ -128,7 +129,8 @@ fn make(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Where this process may make groups: controller of the first version, or empty for the second, and its folder.
+/// Where this process may make groups: controller of the first version, or empty for the second, and its
+/// folder.
 fn parents() -> Vec<(String, PathBuf)> {
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

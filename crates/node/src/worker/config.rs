@@ -1,7 +1,8 @@
 //! The owner's description of a worker: `[worker]` of `node.toml`, or a file of its own with the same in it.
 //!
-//! What never lives here: reading the tools (see `tools`). Invariants: everything that can be wrong is found when it is
-//! read, and named; a relative path begins at the file that has it; what is not said is the safer of the two.
+//! What never lives here: reading the tools (see `tools`). Invariants: everything that can be wrong is found
+//! when it is read, and named; a relative path begins at the file that has it; what is not said is the safer
+//! of the two.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -205,7 +206,8 @@ pub struct Config {
     /// Whether a run may ask for the network.
     #[serde(default)]
     pub allow_network: bool,
-    /// First of the users that leases run as, one for each slot, when the worker is root; 0: as the worker itself.
+    /// First of the users that leases run as, one for each slot, when the worker is root; 0: as the worker
+    /// itself.
     pub uid_base: Option<u32>,
     /// More folders and files of this machine that tools may read and execute.
     #[serde(default)]

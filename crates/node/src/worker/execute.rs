@@ -1,7 +1,8 @@
 //! One execution of one tool, from the start of its warden until nothing of it runs any more.
 //!
-//! What never lives here: why it is run, what becomes of its files. Invariants: memory is bounded by the largest answer
-//! and the kept lines; the end is told only after the warden has said that nothing is left, or is itself gone.
+//! What never lives here: why it is run, what becomes of its files. Invariants: memory is bounded by the
+//! largest answer and the kept lines; the end is told only after the warden has said that nothing is left, or
+//! is itself gone.
 
 use std::time::Duration;
 
@@ -163,7 +164,8 @@ pub async fn execute(
             () = sleep_until(timeout_at), if early.is_none() => {
                 stop = Some(("timeout", format!("it ran longer than its timeout of {:?}", control.timeout)));
             }
-            // A warden that does not end is given up; what it holds may still run, and nothing says that it does not.
+            // A warden that does not end is given up; what it holds may still run, and nothing says that it
+            // does not.
             () = sleep_until(last) => break,
         }
         if let Some((why, message)) = stop.filter(|_| early.is_none()) {

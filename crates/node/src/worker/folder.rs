@@ -1,8 +1,9 @@
 //! The folders of a lease: made, filled with inputs, read for outputs, measured and removed.
 //!
-//! What never lives here: whether a tool may have them (see `sandbox`). Invariants: no link is followed, neither in what a
-//! tool left nor in a workspace; the manifest of outputs is what lies there after every process of the lease is gone, and
-//! nothing that the tool says; what is no plain file of one name is no output.
+//! What never lives here: whether a tool may have them (see `sandbox`). Invariants: no link is followed,
+//! neither in what a tool left nor in a workspace; the manifest of outputs is what lies there after every
+//! process of the lease is gone, and nothing that the tool says; what is no plain file of one name is no
+//! output.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -31,8 +32,8 @@ pub(crate) struct Used {
     pub(crate) too_many: bool,
 }
 
-/// Measures a folder, by the blocks that its files take. What cannot be read counts nothing: it is about to go, or the
-/// tool took its own right away, which does not take it from what lies there for the owner.
+/// Measures a folder, by the blocks that its files take. What cannot be read counts nothing: it is about to
+/// go, or the tool took its own right away, which does not take it from what lies there for the owner.
 pub(crate) fn used(path: &Path) -> Used {
     let mut used = Used::default();
     let mut open = vec![path.to_path_buf()];
@@ -90,7 +91,8 @@ pub(crate) fn open_below(dir: &File, path: &Path) -> io::Result<File> {
     Ok(File::from(openat2(dir.as_fd(), path, how)?))
 }
 
-/// Holds a file or folder below `dir`, to mount or to name it: no link is followed on the way, and none is held.
+/// Holds a file or folder below `dir`, to mount or to name it: no link is followed on the way, and none is
+/// held.
 pub(crate) fn hold_below(dir: &Path, path: &Path) -> io::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
@@ -259,7 +261,8 @@ pub(crate) struct Removed {
     pub(crate) bytes: u64,
 }
 
-/// Removes a folder and all in it; links are removed, never followed. A folder that the tool closed is opened first.
+/// Removes a folder and all in it; links are removed, never followed. A folder that the tool closed is opened
+/// first.
 pub(crate) fn remove(path: &Path) -> io::Result<Removed> {
     let before = fs::symlink_metadata(path);
     match before {

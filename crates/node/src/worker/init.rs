@@ -1,8 +1,8 @@
-//! The first process of a lease's namespace: builds the sandbox around itself, starts the tool in it, and reaps what is
-//! left to it. When it ends, the kernel ends everything in the namespace.
+//! The first process of a lease's namespace: builds the sandbox around itself, starts the tool in it, and
+//! reaps what is left to it. When it ends, the kernel ends everything in the namespace.
 //!
-//! What never lives here: deadlines (see `warden`). Invariant: the tool is started only when everything that the owner
-//! requires holds it.
+//! What never lives here: deadlines (see `warden`). Invariant: the tool is started only when everything that
+//! the owner requires holds it.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;

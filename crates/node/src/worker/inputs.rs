@@ -1,7 +1,8 @@
 //! The files of a run: where they come from and go to, and that they are what they should be.
 //!
-//! What never lives here: the session that carries them (a closure does). Invariants: no input is used before its digest and
-//! size were compared; pieces are written in order, each once; an output that changed while it was sent is not sent.
+//! What never lives here: the session that carries them (a closure does). Invariants: no input is used before
+//! its digest and size were compared; pieces are written in order, each once; an output that changed while it
+//! was sent is not sent.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -1,17 +1,19 @@
-//! One lease from its offer until nothing of it is left: accept, renew once, fetch, place, run, look, send, clean, say so.
+//! One lease from its offer until nothing of it is left: accept, renew once, fetch, place, run, look, send,
+//! clean, say so.
 //!
-//! What never lives here: the session and its messages' fate (see `desk`): what is called here is answered sometime, maybe in
-//! a later session, at another replica.
+//! What never lives here: the session and its messages' fate (see `desk`): what is called here is answered
+//! sometime, maybe in a later session, at another replica.
 //!
-//! Invariants: nothing runs before the acceptance and a renewal that was sent after it were confirmed; nothing runs after the
-//! last confirmed deadline; outputs are looked at when nothing runs any more; the cleanup comes last and is told as it was.
+//! Invariants: nothing runs before the acceptance and a renewal that was sent after it were confirmed;
+//! nothing runs after the last confirmed deadline; outputs are looked at when nothing runs any more; the
+//! cleanup comes last and is told as it was.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use palyra_client::new_ulid;
-use palyra_proto::run::v1::{Manifest, WorkspaceScope};
+use palyra_proto::run::v1::Manifest;
 use palyra_proto::worker::v1 as wire;
 use palyra_proto::worker::v1::worker_message::Body;
 use prost::Message;
@@ -27,6 +29,12 @@ use super::store::{Record, Store};
 use super::tools::Measured;
 use crate::output::Output;
 
+mod cleanup;
+mod verdict;
+
+pub(crate) use cleanup::{clean, owed};
+use verdict::{Trouble, paths, stopped, trimmed, verdict};
+
 /// The largest result; see `palyra_state::limits::RUN_RESULT`.
 const RESULT_MAX: usize = 256 * 1024;
 /// The longest message of a failure, in bytes.
@@ -34,8 +42,6 @@ const MESSAGE_MAX: usize = 1_000;
 /// Parts of a sandbox that are told, and the longest word about one, in bytes; see `palyra_state::limits`.
 const SANDBOX_MAX: usize = 16;
 const PART_MAX: usize = 120;
-/// A cleanup that failed is tried again by itself after this long.
-const CLEAN_AGAIN: Duration = Duration::from_secs(15);
 
 /// What starts tools: wardens, or something else in tests of the protocol.
 pub(crate) trait Runner: Send + Sync {
@@ -108,24 +114,6 @@ pub(crate) struct Ears {
     pub(crate) stop: watch::Receiver<Option<String>>,
     /// Counts requests to clean again.
     pub(crate) clean: watch::Receiver<u64>,
-}
-
-/// Why a lease does not come to its result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Trouble {
-    outcome: &'static str,
-    code: String,
-    message: String,
-}
-
-impl Trouble {
-    fn refused(code: &str, message: impl Into<String>) -> Self {
-        Self {
-            outcome: "refused",
-            code: code.to_owned(),
-            message: message.into(),
-        }
-    }
 }
 
 /// The lease is not this worker's any more: nothing is reported of it but that it is clean.
@@ -400,7 +388,8 @@ impl Task {
         if verdict.code == "lost" {
             return Err(verdict);
         }
-        // Told after the result, and before the cleanup: it ends the lease, and a run should not lose its reason by that.
+        // Told after the result, and before the cleanup: it ends the lease, and a run should not lose its
+        // reason by that.
         if !ended.left.is_empty() {
             let message = format!("processes {:?} of the lease could not be ended", ended.left);
             self.violation = Some(("escape", message));
@@ -577,153 +566,4 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| error.to_string())?
-}
-
-/// Whoever ended the lease does not wait for its result; only the worker's own stop is one.
-fn stopped(why: &str, message: &str) -> Trouble {
-    let code = if why == "worker_stopped" { why } else { "lost" };
-    Trouble {
-        outcome: "failed",
-        code: code.to_owned(),
-        message: message.to_owned(),
-    }
-}
-
-/// What a run may write, and what it may read only, of its workspace or working folder.
-fn paths(scope: &WorkspaceScope) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Trouble> {
-    let all = |paths: &[String]| -> Result<Vec<PathBuf>, Trouble> {
-        paths
-            .iter()
-            .map(|path| folder::relative(path).map_err(|why| Trouble::refused("scope", why)))
-            .collect()
-    };
-    let mut allowed = all(&scope.allowed)?;
-    if scope.root.is_empty() {
-        // The results of a fresh folder go nowhere else.
-        allowed.extend(["in", "out"].map(PathBuf::from).into_iter().filter(|path| {
-            path.as_os_str() == "out"
-                || (scope.allowed.is_empty() && !scope.read_only.iter().any(|one| one == "in"))
-        }));
-        allowed.sort();
-        allowed.dedup();
-    }
-    Ok((allowed, all(&scope.read_only)?))
-}
-
-fn trimmed(mut stdout: Vec<u8>) -> Vec<u8> {
-    let length = stdout.trim_ascii_end().len();
-    stdout.truncate(length);
-    stdout
-}
-
-/// What an end means; the code is empty for a success.
-fn verdict(ended: &Ended, out_of_memory: bool) -> Trouble {
-    let failed = |code: &str, message: String| Trouble {
-        outcome: "failed",
-        code: code.to_owned(),
-        message,
-    };
-    match &ended.how {
-        How::Refused { code, .. } if code == "lease_over" => stopped("lost", ""),
-        How::Refused { code, message } if code == "program_not_started" => failed(code, message.clone()),
-        How::Refused { code, message } => Trouble::refused(code, message.clone()),
-        How::Lost => failed(
-            "warden_lost",
-            "the warden ended without a word; what it did is not known".to_owned(),
-        ),
-        How::Killed { why, message } => match why.as_str() {
-            "deadline" | "supervisor" => stopped("lost", message),
-            "stopped" => stopped(message, "it was stopped while it ran"),
-            "disk" => failed("disk_exceeded", message.clone()),
-            "result" => failed("output_too_large", message.clone()),
-            _ => failed("timeout", message.clone()),
-        },
-        How::Exited(_) if out_of_memory => {
-            failed("memory_exceeded", "it used more memory than it may".to_owned())
-        }
-        How::Exited(0) if crate::exec::is_json(&trimmed(ended.stdout.clone())) => Trouble {
-            outcome: "succeeded",
-            code: String::new(),
-            message: String::new(),
-        },
-        How::Exited(0) => failed(
-            "output_not_json",
-            "it ended well, but its output is not one JSON value".to_owned(),
-        ),
-        How::Exited(75) => failed("temporary_failure", "exit code 75: try again later".to_owned()),
-        How::Exited(code) if *code < 0 => failed("program_failed", format!("ended by signal {}", -code)),
-        How::Exited(code) => failed("program_failed", format!("exit code {code}")),
-    }
-}
-
-/// A result that an earlier life did not get rid of.
-pub(crate) async fn owed(shared: &Arc<Shared>, record: &mut Record) {
-    let bytes = record.finish.as_deref().and_then(|text| hex::decode(text).ok());
-    if let Some(finish) = bytes.and_then(|bytes| wire::LeaseFinish::decode(bytes.as_slice()).ok()) {
-        let request_id = finish.request_id.clone();
-        call(shared, &record.lease_id, request_id, Body::Finish(finish)).await;
-    }
-    record.finish = None;
-}
-
-/// Cleans, says how it went, and does so again until it went well and the control plane knows.
-pub(crate) async fn clean(shared: &Arc<Shared>, mut record: Record, again: &mut watch::Receiver<u64>) {
-    let lease_id = record.lease_id.clone();
-    loop {
-        let place = Place::left(&shared.base, &lease_id, record.groups.clone());
-        match blocking(move || place.clean().map_err(|error| error.to_string())).await {
-            Ok((files, bytes)) => {
-                record.clean = true;
-                record.removed_files += files;
-                record.removed_bytes += bytes;
-                record.unclean = String::new();
-            }
-            Err(why) => record.unclean = why,
-        }
-        if record.cleaned_id.is_empty() || !record.clean {
-            record.cleaned_id = new_ulid();
-        }
-        let (store, kept) = (shared.store.clone(), record.clone());
-        if let Err(error) = blocking(move || store.put(&kept).map_err(|error| error.to_string())).await {
-            tracing::error!(lease = lease_id, %error, "the record of the lease could not be written");
-        }
-        let state = if record.clean { "cleaned" } else { "unclean" };
-        let message = record.unclean.clone();
-        let _ = shared.said.send(Said::State {
-            lease_id: lease_id.clone(),
-            state,
-            message,
-        });
-        if record.clean {
-            break;
-        }
-        tracing::error!(
-            lease = lease_id,
-            why = record.unclean,
-            "N1004: the cleanup failed; nothing is given to this worker"
-        );
-        let body = cleaned(&record);
-        call(shared, &lease_id, record.cleaned_id.clone(), body).await;
-        // By itself, or when an operator asks for it.
-        let _ = tokio::time::timeout(CLEAN_AGAIN, again.changed()).await;
-    }
-    call(shared, &lease_id, record.cleaned_id.clone(), cleaned(&record)).await;
-    let store = shared.store.clone();
-    if let Err(error) =
-        blocking(move || store.forget(&record.lease_id).map_err(|error| error.to_string())).await
-    {
-        tracing::warn!(lease = lease_id, %error, "the record of a clean lease stays");
-    }
-}
-
-fn cleaned(record: &Record) -> Body {
-    Body::Cleaned(wire::LeaseCleaned {
-        request_id: record.cleaned_id.clone(),
-        lease_id: record.lease_id.clone(),
-        fence: record.fence,
-        ok: record.clean,
-        message: crate::work::plain(&record.unclean, MESSAGE_MAX),
-        removed_files: record.removed_files,
-        removed_bytes: record.removed_bytes,
-    })
 }

@@ -1,6 +1,6 @@
-//! A root folder for one lease: programs and libraries of the image read only, the tool's files, the working folder, the
-//! parts of the workspace that the scope names, and a private `/tmp`, `/proc` and `/dev`. Nothing else of the machine is
-//! there, neither the node's key nor another lease.
+//! A root folder for one lease: programs and libraries of the image read only, the tool's files, the working
+//! folder, the parts of the workspace that the scope names, and a private `/tmp`, `/proc` and `/dev`. Nothing
+//! else of the machine is there, neither the node's key nor another lease.
 //!
 //! What never lives here: Landlock, which holds the same once more (see `sandbox`).
 
@@ -123,8 +123,8 @@ fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Shows a file or folder of the machine at a place, read only unless it is to be written. What isn't there is passed
-/// over; a link stays a link.
+/// Shows a file or folder of the machine at a place, read only unless it is to be written. What isn't there
+/// is passed over; a link stays a link.
 fn show(from: &Path, to: &Path, writable: bool) -> Result<(), Broken> {
     let Ok(meta) = fs::symlink_metadata(from) else {
         return Ok(());
@@ -219,7 +219,8 @@ fn read_only(from: &Path, to: &Path, paths: &[PathBuf]) -> Result<(), Broken> {
         .try_for_each(|path| show_below(from, path, to, false))
 }
 
-/// Shows a part of a folder that tools write in: an earlier one may have left links in it, which are not followed.
+/// Shows a part of a folder that tools write in: an earlier one may have left links in it, which are not
+/// followed.
 fn show_below(from: &Path, path: &Path, to: &Path, writable: bool) -> Result<(), Broken> {
     let whole = from.join(path);
     let held = folder::hold_below(from, path).map_err(io(&whole))?;

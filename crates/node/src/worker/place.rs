@@ -7,8 +7,8 @@
 //! worker/leases/<lease>/params its standard input
 //! ```
 //!
-//! Invariant: a place is clean when no process is in its groups, its folder is gone and its groups are gone; anything else
-//! is an error that says what is left.
+//! Invariant: a place is clean when no process is in its groups, its folder is gone and its groups are gone;
+//! anything else is an error that says what is left.
 
 use std::fs;
 use std::io::{self, Write};
@@ -141,8 +141,8 @@ impl Place {
     }
 }
 
-/// Ends processes that have this lease in their environment: only where there are no groups and the warden was killed
-/// can there be any. Answers those that do not end.
+/// Ends processes that have this lease in their environment: only where there are no groups and the warden
+/// was killed can there be any. Answers those that do not end.
 fn end_strays(dir: &Path) -> Vec<i32> {
     let Some(lease_id) = dir.file_name().and_then(|name| name.to_str()) else {
         return Vec::new();

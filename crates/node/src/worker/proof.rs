@@ -1,7 +1,8 @@
 //! When the worker attests, and what came of it.
 //!
-//! What never lives here: what is said (see `attest`). Invariants: a statement is renewed at half of its life; a refusal is
-//! kept until one passes, and tried again, for a policy may change; each challenge is answered once.
+//! What never lives here: what is said (see `attest`). Invariants: a statement is renewed at half of its
+//! life; a refusal is kept until one passes, and tried again, for a policy may change; each challenge is
+//! answered once.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,11 +1,12 @@
-//! What holds a tool, put around the calling process in this order: cgroups, namespaces and a root of its own, limits,
-//! another user without capabilities, Landlock.
+//! What holds a tool, put around the calling process in this order: cgroups, namespaces and a root of its
+//! own, limits, another user without capabilities, Landlock.
 //!
-//! What never lives here: a decision that something may be missing: what could not be had is listed with its cause, and
-//! the owner's `require` decides (see [`missing`]).
+//! What never lives here: a decision that something may be missing: what could not be had is listed with its
+//! cause, and the owner's `require` decides (see [`missing`]).
 //!
-//! Invariants: nothing is given back once it was taken; each part holds without the others, so that a hole in one is
-//! not a hole in all; nothing of the machine is writable but what the scope names, `/tmp` and `/dev/null`.
+//! Invariants: nothing is given back once it was taken; each part holds without the others, so that a hole in
+//! one is not a hole in all; nothing of the machine is writable but what the scope names, `/tmp` and
+//! `/dev/null`.
 
 use std::fs;
 use std::io::Write;

@@ -1,7 +1,8 @@
 //! What the supervisor, the warden and the first process of a sandbox say to each other: JSON, one line each.
 //!
-//! What never lives here: what they do about it. Invariant: times are milliseconds of `CLOCK_BOOTTIME`, which goes on
-//! while the machine sleeps, so that a lease that ran out in a suspended laptop is over when it wakes.
+//! What never lives here: what they do about it. Invariant: times are milliseconds of `CLOCK_BOOTTIME`, which
+//! goes on while the machine sleeps, so that a lease that ran out in a suspended laptop is over when it
+//! wakes.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -1,9 +1,9 @@
-//! What this worker has of leases, on disk: one record a lease, from before its folder is made until the control plane has
-//! taken both the result and the word that it is clean.
+//! What this worker has of leases, on disk: one record a lease, from before its folder is made until the
+//! control plane has taken both the result and the word that it is clean.
 //!
-//! What never lives here: folders of leases themselves (see `place`). Invariants: a record is on disk before anything of its
-//! lease is; a result is on disk before it is sent, under the request id that it keeps; what a record says is at most what
-//! there is, so that whoever cleans up after a crash looks at everything.
+//! What never lives here: folders of leases themselves (see `place`). Invariants: a record is on disk before
+//! anything of its lease is; a result is on disk before it is sent, under the request id that it keeps; what
+//! a record says is at most what there is, so that whoever cleans up after a crash looks at everything.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

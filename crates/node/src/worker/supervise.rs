@@ -1,7 +1,7 @@
 //! The supervisor's end of a warden: starts it, tells it of renewals, hears what becomes of the tool.
 //!
-//! What never lives here: leases and files. Invariant: the end of the socket is the end of the lease's processes, so that
-//! whoever drops this ends them.
+//! What never lives here: leases and files. Invariant: the end of the socket is the end of the lease's
+//! processes, so that whoever drops this ends them.
 
 use std::ffi::OsString;
 use std::io;
@@ -30,7 +30,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// This very program, also when its file was replaced meanwhile: what was attested is what holds the tools.
+    /// This very program, also when its file was replaced meanwhile: what was attested is what holds the
+    /// tools.
     #[must_use]
     pub fn this() -> Self {
         Self {

@@ -1,16 +1,18 @@
-//! When a lease is over for the worker, by its own clock: never later than for the control plane, whatever the network did.
+//! When a lease is over for the worker, by its own clock: never later than for the control plane, whatever
+//! the network did.
 //!
-//! A renewal that was sent at `s` and answered moves the deadline to at least `s + ttl` by the control plane's clock, for it
-//! was handled after `s`. So `s + ttl` is never too late here, however long the answer took, and the clocks need not agree.
-//! The offer itself says nothing of that kind, for it may have lain in a buffer while this machine slept: what it grants is
-//! used for preparing only, and nothing is started before the first renewal was answered.
+//! A renewal that was sent at `s` and answered moves the deadline to at least `s + ttl` by the control
+//! plane's clock, for it was handled after `s`. So `s + ttl` is never too late here, however long the answer
+//! took, and the clocks need not agree. The offer itself says nothing of that kind, for it may have lain in a
+//! buffer while this machine slept: what it grants is used for preparing only, and nothing is started before
+//! the first renewal was answered.
 //!
 //! What never lives here: clocks. All times are milliseconds of `CLOCK_BOOTTIME`.
 
 use std::time::Duration;
 
-/// How long before its deadline everything of a lease is killed: time for the kernel to end it, and for clocks that run
-/// apart. An eighth of the lease, at least 100 ms and at most 2 s.
+/// How long before its deadline everything of a lease is killed: time for the kernel to end it, and for
+/// clocks that run apart. An eighth of the lease, at least 100 ms and at most 2 s.
 pub(crate) fn margin(ttl_ms: u64) -> u64 {
     (ttl_ms / 8).clamp(100, 2_000)
 }
@@ -20,8 +22,9 @@ pub(crate) fn renew_every(ttl_ms: u64) -> Duration {
     Duration::from_millis((ttl_ms / 3).max(100))
 }
 
-/// The moment to kill at, after a renewal that was sent at `sent_ms` was answered. `remaining_ms` is what the control plane
-/// said that is left then; 0: it did not say. `run_ends_ms` is the run's own deadline, as counted from the offer.
+/// The moment to kill at, after a renewal that was sent at `sent_ms` was answered. `remaining_ms` is what the
+/// control plane said that is left then; 0: it did not say. `run_ends_ms` is the run's own deadline, as
+/// counted from the offer.
 pub(crate) fn kill_at(sent_ms: u64, ttl_ms: u64, remaining_ms: u64, run_ends_ms: u64) -> u64 {
     let granted = if remaining_ms == 0 {
         ttl_ms

@@ -1,15 +1,16 @@
 //! What a worker runs, as digests, and how it comes to be what is run.
 //!
 //! The digests (all SHA-256; lines end with `\n`, files are sorted by path):
-//! - *image*: of a root folder, over `palyra image v1` and a line for each entry: kind, mode, path, and the digest of the
-//!   file or the target of the link. Of this machine, over `palyra host v1` and the text of `/etc/os-release`: it names the
-//!   release and proves nothing about the files, which is why tools that matter bring their files along.
-//! - *artifact*: over `palyra tools v1` and, for each tool, its name, authority, command, environment, limits and the digests
-//!   of its files; an absolute program is digested too.
+//! - *image*: of a root folder, over `palyra image v1` and a line for each entry: kind, mode, path, and the
+//!   digest of the file or the target of the link. Of this machine, over `palyra host v1` and the text of
+//!   `/etc/os-release`: it names the release and proves nothing about the files, which is why tools that
+//!   matter bring their files along.
+//! - *artifact*: over `palyra tools v1` and, for each tool, its name, authority, command, environment, limits
+//!   and the digests of its files; an absolute program is digested too.
 //! - *build* and *supervisor*: of this program.
 //!
-//! Invariant: what is run is a copy that was digested while it was made, and compared to what was attested; the original
-//! may change at any time, and is then refused, never run.
+//! Invariant: what is run is a copy that was digested while it was made, and compared to what was attested;
+//! the original may change at any time, and is then refused, never run.
 
 use std::fs::{self, File};
 use std::io;
@@ -326,7 +327,8 @@ mod tests {
     use super::*;
 
     fn config(dir: &Path) -> Config {
-        let text = "[[tools]]\nname = \"t\"\nauthority = \"a\"\ncommand = [\"./t.sh\", \"x\"]\nfiles = [\"sub/data\"]\n";
+        let text = "[[tools]]\nname = \"t\"\nauthority = \"a\"\n\
+                    command = [\"./t.sh\", \"x\"]\nfiles = [\"sub/data\"]\n";
         let config: Config = toml::from_str(text).unwrap();
         config.checked(dir).unwrap()
     }

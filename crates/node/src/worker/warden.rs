@@ -1,14 +1,17 @@
-//! The warden of one lease: a process of its own that holds the lease's deadline, and ends all that runs under it.
+//! The warden of one lease: a process of its own that holds the lease's deadline, and ends all that runs
+//! under it.
 //!
 //! ```text
 //! supervisor ── socket ── warden (deadline, disk) ── socket ── first process of the namespace ── the tool
 //! ```
 //!
-//! What never lives here: what the sandbox is made of (see `sandbox`), what the control plane thinks of the lease.
+//! What never lives here: what the sandbox is made of (see `sandbox`), what the control plane thinks of the
+//! lease.
 //!
-//! Invariants: the deadline is held here, so that a supervisor that was stopped or killed changes nothing about it; without
-//! a supervisor (its end of the socket is closed) everything is ended at once; the warden ends only when nothing of the
-//! lease runs any more, or says what it could not end; it never waits for anything but the end of what it killed.
+//! Invariants: the deadline is held here, so that a supervisor that was stopped or killed changes nothing
+//! about it; without a supervisor (its end of the socket is closed) everything is ended at once; the warden
+//! ends only when nothing of the lease runs any more, or says what it could not end; it never waits for
+//! anything but the end of what it killed.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -34,8 +37,8 @@ const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// A supervisor that does not read is not waited for longer.
 const SAY_WITHIN: Duration = Duration::from_millis(500);
 
-/// The whole process `palyra worker warden`. Its standard input is the supervisor's socket; standard output and error are
-/// the tool's. To be called before any thread exists.
+/// The whole process `palyra worker warden`. Its standard input is the supervisor's socket; standard output
+/// and error are the tool's. To be called before any thread exists.
 #[must_use]
 pub fn main(as_init: bool) -> ExitCode {
     let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned() else {
@@ -78,7 +81,8 @@ fn refuse(socket: &mut UnixStream, code: &str, message: &str) {
     let _ = say(socket, &Event::Gone);
 }
 
-/// New namespaces for the children, as far as they may be had: what holds, in the words of [`Event::Sandbox`].
+/// New namespaces for the children, as far as they may be had: what holds, in the words of
+/// [`Event::Sandbox`].
 fn namespaces(spec: &Spec) -> Vec<String> {
     let mut held = Vec::new();
     let root = nix::unistd::geteuid().is_root();
@@ -126,7 +130,8 @@ impl Warden {
         supervisor: UnixStream,
         orders: Lines,
     ) -> std::result::Result<Self, (UnixStream, String)> {
-        // Whoever leaves the sandbox's family tree becomes a child of this process. Needed without a PID namespace.
+        // Whoever leaves the sandbox's family tree becomes a child of this process. Needed without a PID
+        // namespace.
         let _ = nix::sys::prctl::set_child_subreaper(true);
         let mut held = namespaces(&spec);
         held.extend(spec.cgroups.iter().cloned());
@@ -291,8 +296,8 @@ impl Warden {
         let _ = self.child.kill();
         cgroup::kill_all(&self.spec.cgroup_procs);
         let killed = !why.is_empty();
-        // In its namespace the end of the first process is the end of all: the kernel lets nobody outlive it, and
-        // this waits for the last of them.
+        // In its namespace the end of the first process is the end of all: the kernel lets nobody outlive it,
+        // and this waits for the last of them.
         let _ = self.child.wait();
         let left = if self.in_namespace {
             cgroup::wait_empty(&self.spec.cgroup_procs, GONE_WITHIN)
@@ -350,8 +355,8 @@ fn deleted_but_open(procs: &[std::path::PathBuf]) -> u64 {
     seen.values().sum()
 }
 
-/// Without a PID namespace: ends every descendant of this process, which adopts those that left their family. Answers
-/// what could not be ended.
+/// Without a PID namespace: ends every descendant of this process, which adopts those that left their family.
+/// Answers what could not be ended.
 fn end_family(within: Duration) -> Vec<i32> {
     let until = boot_ms() + u64::try_from(within.as_millis()).unwrap_or(0);
     loop {

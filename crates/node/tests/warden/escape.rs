@@ -31,6 +31,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         "what_is_required_and_missing_is_not_begun",
         what_is_required_and_missing_is_not_begun,
     ),
+    (
+        "links_in_a_workspace_lead_nowhere",
+        links_in_a_workspace_lead_nowhere,
+    ),
 ];
 
 fn a_tool_gets_parameters_and_answers() {
@@ -126,7 +130,8 @@ fn no_other_process_is_seen_or_signalled() {
     let pid = victim.id();
     for without in [&[][..], &["pidns", "mountns"][..]] {
         let script = format!(
-            "exec 2>/dev/null; kill -9 {pid} && echo signalled; cat /proc/{pid}/mem >/dev/null && echo read its memory\n\
+            "exec 2>/dev/null; kill -9 {pid} && echo signalled; cat /proc/{pid}/mem >/dev/null &&\
+             echo read its memory\n\
              cat /proc/{pid}/environ | grep -q . && echo read its environment; echo done"
         );
         let mut lease = Lease::new(&script);
@@ -180,7 +185,8 @@ fn nobody_leaves_without_a_pid_namespace_either() {
 
 fn no_right_comes_back() {
     let script = "exec 2>/dev/null; grep -E '^(CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs)' /proc/self/status\n\
-                  mount -t tmpfs x /tmp && echo mounted; unshare -U true && echo unshared; chroot / true && echo chrooted\n\
+                  mount -t tmpfs x /tmp && echo mounted; unshare -U true && echo unshared\n\
+                  chroot / true && echo chrooted\n\
                   hostname other && echo renamed; ulimit -n 100000 && echo raised; su -c true && echo su; echo done";
     let said = Lease::new(script).said();
     for set in ["Inh", "Prm", "Eff", "Bnd", "Amb"] {
@@ -203,7 +209,8 @@ fn a_workspace_is_only_what_the_scope_names() {
     }
     std::fs::write(space.path().join("hidden/file"), "hidden").unwrap();
     std::fs::write(space.path().join("data/fixed/file"), "fixed").unwrap();
-    let script = "exec 2>/dev/null; cd $PALYRA_WORKSPACE; echo new > data/new && echo wrote; cat data/fixed/file && echo\n\
+    let script = "exec 2>/dev/null; cd $PALYRA_WORKSPACE; echo new > data/new && echo wrote\n\
+                  cat data/fixed/file && echo\n\
                   echo bad > data/fixed/new && echo wrote fixed; echo bad > data/fixed/file && echo changed fixed\n\
                   cat hidden/file && echo read hidden; echo bad > hidden/new && echo wrote hidden\n\
                   cat data/../hidden/file && echo read hidden; echo x > /work/out/o && echo done";

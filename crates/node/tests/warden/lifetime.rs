@@ -139,7 +139,8 @@ impl Supervisor {
     }
 }
 
-/// The tool writes without pause: when the same is read twice, with time for a hundred beats in between, it is over.
+/// The tool writes without pause: when the same is read twice, with time for a hundred beats in between, it
+/// is over.
 fn nothing_runs(lease: &Lease) -> bool {
     let before = last_beat(lease);
     std::thread::sleep(std::time::Duration::from_millis(50));
