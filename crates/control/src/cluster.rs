@@ -15,6 +15,7 @@ use crate::caller::{Caller, millis};
 use crate::control::{Control, ReadInfo, WriteInfo};
 use crate::error::{Error, Refusal};
 use crate::peers::{Answer, AskStatus, Call, HandOver, OwnStatus};
+use crate::workers::renewals::RenewalCounts;
 
 /// How long a status waits for another replica's word.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(1_000);
@@ -90,6 +91,8 @@ pub struct ReplicaView {
     pub draining: bool,
     /// Nodes that wait there to be attached.
     pub attaches_waiting: u64,
+    /// What came of renewals of leases there.
+    pub renewals: RenewalCounts,
     /// End of its certificate.
     pub certificate_not_after_ms: u64,
 }
@@ -163,6 +166,11 @@ impl Control {
             max_staleness_ms: status.max_staleness_ms,
             draining: status.draining,
             attaches_waiting: status.attaches_waiting,
+            renewals: RenewalCounts {
+                entries: status.renewal_entries,
+                renewed: status.leases_renewed,
+                refused: status.renewals_refused,
+            },
             certificate_not_after_ms: match record.certificate_not_after {
                 0 => certificate.map_or(0, |certificate| certificate.not_after),
                 said => said,
@@ -174,6 +182,7 @@ impl Control {
     /// What this replica says of itself.
     pub(crate) fn own_status(&self) -> OwnStatus {
         let status = self.replica().status();
+        let renewals = self.renewal_counts();
         OwnStatus {
             role: status.role.as_str().to_owned(),
             last_log_index: status.last_log,
@@ -187,6 +196,9 @@ impl Control {
             max_staleness_ms: millis(self.staleness()),
             draining: self.is_draining(),
             attaches_waiting: self.admission().waiting() as u64,
+            renewal_entries: renewals.entries,
+            leases_renewed: renewals.renewed,
+            renewals_refused: renewals.refused,
         }
     }
 

@@ -30,6 +30,7 @@ use crate::readers::Readers;
 use crate::registry::Registry;
 use crate::revocation::Marks;
 use crate::waiters::Waiters;
+use crate::workers::Workers;
 
 /// What a control plane is made with.
 #[derive(Debug, Clone)]
@@ -83,6 +84,7 @@ struct Inner {
     readers: Arc<Readers>,
     marks: Marks,
     outputs: Outputs,
+    workers: Workers,
     exchanges: Exchanges,
     polled: crate::poll::Polled,
     authorities: Authorities,
@@ -164,6 +166,7 @@ impl Control {
                 marks: Marks::new(),
                 readers: Readers::new(limits.readers, limits.readers_per_identity),
                 outputs: Outputs::default(),
+                workers: Workers::new(),
                 exchanges: Exchanges::new(limits.exchanges, limits.exchanges_per_source),
                 polled: crate::poll::Polled::default(),
                 authorities: Authorities::new(vault),
@@ -193,6 +196,9 @@ impl Control {
         );
         run_vital("the digests to the leader", control.clone().tell_digests());
         run_vital("the search for orphans", control.clone().sweep_orphans());
+        run_vital("the renewals of leases", control.clone().renew_leases());
+        run_vital("the care for workers", control.clone().care_for_workers());
+        run_vital("the sweeper of leases", control.clone().sweep_leases());
         run_vital("the sweeper of deadlines", control.clone().sweep());
         run_vital("the reconciler of members", control.clone().reconcile());
         run_vital("the care for authorities", control.clone().keep_authorities());
@@ -293,6 +299,10 @@ impl Control {
 
     pub(crate) fn outputs(&self) -> &Outputs {
         &self.inner.outputs
+    }
+
+    pub(crate) fn workers(&self) -> &Workers {
+        &self.inner.workers
     }
 
     pub(crate) fn exchanges(&self) -> &Exchanges {

@@ -11,6 +11,7 @@ use palyra_state::Reject;
 
 use crate::events::FeedRefusal;
 use crate::pace::{Pace, SessionRefusal};
+use crate::workers::WorkerRefusal;
 
 /// Why a request was not done, or is not known to be done.
 #[derive(Debug, Clone, PartialEq)]
@@ -208,6 +209,8 @@ pub enum Refusal {
     Feed(FeedRefusal),
     /// A session is not begun, or not as it was meant to be.
     Session(SessionRefusal),
+    /// What a worker says is not taken in.
+    Worker(WorkerRefusal),
 }
 
 impl Refusal {
@@ -234,6 +237,7 @@ impl Refusal {
             Refusal::Protocol { .. } => "E1041",
             Refusal::Feed(refusal) => refusal.code(),
             Refusal::Session(refusal) => refusal.code(),
+            Refusal::Worker(refusal) => refusal.code(),
         }
     }
 
@@ -255,6 +259,7 @@ impl Refusal {
                 Class::Precondition
             }
             Refusal::Session(refusal) => refusal.class(),
+            Refusal::Worker(refusal) => refusal.class(),
             Refusal::Feed(refusal) => refusal.class(),
         }
     }
@@ -301,6 +306,7 @@ impl Refusal {
             Refusal::Signing { .. } => "ask another replica, and see palyra cluster status".to_owned(),
             Refusal::Feed(refusal) => refusal.next(),
             Refusal::Session(refusal) => refusal.next(),
+            Refusal::Worker(refusal) => refusal.next(),
         }
     }
 }
@@ -382,6 +388,7 @@ impl fmt::Display for Refusal {
             Refusal::Signing { cause } => write!(f, "this replica cannot sign the certificate: {cause}"),
             Refusal::Feed(refusal) => refusal.fmt(f),
             Refusal::Session(refusal) => refusal.fmt(f),
+            Refusal::Worker(refusal) => refusal.fmt(f),
         }
     }
 }
@@ -524,6 +531,12 @@ impl std::error::Error for Error {}
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
         Error::Refused(refusal)
+    }
+}
+
+impl From<WorkerRefusal> for Error {
+    fn from(refusal: WorkerRefusal) -> Error {
+        Error::Refused(Refusal::Worker(refusal))
     }
 }
 

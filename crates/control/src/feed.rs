@@ -14,6 +14,7 @@ use crate::caller::end_of;
 use crate::control::Control;
 use crate::outbox::{End, Waiting};
 use crate::registry::Entry;
+use crate::workers::delivery::concerned;
 
 impl Control {
     /// Follows the feed from the row after `start` on, until this replica stops. `start` must have been read
@@ -44,12 +45,15 @@ impl Control {
         self.readers().publish(rows);
         self.marks().note(last.index);
         let view = self.replica().view();
+        self.on_workers(concerned(rows));
         for row in rows {
             let id = Id::parse(&row.subject);
             let (domain, _) = row.action.split_once('.').unwrap_or((row.action.as_str(), ""));
             match (domain, id) {
                 ("dispatch", Some(id)) => self.on_dispatch(&view, id),
-                ("pairing" | "approval" | "grant", Some(id)) => self.waiters().wake(id),
+                ("pairing" | "approval" | "grant" | "run", Some(id)) => self.waiters().wake(id),
+                ("lease", _) => self.wake_run(row),
+                ("fleet", _) => self.on_fleet_policy(),
                 ("node", Some(id)) => self.on_node(&view, id),
                 ("identity" | "access", id) => {
                     self.on_identity(id, &row.subject);
@@ -77,6 +81,8 @@ impl Control {
                 self.call_off_ended(&entry, &delivered, &self.replica().view());
             }
             self.tell_rotation(&entry, &view);
+            self.deliver_work(&entry);
+            self.look_after(&entry);
             if let Err(error) = self.may_stay(&entry.peer) {
                 self.end_session(&entry, end_of(&error));
             }
@@ -86,6 +92,13 @@ impl Control {
         self.readers().publish_gap(view.index());
         self.enforced()
             .send_modify(|index| *index = (*index).max(view.index()));
+    }
+
+    /// A lease changed: whoever waits for its run looks again.
+    fn wake_run(&self, row: &Row) {
+        if let Some(run) = row.detail.get("run").and_then(|id| Id::parse(id)) {
+            self.waiters().wake(run);
+        }
     }
 
     /// Ends the sessions of a device that are not its session in the state.

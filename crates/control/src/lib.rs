@@ -52,6 +52,7 @@ mod selector;
 mod sessions;
 mod waiters;
 mod watch;
+mod workers;
 
 pub use access::{Added, OperatorView, WhoAmI};
 pub use approvals::{ApprovalView, AskGrant, GrantView, Verdict};
@@ -83,3 +84,14 @@ pub use poll::PollAnswer;
 pub use registry::Transport;
 pub use revocation::{Enforcement, Progress, Revocations, Stand};
 pub use sessions::{AttachRequest, Attached, Inbound, Outgoing, Session};
+pub use workers::WorkerRefusal;
+pub use workers::fleet::{FleetView, Reaped, WorkerAct, WorkerView};
+pub use workers::leases::{LeaseFilter, LeaseView};
+pub use workers::logs::RunLogs;
+pub use workers::messages::{
+    Answer as WorkerAnswer, AttestAnswer, Challenge, Chunk, CleanedUp, Finished, FromWorker, HeldLease,
+    LeaseName, Offer, Renewed as LeaseRenewed, Statement, ToWorker,
+};
+pub use workers::policy::{PolicyChange, PolicySet, SetPolicy};
+pub use workers::renewals::RenewalCounts;
+pub use workers::runs::{FilePiece, PieceTaken, Put, RunFilter, RunView, Start};

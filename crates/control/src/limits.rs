@@ -181,6 +181,12 @@ pub const GOODBYE_PAUSE: Duration = Duration::from_millis(2);
 pub const MOVE_SPREAD: Duration = Duration::from_millis(250);
 /// Longest pause between two looks for sessions that nobody holds.
 pub const ORPHANS_PAUSE: Duration = Duration::from_secs(2);
+/// How long renewals of leases are gathered before they are committed together.
+pub const RENEW_EVERY: Duration = Duration::from_millis(250);
+/// Renewals that wait; more are asked back.
+pub const RENEW_WAITING: usize = 65_536;
+/// Challenges that this replica opens at one time by itself.
+pub const CHALLENGES: usize = 64;
 /// How long a connection may stay whose certificate is not accepted: time to ask and to be told why.
 pub const REFUSED_STAY: Duration = Duration::from_secs(5);
 /// Life of a half-done pairing exchange, and of a server nonce.

@@ -16,6 +16,8 @@ use palyra_state::Id;
 use tokio::sync::Notify;
 
 use crate::pace::Pace;
+use crate::workers::delivery::ChunkAsk;
+use crate::workers::messages::ToWorker;
 
 /// Why a session or connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +147,7 @@ pub struct ResultAnswer {
 }
 
 /// A message to the node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Outbound {
     /// Do this.
     Assignment(Assignment),
@@ -176,6 +178,8 @@ pub enum Outbound {
         /// After which it is overdue.
         deadline_at_ms: u64,
     },
+    /// What the node is told as a worker.
+    Worker(Box<ToWorker>),
     /// The session is over; this is the last message.
     Goodbye {
         /// Why.
@@ -211,6 +215,10 @@ pub(crate) enum Waiting {
         deadline_at_ms: u64,
     },
     Trust,
+    Worker(Box<ToWorker>),
+    /// A lease: it is read from the state when the reader comes.
+    Offer(Id),
+    Chunk(Box<ChunkAsk>),
 }
 
 /// What the reader takes out.

@@ -23,9 +23,9 @@ use crate::registry::Entry;
 use crate::selector;
 
 /// How long one question to another replica waits there.
-const RELAY_WAIT: Duration = Duration::from_secs(2);
+pub(crate) const RELAY_WAIT: Duration = Duration::from_secs(2);
 /// The pause after another replica did not answer.
-const RELAY_PAUSE: Duration = Duration::from_millis(250);
+pub(crate) const RELAY_PAUSE: Duration = Duration::from_millis(250);
 
 /// Where in the lines of a dispatch a reader is: the attempt, and the number of the last line that it has.
 pub type Position = (u32, u64);
@@ -139,7 +139,7 @@ impl Outputs {
     }
 
     /// Takes what a node sent. `false` when nothing of it is new, or when it sends too much in a second.
-    fn take(&self, id: Id, output: Output) -> bool {
+    pub(crate) fn take(&self, id: Id, output: Output) -> bool {
         let mut inside = self.lock();
         inside.0 += 1;
         let now = inside.0;
@@ -164,7 +164,7 @@ impl Outputs {
     }
 
     /// What there is after `after`.
-    fn after(&self, id: Id, after: Position) -> Piece {
+    pub(crate) fn after(&self, id: Id, after: Position) -> Piece {
         let inside = self.lock();
         let Some(kept) = inside.1.get(&id) else {
             return Piece::default();

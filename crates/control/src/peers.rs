@@ -36,6 +36,9 @@ pub(crate) enum Call {
     Seen(Seen),
     #[prost(message, tag = "10")]
     Output(AskOutput),
+    /// As `Output`, of a run.
+    #[prost(message, tag = "30")]
+    RunOutput(AskOutput),
 }
 
 /// Has everything up to `index` been carried out, and is no connection of `subject` left? Waits for it.
@@ -164,11 +167,17 @@ pub(crate) struct OwnStatus {
     pub(crate) draining: bool,
     #[prost(uint64, tag = "22")]
     pub(crate) attaches_waiting: u64,
+    #[prost(uint64, tag = "40")]
+    pub(crate) renewal_entries: u64,
+    #[prost(uint64, tag = "41")]
+    pub(crate) leases_renewed: u64,
+    #[prost(uint64, tag = "42")]
+    pub(crate) renewals_refused: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CallFrame {
-    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 10")]
+    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 10, 30")]
     call: Option<Call>,
 }
 
@@ -225,6 +234,13 @@ impl Control {
                     .output_here(ask.dispatch_id, (ask.attempt, ask.line), wait)
                     .await;
                 // Too many wait here: the other replica asks again.
+                Answer::Output(piece.unwrap_or_default())
+            }
+            Call::RunOutput(ask) => {
+                let wait = Duration::from_millis(ask.wait_ms).min(self.timings().call_timeout);
+                let piece = self
+                    .run_output_here(ask.dispatch_id, (ask.attempt, ask.line), wait)
+                    .await;
                 Answer::Output(piece.unwrap_or_default())
             }
             Call::HandOver(ask) => {

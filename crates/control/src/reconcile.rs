@@ -21,9 +21,9 @@ use crate::error::Error;
 use crate::limits::DIGEST_KNOCKING;
 
 /// The longest pause between two passes of a leader, and the pause between two looks whether this is one.
-const PASS: Duration = Duration::from_millis(500);
+pub(crate) const PASS: Duration = Duration::from_millis(500);
 /// The shortest pause: what cannot be done now is not tried in a tight loop.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
+pub(crate) const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// How far a learner may lag behind to count as caught up, in entries.
 const LAG: u64 = 64;
 /// Batches of ended sessions or late nodes that one pass commits.
@@ -100,7 +100,7 @@ impl Control {
     }
 
     /// Answers how much a batch changed.
-    async fn as_system(&self, command: impl Into<Command>) -> Result<usize, Error> {
+    pub(crate) async fn as_system(&self, command: impl Into<Command>) -> Result<usize, Error> {
         let written = self.propose(self.fresh_id(), Actor::System, command).await?;
         // The next pass must see what this one did.
         self.applied(written.index).await?;
@@ -403,7 +403,7 @@ impl Control {
     }
 }
 
-fn tried(step: &'static str, outcome: Result<(), Error>) {
+pub(crate) fn tried<T>(step: &'static str, outcome: Result<T, Error>) {
     if let Err(error) = outcome {
         tracing::warn!(step, cause = error.for_log(), "a reconciler will try again");
     }

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::error::Error;
 use crate::limits::Limits;
 use crate::outbox::{Outbox, Waiting};
+use crate::workers::seat::Seat;
 
 /// How a node receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub(crate) struct Entry {
     pub(crate) trust: AtomicU64,
     /// The newest generation that was put into the outbox.
     pub(crate) offered: AtomicU64,
+    /// Of the worker that the node may be.
+    pub(crate) worker: Seat,
 }
 
 /// The owner has let go of the entry.
@@ -262,6 +265,7 @@ impl Registry {
             detaching: AtomicBool::new(false),
             trust: AtomicU64::new(u64::MAX),
             offered: AtomicU64::new(0),
+            worker: Seat::default(),
         });
         let valid = Duration::from_millis(peer.not_after_ms.saturating_sub(platform::wall_ms()));
         let due = platform::now() + self.look_after.min(valid);

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a full ULID is never looked up here, so that the state machine decides whether it exists.
 
-use palyra_state::{Id, Read, approvals, dispatch, identity, limits, pairing};
+use palyra_state::{Id, Read, approvals, dispatch, fleet, identity, leases, limits, pairing};
 
 use crate::error::{Error, Refusal};
 
@@ -219,6 +219,56 @@ pub(crate) fn grant(view: &dyn Read, selector: &str) -> Result<Id, Error> {
     }
     let found = approvals::grants_by_prefix(view, selector, SHOWN + 1);
     one("grant", selector, found.into_iter().map(|it| it.id).collect())
+}
+
+/// The worker that a selector names: its id, a prefix of one, or the name of its device.
+pub(crate) fn worker(view: &dyn Read, selector: &str) -> Result<Id, Error> {
+    if let Some(id) = Id::parse(selector) {
+        return Ok(id);
+    }
+    if selector.is_empty() {
+        return Err(Error::invalid(
+            "id",
+            "it is empty",
+            "name a worker: palyra worker ls",
+        ));
+    }
+    let mut named = devices_named(view, selector);
+    named.retain(|id| fleet::worker(view, *id).is_some());
+    if named.is_empty() {
+        let found = fleet::workers_by_prefix(view, selector, SHOWN + 1);
+        named = found.iter().map(|worker| worker.id).collect();
+    }
+    one("worker", selector, named)
+}
+
+/// The run that a selector names: its id, or a prefix of one.
+pub(crate) fn run_id(view: &dyn Read, selector: &str) -> Result<Id, Error> {
+    by_prefix("run", selector, |first, last| {
+        let found = leases::runs_between(view, first, last, SHOWN + 1);
+        found.iter().map(|run| run.id).collect()
+    })
+}
+
+/// The lease that a selector names: its id, or a prefix of one.
+pub(crate) fn lease_id(view: &dyn Read, selector: &str) -> Result<Id, Error> {
+    by_prefix("lease", selector, |first, last| {
+        let found = leases::leases_between(view, first, last, SHOWN + 1);
+        found.iter().map(|lease| lease.id).collect()
+    })
+}
+
+fn by_prefix(
+    kind: &'static str,
+    selector: &str,
+    between: impl FnOnce(Id, Id) -> Vec<Id>,
+) -> Result<Id, Error> {
+    if let Some(id) = Id::parse(selector) {
+        return Ok(id);
+    }
+    let range = Id::prefix_range(selector).filter(|_| !selector.is_empty());
+    let found = range.map(|(first, last)| between(first, last));
+    one(kind, selector, found.unwrap_or_default())
 }
 
 fn one(kind: &'static str, selector: &str, mut found: Vec<Id>) -> Result<Id, Error> {

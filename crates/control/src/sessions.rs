@@ -22,6 +22,7 @@ use crate::error::{Error, Refusal};
 use crate::outbox::{Assignment, End, Outbound, ResultAnswer, Taken, Waiting};
 use crate::outputs::Output;
 use crate::registry::{Entry, Transport};
+use crate::workers::messages::FromWorker;
 
 /// What a node says when it attaches.
 #[derive(Debug, Clone)]
@@ -77,6 +78,8 @@ pub enum Inbound {
     },
     /// What a running program wrote, or how far it is.
     Output(Output),
+    /// What it says as a worker.
+    Worker(FromWorker),
 }
 
 /// What a node is told when it has attached.
@@ -95,9 +98,9 @@ pub struct Attached {
 /// A live session, owned by who serves its stream. Dropping it ends the session.
 #[derive(Debug)]
 pub struct Session {
-    control: Control,
-    entry: Arc<Entry>,
-    results: Arc<Semaphore>,
+    pub(crate) control: Control,
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) results: Arc<Semaphore>,
 }
 
 /// The reading half of a session's messages; any number of clones compete for them.
@@ -337,6 +340,7 @@ impl Session {
                 }
             }
             Inbound::Output(output) => self.control.take_output(&self.entry, output)?,
+            Inbound::Worker(message) => self.hear_worker(caller, message).await?,
         }
         Ok(())
     }
@@ -451,6 +455,14 @@ impl Control {
                 reason,
                 deadline_at_ms,
             }),
+            Taken::Message(Waiting::Worker(message)) => Unpacked::Message(Outbound::Worker(message)),
+            Taken::Message(Waiting::Chunk(ask)) => {
+                Unpacked::Message(Outbound::Worker(Box::new(self.chunk(entry, *ask))))
+            }
+            Taken::Message(Waiting::Offer(id)) => match self.lease_offer(entry, id) {
+                Some(offer) => Unpacked::Message(Outbound::Worker(Box::new(offer))),
+                None => Unpacked::Nothing,
+            },
             Taken::Message(Waiting::Assign(id)) => match self.assignment(entry, id) {
                 Some(assignment) => Unpacked::Message(Outbound::Assignment(assignment)),
                 None => Unpacked::Nothing,

@@ -1,5 +1,7 @@
 //! Wire forms of what several domains share: read and write information, pages, endpoints, trust bundles.
 
+pub(crate) mod run;
+
 use palyra_control::{CertificateTimes, Endpoint, ReadInfo, ReadOptions, WriteInfo};
 use palyra_pki::TrustBundle;
 use palyra_proto::common::v1 as common;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use palyra_control::Control;
 use palyra_replica::{Replica, Status};
+use palyra_state::fleet::Lifecycle;
+use palyra_state::leases::RunState;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -57,6 +59,8 @@ fn sample(control: &Control, replica: &Replica, meter: &Meter, quic: &quic::Mete
     };
     let mut figures = raft_figures(&status);
     figures.extend(control_figures(control, replica));
+    figures.extend(worker_figures(control, replica));
+    figures.extend(renewal_figures(control));
     figures.extend(disk_figures(meter));
     figures.push(gauge((
         "quic_connections",
@@ -163,6 +167,79 @@ fn control_figures(control: &Control, replica: &Replica) -> Vec<Figure> {
         ("feed_lag", "How far they are behind the newest row.", behind),
     ]
     .map(gauge)
+    .to_vec()
+}
+
+fn worker_figures(control: &Control, replica: &Replica) -> Vec<Figure> {
+    let view = replica.view();
+    let fleet = palyra_state::fleet::snapshot(&view);
+    let leases = palyra_state::leases::totals(&view);
+    let of = |wanted: Lifecycle| {
+        let mut counts = fleet.workers.iter().filter(|(state, _)| *state == wanted);
+        counts.next().map_or(0, |(_, count)| *count)
+    };
+    [
+        (
+            "worker_slots",
+            "Slots of workers that are available or busy, of the cluster.",
+            fleet.slots,
+        ),
+        ("worker_slots_used", "Slots that are taken.", fleet.slots_used),
+        (
+            "workers_available",
+            "Workers that may be given more.",
+            of(Lifecycle::Available),
+        ),
+        (
+            "workers_quarantined",
+            "Workers that are given nothing until they are verified anew.",
+            of(Lifecycle::Quarantined),
+        ),
+        (
+            "workers_failed",
+            "Workers that a cleanup failed on.",
+            of(Lifecycle::Failed),
+        ),
+        ("leases_live", "Leases that have not ended.", leases.live),
+        (
+            "runs_queued",
+            "Runs that wait for a worker.",
+            leases
+                .runs
+                .get(RunState::Queued as usize)
+                .copied()
+                .unwrap_or_default(),
+        ),
+        (
+            "renewals_waiting",
+            "Renewals of leases that wait here to be committed.",
+            control.renewals_waiting() as u64,
+        ),
+    ]
+    .map(gauge)
+    .to_vec()
+}
+
+fn renewal_figures(control: &Control) -> Vec<Figure> {
+    let renewals = control.renewal_counts();
+    [
+        (
+            "renewal_entries_total",
+            "Entries of the log that renewals of leases cost.",
+            renewals.entries,
+        ),
+        (
+            "leases_renewed_total",
+            "Leases that were renewed.",
+            renewals.renewed,
+        ),
+        (
+            "renewals_refused_total",
+            "Renewals of leases that were over, or not the worker's.",
+            renewals.refused,
+        ),
+    ]
+    .map(counter)
     .to_vec()
 }
 

@@ -136,6 +136,9 @@ fn replica_status(replica: ReplicaView) -> wire::ReplicaStatus {
         max_staleness_ms: replica.max_staleness_ms,
         draining: replica.draining,
         attaches_waiting: replica.attaches_waiting,
+        renewal_entries: replica.renewals.entries,
+        leases_renewed: replica.renewals.renewed,
+        renewals_refused: replica.renewals.refused,
         quic_addr: addresses.quic,
     }
 }

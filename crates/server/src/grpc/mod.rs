@@ -15,8 +15,10 @@ mod join;
 mod journal;
 mod node;
 mod pairing;
+mod runs;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 use std::sync::Arc;
 
@@ -36,6 +38,9 @@ use palyra_proto::node::v1::fleet_service_server::FleetServiceServer;
 use palyra_proto::node::v1::node_service_server::NodeServiceServer;
 use palyra_proto::pairing::v1::enrol_service_server::EnrolServiceServer;
 use palyra_proto::pairing::v1::pairing_service_server::PairingServiceServer;
+use palyra_proto::run::v1::lease_service_server::LeaseServiceServer;
+use palyra_proto::run::v1::run_service_server::RunServiceServer;
+use palyra_proto::worker::v1::worker_service_server::WorkerServiceServer;
 use palyra_state::access::Role;
 use tonic::service::interceptor::InterceptedService;
 use tonic::service::{Interceptor, Routes};
@@ -89,6 +94,9 @@ impl Gateway {
             .add_service(sized!(CaServiceServer))
             .add_service(sized!(ApprovalServiceServer))
             .add_service(sized!(GrantServiceServer))
+            .add_service(sized!(WorkerServiceServer))
+            .add_service(sized!(RunServiceServer))
+            .add_service(sized!(LeaseServiceServer))
             .add_service(self.for_the_known(health.max_decoding_message_size(message)))
             .add_service(self.for_the_known(reflection.max_decoding_message_size(message)));
         Ok((routes, reporter))

@@ -11,6 +11,7 @@
 //! `session::take`, or in [`NodePlane::server_message`], and works on both transports.
 
 mod session;
+mod worker;
 
 use std::pin::Pin;
 
@@ -254,6 +255,7 @@ impl NodePlane {
                 reason,
                 deadline_at_ms,
             }),
+            Outbound::Worker(message) => Body::Worker(worker::order(*message)),
             Outbound::Goodbye { end, pace } => Body::Goodbye(wire::Goodbye {
                 retry_after_ms: convert::millis(pace.after),
                 spread_ms: convert::millis(pace.spread),

@@ -14,7 +14,7 @@ use palyra_proto::node::v1::node_message::Body;
 use palyra_proto::node::v1::server_message;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Answers, NodePlane, Origin, completion};
+use super::{Answers, NodePlane, Origin, completion, worker};
 use crate::convert;
 
 /// How a node's half of a stream breaks off.
@@ -199,11 +199,7 @@ impl Reader {
                 progress: None,
             }),
             Some(Body::Attach(_)) => return Err(protocol("a session is attached once")),
-            Some(Body::Worker(_)) => {
-                return Err(protocol(
-                    "a message of a worker, which this replica does not serve",
-                ));
-            }
+            Some(Body::Worker(message)) => Inbound::Worker(worker::inbound(message)?),
             None => return Err(protocol("a message without a body")),
         };
         self.session
