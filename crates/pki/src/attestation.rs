@@ -188,29 +188,27 @@ mod tests {
             .is_ok()
     }
 
-    /// The bytes that `docs/protocol/attestation.md` has, and that the state's tests compare with what prost makes.
+    /// The messages inside the test vector of the protocol, which the state's tests compare with what prost makes.
     #[test]
     fn messages_are_encoded_as_the_protocol_says() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol/attestation.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let vector = text.split("```\n").nth(1).unwrap().replace('\n', "");
         let binding = EgressBinding {
             proxy: "egress-1".to_owned(),
             worker_id: [7; 16],
             not_before_ms: 1_000,
             expires_at_ms: 300,
-            signature: vec![9; 3],
+            signature: vec![7; 3],
         };
-        let expected = format!(
-            "0a086567726573732d311210{}18e80720ac022a03090909",
-            "07".repeat(16)
-        );
-        assert_eq!(hex::encode(binding.encode()), expected);
+        assert!(vector.contains(&hex::encode(binding.encode())));
         let quote = HardwareQuote {
             provider: "tp".to_owned(),
-            nonce: [1; 32],
-            digests: [2; 96],
-            signature: vec![9; 3],
+            nonce: [7; 32],
+            digests: [7; 96],
+            signature: vec![7; 3],
         };
-        let expected = format!("0a0274701220{}1a60{}2203090909", "01".repeat(32), "02".repeat(96));
-        assert_eq!(hex::encode(quote.encode()), expected);
+        assert!(vector.contains(&hex::encode(quote.encode())));
     }
 
     #[test]

@@ -9,6 +9,8 @@ mod authorities;
 #[path = "fields/dispatch.rs"]
 mod dispatches;
 mod kit;
+#[path = "fields/fleet.rs"]
+mod workers;
 
 use std::collections::BTreeMap;
 
@@ -64,7 +66,16 @@ type Field = (&'static str, usize, &'static str, Make);
 
 #[test]
 fn a_field_at_its_limit_is_accepted_and_one_above_is_refused() {
-    let fields = [CLUSTER, PEOPLE, PAIRING, NODES, dispatches::DISPATCH, CA].concat();
+    let fields = [
+        CLUSTER,
+        PEOPLE,
+        PAIRING,
+        NODES,
+        dispatches::DISPATCH,
+        CA,
+        workers::FLEET,
+    ]
+    .concat();
     for (name, limit, code, make) in fields {
         let mut fits = stage();
         let (actor, command) = make(&mut fits, limit);

@@ -6,6 +6,8 @@
 
 #[path = "golden/approvals.rs"]
 mod approvals;
+#[path = "golden/fleet.rs"]
+mod fleet;
 mod kit;
 #[path = "golden/later.rs"]
 mod later;
@@ -41,6 +43,9 @@ fn bytes_never_change() {
     approvals::records(&mut found);
     approvals::commands(&mut found);
     approvals::shapes(&mut found);
+    fleet::records(&mut found);
+    fleet::commands(&mut found);
+    fleet::shapes(&mut found);
     found.extend(command_samples());
     found.extend(shape_samples());
     leases::records(&mut found);

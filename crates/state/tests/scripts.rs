@@ -10,6 +10,8 @@
 mod approvals_script;
 #[path = "kit/ca_script.rs"]
 mod ca_script;
+#[path = "kit/fleet_script.rs"]
+mod fleet_script;
 mod kit;
 #[path = "kit/lease_script.rs"]
 mod lease_script;
@@ -222,6 +224,9 @@ impl Args<'_> {
     /// `cert=name`, with `authority=`, `until=` (seconds after the start).
     fn certificate(&self) -> identity::NewCertificate {
         let mut made = certificate(&self.text("cert"));
+        if let Some(name) = self.has("real_key") {
+            made.spki = kit::workers::worker_certificate(&name, 1).spki;
+        }
         if let Some(name) = self.has("key") {
             made.spki = kit::key(&name);
         }
@@ -248,6 +253,7 @@ fn command_of(args: &mut Args<'_>, name: &str) -> Command {
         "ca" => ca_script::command(args, name),
         "approvals" => approvals_script::command(args, name),
         "leases" => lease_script::command(args, name),
+        "fleet" => fleet_script::command(args, name),
         _ => panic!("no such domain: {name}"),
     }
 }
