@@ -1,11 +1,13 @@
 //! What signs the proofs of a worker: statements, egress bindings, and quotes of a provider in software.
 //!
-//! Works on bytes. What never lives here: what a statement says and whether it holds (`palyra_state::fleet`, which judges it inside of
-//! apply; `docs/protocol/attestation.md` has every byte). A statement is encoded by who makes it (`Statement::encode_to_vec` of prost is
-//! canonical), and signed here. Invariant: a label stands in front of everything that is signed, so that no signature can pass for another's.
+//! Works on bytes. What never lives here: what a statement says and whether it holds (`palyra_state::fleet`,
+//! which judges it inside of apply; `docs/protocol/attestation.md` has every byte). A statement is encoded by
+//! who makes it (`Statement::encode_to_vec` of prost is canonical), and signed here. Invariant: a label
+//! stands in front of everything that is signed, so that no signature can pass for another's.
 //!
-//! [`TestProvider`] stands in for hardware: whoever holds its key file can vouch for anything. A policy that names its key says that it takes
-//! that as hardware evidence; it is for tests, and for trying out how a policy would work.
+//! [`TestProvider`] stands in for hardware: whoever holds its key file can vouch for anything. A policy that
+//! names its key says that it takes that as hardware evidence; it is for tests, and for trying out how a
+//! policy would work.
 
 use rcgen::PublicKeyData as _;
 
@@ -188,7 +190,8 @@ mod tests {
             .is_ok()
     }
 
-    /// The messages inside the test vector of the protocol, which the state's tests compare with what prost makes.
+    /// The messages inside the test vector of the protocol, which the state's tests compare with what prost
+    /// makes.
     #[test]
     fn messages_are_encoded_as_the_protocol_says() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol/attestation.md");

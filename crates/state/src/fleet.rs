@@ -1,10 +1,12 @@
-//! The worker fleet: which nodes run other people's work, how they proved themselves, and what they are held to.
+//! The worker fleet: which nodes run other people's work, how they proved themselves, and what they are held
+//! to.
 //!
-//! A worker is a paired node that has attested; its id is the device id. What never lives here: what a worker runs
-//! (that is `leases`) and whether it is connected (that is `nodes`; this follows it).
-//! Invariants: a worker's lifecycle is what [`lifecycle::of`] makes of the facts in its record, and every change of it is a row of
-//! the journal and allowed by [`lifecycle::allowed`]; without a policy nobody is admitted; an attestation is accepted once, over the
-//! nonce that was open; a quarantine ends by an attestation that an operator asked for, and by nothing else.
+//! A worker is a paired node that has attested; its id is the device id. What never lives here: what a worker
+//! runs (that is `leases`) and whether it is connected (that is `nodes`; this follows it). Invariants: a
+//! worker's lifecycle is what [`lifecycle::of`] makes of the facts in its record, and every change of it is a
+//! row of the journal and allowed by [`lifecycle::allowed`]; without a policy nobody is admitted; an
+//! attestation is accepted once, over the nonce that was open; a quarantine ends by an attestation that an
+//! operator asked for, and by nothing else.
 
 mod follow;
 pub mod lifecycle;
@@ -12,11 +14,12 @@ mod policy;
 mod rules;
 pub mod statement;
 mod store;
+mod sweeps;
 mod verify;
 
 pub(crate) use follow::{
     fail, forget, free_slot, note_clean, note_unclean, on_attach, on_detach, on_revoked, reconciled,
-    take_slot, touch,
+    take_slot,
 };
 pub(crate) use rules::apply;
 pub(crate) use store::{due_at, ready_place, slots_of};
@@ -27,12 +30,12 @@ use crate::ids::{Digest, Id};
 
 pub use lifecycle::Lifecycle;
 pub use policy::{Change, Policy, TrustedCapability, TrustedKey, diff, normal};
-pub use rules::unmet;
 pub use statement::{ClaimedCapability, EgressBinding, HardwareQuote, Statement};
 pub use store::{
     Snapshot, by_lifecycle, candidates, due, max_ttl, may_take, min_evidence, next_due, policy, snapshot,
     totals, unchecked, worker, workers, workers_by_prefix,
 };
+pub use sweeps::unmet;
 pub use verify::severity;
 
 /// How strongly a statement is backed.
@@ -176,8 +179,9 @@ pub struct Attested {
     /// Log index of that.
     #[prost(uint64, tag = "6")]
     pub index: u64,
-    /// Version of the policy that it was last checked against; 0: it is void (expired, or the worker is quarantined or barred, or showed
-    /// another statement that was refused). While it is not 0 the worker is admitted, and in `WORKERS_CHECKED`.
+    /// Version of the policy that it was last checked against; 0: it is void (expired, or the worker is
+    /// quarantined or barred, or showed another statement that was refused). While it is not 0 the worker is
+    /// admitted, and in `WORKERS_CHECKED`.
     #[prost(uint64, tag = "7")]
     pub policy_version: u64,
     /// First moment at which it is not good any more: the statement's end, or that of its egress binding.
@@ -342,8 +346,8 @@ pub enum Action {
     Reap(Reap),
 }
 
-/// Replaces the policy. Workers are checked against it by `Recheck`; until then nothing new is given to them. Actor: admin.
-/// Reply: `PolicySet`.
+/// Replaces the policy. Workers are checked against it by `Recheck`; until then nothing new is given to them.
+/// Actor: admin. Reply: `PolicySet`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SetPolicy {
     /// The new one; version, time and actor are set by apply.
@@ -357,7 +361,8 @@ pub struct SetPolicy {
     pub reason: String,
 }
 
-/// Opens a challenge; the one before it is void. Makes the node a worker. Actor: that node. Reply: `Challenged`.
+/// Opens a challenge; the one before it is void. Makes the node a worker. Actor: that node. Reply:
+/// `Challenged`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct OpenChallenge {
     /// The worker.
@@ -371,8 +376,8 @@ pub struct OpenChallenge {
     pub nonce: Digest,
 }
 
-/// Shows a statement. What is wrong with it is no refusal of the entry but its outcome, so that the journal has it: only what
-/// cannot be an attestation at all is refused. Actor: that node. Reply: `Attestation`.
+/// Shows a statement. What is wrong with it is no refusal of the entry but its outcome, so that the journal
+/// has it: only what cannot be an attestation at all is refused. Actor: that node. Reply: `Attestation`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Attest {
     /// The worker.
@@ -403,7 +408,8 @@ pub struct Quarantine {
     pub reason: String,
 }
 
-/// Wants it to attest again: the next statement that passes lifts a quarantine. Actor: operator. Reply: `Done`.
+/// Wants it to attest again: the next statement that passes lifts a quarantine. Actor: operator. Reply:
+/// `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Reverify {
     /// The worker.
@@ -425,8 +431,8 @@ pub struct Release {
     pub reason: String,
 }
 
-/// Gives it nothing new; ends what runs at the deadline, or at once. Again: sets the deadline anew. Actor: operator. Reply:
-/// `Done`.
+/// Gives it nothing new; ends what runs at the deadline, or at once. Again: sets the deadline anew. Actor:
+/// operator. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Drain {
     /// The worker.
@@ -443,7 +449,8 @@ pub struct Drain {
     pub force: bool,
 }
 
-/// Wants a failed cleanup tried again, or takes the operator's word that the worker is clean. Actor: operator. Reply: `Done`.
+/// Wants a failed cleanup tried again, or takes the operator's word that the worker is clean. Actor:
+/// operator. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Cleanup {
     /// The worker.
@@ -457,8 +464,8 @@ pub struct Cleanup {
     pub force: bool,
 }
 
-/// Tells of a violation of scope by what ran under a lease: the worker is quarantined and the lease ends. Actor: that node. Reply:
-/// `Done`.
+/// Tells of a violation of scope by what ran under a lease: the worker is quarantined and the lease ends.
+/// Actor: that node. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Violate {
     /// The worker.
@@ -478,8 +485,8 @@ pub struct Violate {
     pub message: String,
 }
 
-/// Does what is due for those of the list: away too long, statement expired, drain over. Others are left alone. Actor: system
-/// or a replica. Reply: `Counted`.
+/// Does what is due for those of the list: away too long, statement expired, drain over. Others are left
+/// alone. Actor: system or a replica. Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Lapse {
     /// At most `limits::LAPSE_BATCH`.
@@ -487,8 +494,8 @@ pub struct Lapse {
     pub ids: Vec<Id>,
 }
 
-/// Checks accepted statements of those of the list against the present policy: who does not meet it is quarantined for
-/// `digest_drift`. Actor: system or a replica. Reply: `Counted`.
+/// Checks accepted statements of those of the list against the present policy: who does not meet it is
+/// quarantined for `digest_drift`. Actor: system or a replica. Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Recheck {
     /// At most `limits::RECHECK_BATCH`.
@@ -496,8 +503,8 @@ pub struct Recheck {
     pub ids: Vec<Id>,
 }
 
-/// Forgets workers that have been away for so long and hold nothing, at most `limits::LAPSE_BATCH`. Actor: operator, system or a
-/// replica. Reply: `Counted`.
+/// Forgets workers that have been away for so long and hold nothing, at most `limits::LAPSE_BATCH`. Actor:
+/// operator, system or a replica. Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Reap {
     /// In milliseconds; 0: `limits::REAP_AFTER`.

@@ -1,4 +1,4 @@
-//! The attack table against apply: what each attack is refused with, and that none of them leaves a worker admitted.
+//! The attack table against apply: what each attack is refused with, and that none leaves a worker admitted.
 //!
 //! `cargo test -p palyra-state --test attacks -- --nocapture` prints the table as it came out.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
@@ -175,6 +175,13 @@ fn every_attack_is_refused_as_the_table_says() {
         let mut world = world();
         let applied = play(&mut world, attack);
         let (severity, code, journal) = judged(&applied);
+        // Whatever it reports now, nothing is given to it.
+        let (node, report) = (world.node("n1"), workers::reconcile(&mut world, "n1", Vec::new()));
+        let reported = world.run(node, report);
+        assert!(
+            reported.reply.is_ok() || attack.name == "device-was-revoked",
+            "{reported:?}"
+        );
         let id = world.id("n1");
         let found = fleet::worker(&world.state, id);
         let state = found.as_ref().map_or("-", |worker| worker.lifecycle().as_str());

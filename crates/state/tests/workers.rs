@@ -1,14 +1,15 @@
-//! Workers beyond the attack table: what the documents say is what the code does, and the lifecycle is a function of facts.
+//! Workers beyond the attack table: what the documents say is what the code does, and the lifecycle is a
+//! function of facts.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod kit;
 
 use std::path::Path;
 
-use kit::{World, attack, operator, workers};
+use kit::{World, attack, commands, operator, replica, workers};
 use palyra_state::fleet::lifecycle::{TRANSITIONS, allowed, of};
 use palyra_state::fleet::{Attested, Hold, Lifecycle, Policy, Statement, Worker, diff};
-use palyra_state::{Id, fleet, limits};
+use palyra_state::{Actor, Id, fleet, leases, limits};
 use prost::Message as _;
 
 fn document(path: &str) -> String {
@@ -216,5 +217,189 @@ fn a_policy_that_cannot_be_meant_is_refused() {
         let refused = world.run(operator("root"), set).reply.unwrap_err();
         assert_eq!(refused.code(), "E0807");
         assert!(refused.message().contains(cause), "{refused}");
+    }
+}
+
+fn lifecycle(world: &mut World, name: &str) -> Lifecycle {
+    let id = world.id(name);
+    fleet::worker(&world.state, id).unwrap().lifecycle()
+}
+
+/// A worker with a lease of a run that it has begun.
+fn leased() -> (World, Actor, leases::Lease) {
+    let mut world = World::born();
+    let node = workers::ready(&mut world, "n1");
+    assert_eq!(lifecycle(&mut world, "n1"), Lifecycle::Available);
+    kit::fleet::grant(&mut world, "run", "echo");
+    let start = leases::StartRun {
+        run_id: world.id("run"),
+        tool: "echo".to_owned(),
+        ..leases::StartRun::default()
+    };
+    let run_id = start.run_id;
+    workers::ask(&mut world, start);
+    let lease_id = leases::run(&world.state, run_id).unwrap().lease_id.unwrap();
+    let lease = leases::lease(&world.state, lease_id).unwrap();
+    let accept = leases::Accept {
+        lease_id,
+        fence: lease.fence,
+        epoch: lease.epoch,
+    };
+    world.accept(node.clone(), accept);
+    (world, node, lease)
+}
+
+fn violate(world: &mut World, lease: &leases::Lease) -> fleet::Violate {
+    fleet::Violate {
+        worker_id: world.id("n1"),
+        lease_id: lease.id,
+        fence: lease.fence,
+        kind: "scope".to_owned(),
+        message: "it read /etc/shadow".to_owned(),
+    }
+}
+
+fn cleaned(lease: &leases::Lease, ok: bool) -> leases::Cleaned {
+    leases::Cleaned {
+        lease_id: lease.id,
+        fence: lease.fence,
+        ok,
+        ..leases::Cleaned::default()
+    }
+}
+
+#[test]
+fn a_violation_quarantines_under_a_live_fence_and_changes_nothing_under_another() {
+    let (mut world, node, lease) = leased();
+    let mut stale = violate(&mut world, &lease);
+    stale.fence -= 1;
+    world.refuse("E0810", node.clone(), stale);
+    let told = violate(&mut world, &lease);
+    world.accept(node.clone(), told.clone());
+    assert_eq!(lifecycle(&mut world, "n1"), Lifecycle::Quarantined);
+    let hold = fleet::worker(&world.state, told.worker_id)
+        .unwrap()
+        .quarantine
+        .unwrap();
+    assert_eq!(
+        (hold.cause.as_str(), hold.lease_id),
+        ("scope_violation", Some(lease.id))
+    );
+    let ending = leases::lease(&world.state, lease.id).unwrap();
+    assert_eq!(ending.end_reason(), leases::EndReason::Quarantined);
+    world.accept(node.clone(), cleaned(&lease, true));
+    world.refuse("E0810", node, told);
+    assert_eq!(lifecycle(&mut world, "n1"), Lifecycle::Quarantined);
+}
+
+#[test]
+fn a_worker_that_is_lost_with_a_lease_is_orphaned_until_it_is_reconciled() {
+    let (mut world, node, lease) = leased();
+    let epoch = workers::epoch(&mut world, "n1");
+    let detach = commands::detach(&mut world, "n1", epoch);
+    world.accept(replica(1), detach);
+    assert_eq!(lifecycle(&mut world, "n1"), Lifecycle::Degraded);
+    world.advance(limits::HEARTBEAT_TIMEOUT);
+    let ids = fleet::due(&world.state, world.at, 10);
+    world.accept(Actor::System, fleet::Lapse { ids });
+    assert_eq!(lifecycle(&mut world, "n1"), Lifecycle::Orphaned);
+    let lost = leases::lease(&world.state, lease.id).unwrap();
+    assert_eq!(lost.end_reason(), leases::EndReason::WorkerLost);
+    let attach = commands::attach(&mut world, "n1", 1, &[]);
+    world.accept(node.clone(), attach);
+    assert_eq!(
+        lifecycle(&mut world, "n1"),
+        Lifecycle::Orphaned,
+        "a session alone is no account"
+    );
+    let clean = leases::Held {
+        lease_id: lease.id,
+        fence: lease.fence,
+        state: leases::HeldState::Cleaned as i32,
+        message: String::new(),
+    };
+    let report = workers::reconcile(&mut world, "n1", vec![clean]);
+    world.accept(node, report);
+    assert_eq!(lifecycle(&mut world, "n1"), Lifecycle::Available);
+    assert_eq!(fleet::snapshot(&world.state).slots_used, 0);
+}
+
+#[test]
+fn a_failed_cleanup_holds_a_worker_until_somebody_asks_and_it_is_clean() {
+    let (mut world, node, lease) = leased();
+    let revoke = leases::RevokeLease {
+        lease_id: lease.id,
+        reason: "stop".to_owned(),
+    };
+    workers::ask(&mut world, revoke);
+    world.accept(node.clone(), cleaned(&lease, false));
+    assert_eq!(lifecycle(&mut world, "n1"), Lifecycle::Failed);
+    // A new statement proves what runs, not that nothing is left.
+    assert_eq!(workers::attests(&mut world, "n1", &[]).refusal, None);
+    assert_eq!(lifecycle(&mut world, "n1"), Lifecycle::Failed);
+    let cleanup = fleet::Cleanup {
+        worker_id: world.id("n1"),
+        reason: "disk is back".to_owned(),
+        force: false,
+    };
+    workers::ask(&mut world, cleanup.clone());
+    assert_eq!(
+        lifecycle(&mut world, "n1"),
+        Lifecycle::Failed,
+        "asking is not cleaning"
+    );
+    world.accept(node.clone(), cleaned(&lease, true));
+    let after = lifecycle(&mut world, "n1");
+    assert!(after != Lifecycle::Failed, "{after:?}");
+    world.refuse("E0809", operator("root"), cleanup);
+}
+
+#[test]
+fn an_operator_may_vouch_that_a_worker_is_clean() {
+    let (mut world, node, lease) = leased();
+    let revoke = leases::RevokeLease {
+        lease_id: lease.id,
+        reason: "stop".to_owned(),
+    };
+    workers::ask(&mut world, revoke);
+    world.accept(node, cleaned(&lease, false));
+    let worker_id = world.id("n1");
+    let vouch = fleet::Cleanup {
+        worker_id,
+        reason: "wiped by hand".to_owned(),
+        force: true,
+    };
+    let applied = workers::ask(&mut world, vouch);
+    assert!(
+        applied
+            .rows
+            .iter()
+            .any(|row| row.action == "worker.cleanup_vouched")
+    );
+    let worker = fleet::worker(&world.state, worker_id).unwrap();
+    assert!(worker.failure.is_none() && worker.unclean.is_empty());
+}
+
+#[test]
+fn a_drain_ends_what_runs_at_its_deadline_and_force_at_once() {
+    for force in [false, true] {
+        let (mut world, _, lease) = leased();
+        let drain = fleet::Drain {
+            worker_id: world.id("n1"),
+            reason: "kernel".to_owned(),
+            deadline_ms: 5_000,
+            force,
+        };
+        workers::ask(&mut world, drain);
+        assert_eq!(lifecycle(&mut world, "n1"), Lifecycle::Draining);
+        let reason = |world: &World| leases::lease(&world.state, lease.id).unwrap().end_reason();
+        if !force {
+            assert_eq!(reason(&world), leases::EndReason::None);
+            assert_eq!(fleet::next_due(&world.state), Some(world.at + 5_000));
+            world.advance(5_000);
+            let ids = fleet::due(&world.state, world.at, 10);
+            world.accept(Actor::System, fleet::Lapse { ids });
+        }
+        assert_eq!(reason(&world), leases::EndReason::Drained);
     }
 }

@@ -1,8 +1,9 @@
 //! What other domains tell of a worker: its node's sessions, its device's end, and the leases that it holds.
 //!
-//! What never lives here: what is asked of the fleet itself (`rules`). Invariants: work is given in a session only after the
-//! worker was reconciled in it; a lease that was not reported clean keeps everything from its worker; a worker of a revoked device is barred
-//! for good, and forgotten with its device once it holds no slot.
+//! What never lives here: what is asked of the fleet itself (`rules`). Invariants: work is given in a session
+//! only after the worker was reconciled in it; a lease that was not reported clean keeps everything from its
+//! worker; a worker of a revoked device is barred for good, and forgotten with its device once it holds no
+//! slot.
 
 use super::store::{count, delete, insert, policy, update, worker};
 use super::{Hold, Worker};
@@ -44,7 +45,8 @@ pub(crate) fn on_revoked(txn: &mut Txn<'_>, id: Id) {
     });
 }
 
-/// The device was removed, after it was revoked: the worker is forgotten, at once or when its last slot is free.
+/// The device was removed, after it was revoked: the worker is forgotten, at once or when its last slot is
+/// free.
 pub(crate) fn forget(txn: &mut Txn<'_>, id: Id) {
     let Some(old) = worker(txn, id) else { return };
     if old.slots_used == 0 {
@@ -86,7 +88,8 @@ pub(crate) fn free_slot(txn: &mut Txn<'_>, id: Id) {
     }
 }
 
-/// A lease ended and no cleanup of it was reported: nothing is given to the worker until it says that it is clean.
+/// A lease ended and no cleanup of it was reported: nothing is given to the worker until it says that it is
+/// clean.
 pub(crate) fn note_unclean(txn: &mut Txn<'_>, id: Id, lease_id: Id) {
     let Some(known) = worker(txn, id) else { return };
     if known.unclean.contains(&lease_id) {
@@ -103,7 +106,8 @@ pub(crate) fn note_unclean(txn: &mut Txn<'_>, id: Id, lease_id: Id) {
     change(txn, id, |worker| worker.unclean.push(lease_id));
 }
 
-/// The worker says that nothing of a lease is left. A failure ends with the last of them, if an operator asked for the cleanup.
+/// The worker says that nothing of a lease is left. A failure ends with the last of them, if an operator
+/// asked for the cleanup.
 pub(crate) fn note_clean(txn: &mut Txn<'_>, id: Id, lease_id: Id) {
     let Some(known) = worker(txn, id) else { return };
     let listed = known.unclean.contains(&lease_id);
@@ -154,8 +158,8 @@ pub(crate) fn fail(txn: &mut Txn<'_>, id: Id, lease_id: Option<Id>, message: &st
     );
 }
 
-/// What the worker has of leases was compared with the ledger in the session with this epoch, and what it must end was told: from now on
-/// it may be given work. Makes the node a worker, if it is none.
+/// What the worker has of leases was compared with the ledger in the session with this epoch, and what it
+/// must end was told: from now on it may be given work. Makes the node a worker, if it is none.
 ///
 /// # Errors
 /// There are too many workers.
@@ -166,11 +170,6 @@ pub(crate) fn reconciled(txn: &mut Txn<'_>, id: Id, epoch: u64) -> Result<(), Re
         worker.orphaned = false;
     });
     Ok(())
-}
-
-/// Writes a worker again, as time and policy have it now.
-pub(crate) fn touch(txn: &mut Txn<'_>, id: Id) {
-    change(txn, id, |_| {});
 }
 
 /// The worker; a new one, if the node is none.

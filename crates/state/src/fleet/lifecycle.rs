@@ -1,7 +1,9 @@
-//! Where a worker stands: one word, made of the facts in its record, and the table of the changes that there may be.
+//! Where a worker stands: one word, made of the facts in its record, and the table of the changes that there
+//! may be.
 //!
-//! What never lives here: who changes the facts (`rules`, `follow`) and who writes the word down (`store`). Invariants: the word depends
-//! on nothing but the record, the time and the policy's version; each change that comes about is in the table.
+//! What never lives here: who changes the facts (`rules`, `follow`) and who writes the word down (`store`).
+//! Invariants: the word depends on nothing but the record, the time and the policy's version; each change
+//! that comes about is in the table.
 
 use super::{Hold, Worker};
 
@@ -15,7 +17,8 @@ pub enum Lifecycle {
     Available = 1,
     /// It may be given work, and every slot is taken.
     Busy = 2,
-    /// Its session is away, or it has not been reconciled, or it has not said that it is clean: nothing new is given to it.
+    /// Its session is away, or it has not been reconciled, or it has not said that it is clean: nothing new
+    /// is given to it.
     Degraded = 3,
     /// An operator wants it empty.
     Draining = 4,
@@ -66,8 +69,9 @@ impl Lifecycle {
     }
 }
 
-/// Where a worker stands at `now`, under this version of the policy: the first that holds of failed, quarantined, offline because its
-/// device is revoked, orphaned, draining, offline, degraded, registered, busy, available. The second is why, in a stable word.
+/// Where a worker stands at `now`, under this version of the policy: the first that holds of failed,
+/// quarantined, offline because its device is revoked, orphaned, draining, offline, degraded, registered,
+/// busy, available. The second is why, in a stable word.
 #[must_use]
 pub fn of(worker: &Worker, now: u64, policy_version: u64) -> (Lifecycle, &'static str) {
     let hold = |hold: &Hold| match hold.cause.as_str() {
@@ -116,10 +120,12 @@ fn by_statement(worker: &Worker, now: u64, policy_version: u64) -> (Lifecycle, &
     }
 }
 
-/// The changes that there may be, from each to which. `docs/workers.md` has the same table, and a test compares both.
+/// The changes that there may be, from each to which. `docs/workers.md` has the same table, and a test
+/// compares both.
 ///
-/// What is missing cannot come about: a quarantine ends by an accepted statement, in a session, so neither offline nor registered
-/// follows it; who comes back is degraded until it is reconciled; who is lost was degraded, for its session had ended.
+/// What is missing cannot come about: a quarantine ends by an accepted statement, in a session, so neither
+/// offline nor registered follows it; who comes back is degraded until it is reconciled; who is lost was
+/// degraded, for its session had ended.
 pub const TRANSITIONS: [(Lifecycle, &[Lifecycle]); 9] = {
     use Lifecycle::{
         Available, Busy, Degraded, Draining, Failed, Offline, Orphaned, Quarantined, Registered,

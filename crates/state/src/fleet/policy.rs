@@ -33,7 +33,8 @@ pub struct Policy {
     /// SHA-256 of supervisors whose digests are believed.
     #[prost(message, repeated, tag = "7")]
     pub supervisors: Vec<Digest>,
-    /// Name of the proxy that every worker must be bound to; empty: no binding is required, but one that is shown is checked.
+    /// Name of the proxy that every worker must be bound to; empty: no binding is required, but one that is
+    /// shown is checked.
     #[prost(string, tag = "8")]
     pub required_egress: String,
     /// Proxies whose bindings are believed.
@@ -127,8 +128,8 @@ pub struct Change {
     pub after: String,
 }
 
-/// What differs between two policies, field by field and entry by entry, in the order of the fields. Without one before, everything
-/// that is there is new.
+/// What differs between two policies, field by field and entry by entry, in the order of the fields. Without
+/// one before, everything that is there is new.
 #[must_use]
 pub fn diff(before: Option<&Policy>, after: &Policy) -> Vec<Change> {
     let (old, new) = (before.map(entries).unwrap_or_default(), entries(after));
@@ -160,7 +161,8 @@ pub fn diff(before: Option<&Policy>, after: &Policy) -> Vec<Change> {
     changes
 }
 
-/// Everything that a policy says: a key that is unique, the field for people, and the value. What is empty is not there.
+/// Everything that a policy says: a key that is unique, the field for people, and the value. What is empty is
+/// not there.
 fn entries(policy: &Policy) -> Vec<(String, String, String)> {
     let mut all: Vec<(String, String, String)> = Vec::new();
     for (field, digests) in [

@@ -1,8 +1,8 @@
 //! Where workers lie: the record, the indexes and counters that follow it, and what is asked about them.
 //!
-//! What never lives here: what changes a worker (`rules`, `follow`). Invariants: [`update`] alone writes a worker, so that no
-//! index, no counter and no lifecycle can lag behind it; a statement that is void, and one whose end has passed when the record is
-//! written, is in no index.
+//! What never lives here: what changes a worker (`rules`, `follow`). Invariants: [`update`] alone writes a
+//! worker, so that no index, no counter and no lifecycle can lag behind it; a statement that is void, and one
+//! whose end has passed when the record is written, is in no index.
 
 use std::ops::ControlFlow;
 
@@ -96,7 +96,8 @@ pub(super) fn count(r: &dyn Read) -> u64 {
     totals(r).by_lifecycle.iter().sum()
 }
 
-/// Workers of which time has changed something by `now`, longest due first, at most `limit`: for the sweeper's `Lapse`.
+/// Workers of which time has changed something by `now`, longest due first, at most `limit`: for the
+/// sweeper's `Lapse`.
 #[must_use]
 pub fn due(r: &dyn Read, now: u64, limit: usize) -> Vec<Id> {
     let mut found = Vec::new();
@@ -126,7 +127,8 @@ fn time_of(key: &[u8]) -> u64 {
         .map_or(u64::MAX, |bytes| u64::from_be_bytes(*bytes))
 }
 
-/// Workers whose statement counts and was not held against the present policy yet, at most `limit`: for the reconciler's `Recheck`.
+/// Workers whose statement counts and was not held against the present policy yet, at most `limit`: for the
+/// reconciler's `Recheck`.
 #[must_use]
 pub fn unchecked(r: &dyn Read, limit: usize) -> Vec<Id> {
     let present = policy_version(r);
@@ -141,8 +143,9 @@ pub fn unchecked(r: &dyn Read, limit: usize) -> Vec<Id> {
     found
 }
 
-/// Workers that may be given this tool, in the order in which they are asked: most evidence, least load, longest without a lease, id.
-/// At most `limit`. Whoever gives asks [`may_take`] of each: time, or a new policy, may have passed since the index was written.
+/// Workers that may be given this tool, in the order in which they are asked: most evidence, least load,
+/// longest without a lease, id. At most `limit`. Whoever gives asks [`may_take`] of each: time, or a new
+/// policy, may have passed since the index was written.
 #[must_use]
 pub fn candidates(r: &dyn Read, tool: &str, limit: usize) -> Vec<Id> {
     let keys = tables::WORKERS_READY.suffixes(r, Text(tool), limit);
@@ -150,9 +153,9 @@ pub fn candidates(r: &dyn Read, tool: &str, limit: usize) -> Vec<Id> {
     keys.iter().filter_map(|key| Id::from_slice(&key[16..])).collect()
 }
 
-/// Whether a worker may be given this tool at `now`: it is available, its statement is good and held against the present policy, names the
-/// tool, and proves as much as the policy and `min_evidence` want. The state's time is `Txn::now` inside an entry, and
-/// `crate::clock` outside of one.
+/// Whether a worker may be given this tool at `now`: it is available, its statement is good and held against
+/// the present policy, names the tool, and proves as much as the policy and `min_evidence` want. The state's
+/// time is `Txn::now` inside an entry, and `crate::clock` outside of one.
 #[must_use]
 pub fn may_take(r: &dyn Read, now: u64, worker: &Worker, tool: &str, min_evidence: Evidence) -> bool {
     let Some(policy) = policy(r) else { return false };
@@ -164,7 +167,8 @@ pub fn may_take(r: &dyn Read, now: u64, worker: &Worker, tool: &str, min_evidenc
     };
     let session = nodes::node(r, worker.id).and_then(|node| node.session);
     lifecycle::of(worker, now, policy.version).0 == Lifecycle::Available
-        && session.is_some_and(|session| session.epoch == worker.reconciled_epoch)
+        && session
+            .is_some_and(|session| session.epoch == worker.reconciled_epoch && session.transport != "poll")
         && attested.tools.iter().any(|offered| offered == tool)
         && attested.evidence()
             >= trusted
@@ -173,7 +177,8 @@ pub fn may_take(r: &dyn Read, now: u64, worker: &Worker, tool: &str, min_evidenc
                 .max(Evidence::SelfReported)
 }
 
-/// Least evidence of a worker that is given this tool; nothing when the policy does not trust the tool, or there is none.
+/// Least evidence of a worker that is given this tool; nothing when the policy does not trust the tool, or
+/// there is none.
 #[must_use]
 pub fn min_evidence(r: &dyn Read, tool: &str) -> Option<Evidence> {
     policy(r)?
@@ -187,8 +192,8 @@ pub fn max_ttl(r: &dyn Read) -> u64 {
     policy(r).map_or(limits::LEASE_TTL_MAX, |policy| policy.max_lease_ttl)
 }
 
-/// Writes a worker as it is after a change, with everything that follows: lifecycle, indexes, counters, and the row of the journal
-/// when the lifecycle changed. `before` is what is stored now.
+/// Writes a worker as it is after a change, with everything that follows: lifecycle, indexes, counters, and
+/// the row of the journal when the lifecycle changed. `before` is what is stored now.
 pub(super) fn update(txn: &mut Txn<'_>, before: &Worker, mut after: Worker) -> Worker {
     settle(txn, &mut after);
     if after == *before {
@@ -258,7 +263,8 @@ pub(crate) fn due_at(worker: &Worker) -> u64 {
         .unwrap_or_default()
 }
 
-/// Place of a worker in `WORKERS_READY`, behind the name of each tool that it offers; none unless it is available.
+/// Place of a worker in `WORKERS_READY`, behind the name of each tool that it offers; none unless it is
+/// available.
 pub(crate) fn ready_place(worker: &Worker) -> Option<(u32, u32, (u64, Id))> {
     let attested = worker
         .attested

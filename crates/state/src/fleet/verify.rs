@@ -1,9 +1,11 @@
 //! Whether a statement holds: in one order, each fault with a code and a severity of its own.
 //!
-//! What never lives here: what follows from it (`rules`). Pure: the bytes lie in the log, the keys in the state, and the time is the entry's.
-//! Order: is there a policy; can it be read; cluster and worker; nonce, session and end of the challenge; who signed, and the
-//! signature; its times; versions and slots; digests; evidence; egress; tools; room. What comes before the signature says nothing about the worker
-//! but that somebody spoke in its session. Invariants: nothing is taken as less than it claims to be; an empty list allows nothing.
+//! What never lives here: what follows from it (`rules`). Pure: the bytes lie in the log, the keys in the
+//! state, and the time is the entry's. Order: is there a policy; can it be read; cluster and worker; nonce,
+//! session and end of the challenge; who signed, and the signature; its times; versions and slots; digests;
+//! evidence; egress; tools; room. What comes before the signature says nothing about the worker but that
+//! somebody spoke in its session. Invariants: nothing is taken as less than it claims to be; an empty list
+//! allows nothing.
 
 use p256::ecdsa::signature::Verifier as _;
 use p256::ecdsa::{Signature, VerifyingKey};

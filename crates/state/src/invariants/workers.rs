@@ -75,7 +75,8 @@ fn check_one(r: &dyn Read, worker: &Worker, findings: &mut Findings) {
     let (clock, policy) = (meta::clock(r), fleet::policy(r));
     let version = policy.as_ref().map_or(0, |policy| policy.version);
     let (state, _) = lifecycle::of(worker, clock, version);
-    // Time and a new policy change what a record comes to without writing it: then it waits for `Lapse` or `Recheck`.
+    // Time and a new policy change what a record comes to without writing it: then it waits for `Lapse` or
+    // `Recheck`.
     let is_due = worker.due_at != 0 && worker.due_at <= clock;
     let waits = is_due || (checked(worker) != 0 && checked(worker) < version);
     findings.expect(
@@ -147,8 +148,8 @@ impl Expected {
     }
 }
 
-/// A lifecycle changes as the table has it, with a row that says so; a quarantine ends by an accepted statement that somebody asked
-/// for; a nonce that was open is closed or stays.
+/// A lifecycle changes as the table has it, with a row that says so; a quarantine ends by an accepted
+/// statement that somebody asked for; a nonce that was open is closed or stays.
 pub(super) fn check_step(before: &dyn Read, after: &dyn Read, applied: &Applied, findings: &mut Findings) {
     for old in all(before, &tables::WORKERS) {
         let Some(new) = fleet::worker(after, old.id) else {

@@ -1,8 +1,9 @@
 //! Honest statements, and what attackers make of them.
 //!
-//! Knows neither a state nor a connection, so that the same table is replayed against apply (`tests/attacks.rs`) and over the
-//! wire: a [`Situation`] says who attests to whom, over which nonce and at what time; [`forge`] makes what is shown. Steps that need more
-//! than one statement are in [`Attack::before`], for the replaying side to play. Needs `palyra_state`, `p256`, `prost`, `bytes`.
+//! Knows neither a state nor a connection, so that the same table is replayed against apply
+//! (`tests/attacks.rs`) and over the wire: a [`Situation`] says who attests to whom, over which nonce and at
+//! what time; [`forge`] makes what is shown. Steps that need more than one statement are in
+//! [`Attack::before`], for the replaying side to play. Needs `palyra_state`, `p256`, `prost`, `bytes`.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use bytes::Bytes;
@@ -201,7 +202,8 @@ pub fn honest(at: &Situation) -> Statement {
     }
 }
 
-/// What is shown when these steps are done to an honest statement of the worker whose key is `signer`; without steps, the honest one.
+/// What is shown when these steps are done to an honest statement of the worker whose key is `signer`;
+/// without steps, the honest one.
 pub fn forge(at: &Situation, signer: &SigningKey, steps: &[&str]) -> Shown {
     let mut made = honest(at);
     let last = |step: &&&str| ["sign", "encode", "quote"].contains(&step.split(' ').next().unwrap());

@@ -84,7 +84,11 @@ fn attests(world: &mut World, step: &Step, name: &str) -> (Actor, Command) {
         let attach = crate::kit::commands::attach(world, name, 1, &[]);
         return (node, attach.into());
     }
-    let open = fleet::worker(&world.state, worker_id).and_then(|worker| worker.challenge);
+    let known = fleet::worker(&world.state, worker_id).unwrap_or_default();
+    if known.reconciled_epoch == 0 && step.one > 1 {
+        return (node, workers::reconcile(world, name, Vec::new()).into());
+    }
+    let open = known.challenge;
     if open.is_none() && step.one != 5 {
         return (node, workers::challenge(world, name).into());
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use palyra_state::identity::{NewCertificate, RenewCertificate};
-use palyra_state::{Actor, Applied, Command, Digest, Reply, cluster, fleet, nodes, reply};
+use palyra_state::{Actor, Applied, Command, Digest, Reply, cluster, fleet, leases, nodes, reply};
 
 use super::attack::{self, Shown, Situation};
 use super::{World, certificate, commands, operator};
@@ -50,7 +50,7 @@ pub fn challenge(world: &mut World, name: &str) -> fleet::OpenChallenge {
     fleet::OpenChallenge {
         worker_id: world.id(name),
         epoch: epoch(world, name),
-        nonce: Digest::of(format!("nonce {}", world.index).as_bytes()),
+        nonce: Digest::of(format!("challenge at {}", world.index).as_bytes()),
     }
 }
 
@@ -117,4 +117,26 @@ pub fn is_admitted(world: &mut World, name: &str) -> bool {
     let id = world.id(name);
     let attested = fleet::worker(&world.state, id).and_then(|worker| worker.attested);
     attested.is_some_and(|attested| attested.policy_version != 0)
+}
+
+/// What a worker holds, in its present session: nothing but what is named.
+pub fn reconcile(world: &mut World, name: &str, held: Vec<leases::Held>) -> leases::Reconcile {
+    leases::Reconcile {
+        worker_id: world.id(name),
+        epoch: epoch(world, name),
+        held,
+    }
+}
+
+/// A worker of this name that may be given work.
+pub fn ready(world: &mut World, name: &str) -> Actor {
+    if fleet::policy(&world.state).is_none() {
+        let set = set_policy(world, attack::policy());
+        ask(world, set);
+    }
+    let node = pair(world, name);
+    let nothing = reconcile(world, name, Vec::new());
+    world.accept(node.clone(), nothing);
+    assert_eq!(attests(world, name, &[]).refusal, None);
+    node
 }
