@@ -88,6 +88,8 @@ fn remembers(command: &str) -> bool {
             | "dispatch.expire"
             | "pairing.expire"
             | "approvals.expire"
+            | "fleet.lapse"
+            | "fleet.recheck"
             | "leases.expire"
             | "leases.renew"
     )

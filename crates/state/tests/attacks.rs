@@ -30,82 +30,103 @@ fn show(world: &mut World, shown: Shown) -> Applied {
     world.run(node, attest)
 }
 
+/// What was prepared for the statement that is the attack.
+struct Stage {
+    /// Who shows it.
+    node: Actor,
+    /// In which session; nothing: the present one.
+    epoch: Option<u64>,
+    /// Whether a challenge is opened for it.
+    open: bool,
+    /// The statement, if it was made before.
+    kept: Option<Shown>,
+}
+
 /// Plays an attack; what came of the statement that is the attack.
 fn play(world: &mut World, attack: &Attack) -> Applied {
-    let (mut node, mut epoch, mut open, mut kept) = (world.node("n1"), None, true, None);
+    let mut stage = Stage {
+        node: world.node("n1"),
+        epoch: None,
+        open: true,
+        kept: None,
+    };
     for step in &attack.before {
-        let mut words = step.split(' ');
-        match (words.next().unwrap(), words.next().unwrap_or_default()) {
-            ("policy", "none") => *world = without_policy(),
-            ("policy", _) => {
-                let policy = workers::set_policy(world, attack::policy_after(step).unwrap());
-                workers::ask(world, policy);
-            }
-            ("admitted", _) => {
-                assert_eq!(workers::attests(world, "n1", &[]).refusal, None);
-            }
-            ("refused", _) => {
-                workers::challenged(world, "n1");
-                kept = Some(honest(world));
-                let at = workers::situation(world, "n1");
-                let bad = attack::forge(&at, &attack::key("n1"), &["image other"]);
-                assert!(workers::outcome(&show(world, bad)).refusal.is_some());
-                open = false;
-            }
-            ("replay", way) => {
-                workers::challenged(world, "n1");
-                kept = Some(honest(world));
-                let first = show(world, kept.clone().unwrap());
-                assert_eq!(workers::outcome(&first).refusal, None);
-                open = way == "open";
-            }
-            ("challenge", "none") => {
-                // A worker that was judged once, and that nobody asked again.
-                workers::attests(world, "n1", &["sdk 9"]);
-                open = false;
-            }
-            ("challenge", _) => {
-                workers::challenged(world, "n1");
-                kept = Some(honest(world));
-            }
-            ("session", which) => {
-                workers::challenged(world, "n1");
-                kept = Some(honest(world));
-                epoch = (which == "old").then(|| workers::epoch(world, "n1"));
-                let attach = commands::attach(world, "n1", 1, &[]);
-                world.accept(node.clone(), attach);
-                open = false;
-            }
-            ("late", by) => {
-                workers::challenged(world, "n1");
-                kept = Some(honest(world));
-                world.advance(by.strip_suffix('s').unwrap().parse::<u64>().unwrap() * 1_000);
-                open = false;
-            }
-            ("as", name) => node = workers::pair(world, name),
-            ("stranger", _) => open = false,
-            ("quarantined", how) => {
-                quarantine(world, how == "reverify");
-                open = how == "reverify";
-            }
-            ("revoked", _) => {
-                workers::challenged(world, "n1");
-                kept = Some(honest(world));
-                let revoke = commands::revoke(world, "n1");
-                workers::ask(world, revoke);
-                open = false;
-            }
-            _ => panic!("no such step: {step}"),
+        match step.split(' ').next().unwrap() {
+            "policy" | "admitted" | "quarantined" | "as" => circumstances(world, &mut stage, step),
+            _ => earlier(world, &mut stage, step),
         }
     }
-    if open {
+    if stage.open {
         workers::challenged(world, "n1");
     }
     let at = workers::situation(world, "n1");
-    let shown = kept.unwrap_or_else(|| attack::forge(&at, &attack::key("n1"), &attack.steps));
+    let shown = stage
+        .kept
+        .unwrap_or_else(|| attack::forge(&at, &attack::key("n1"), &attack.steps));
     let mut attest = workers::attest(world, "n1", shown);
-    attest.epoch = epoch.unwrap_or(attest.epoch);
-    world.run(node, attest)
+    attest.epoch = stage.epoch.unwrap_or(attest.epoch);
+    world.run(stage.node, attest)
+}
+
+/// Steps about what holds around the statement.
+fn circumstances(world: &mut World, stage: &mut Stage, step: &str) {
+    let mut words = step.split(' ');
+    match (words.next().unwrap(), words.next().unwrap_or_default()) {
+        ("policy", "none") => *world = without_policy(),
+        ("policy", _) => {
+            let policy = workers::set_policy(world, attack::policy_after(step).unwrap());
+            workers::ask(world, policy);
+        }
+        ("admitted", _) => assert_eq!(workers::attests(world, "n1", &[]).refusal, None),
+        ("as", name) => stage.node = workers::pair(world, name),
+        ("quarantined", how) => {
+            quarantine(world, how == "reverify");
+            stage.open = how == "reverify";
+        }
+        _ => panic!("no such step: {step}"),
+    }
+}
+
+/// Steps about a statement, or a challenge, before the one that is shown.
+fn earlier(world: &mut World, stage: &mut Stage, step: &str) {
+    let mut words = step.split(' ');
+    let (word, how) = (words.next().unwrap(), words.next().unwrap_or_default());
+    stage.open = false;
+    match (word, how) {
+        // A worker that was judged once, and that nobody asked again.
+        ("challenge", "none") => {
+            workers::attests(world, "n1", &["sdk 9"]);
+            return;
+        }
+        ("stranger", _) => return,
+        _ => {}
+    }
+    workers::challenged(world, "n1");
+    stage.kept = Some(honest(world));
+    match (word, how) {
+        ("challenge", _) => stage.open = true,
+        ("refused", _) => {
+            let at = workers::situation(world, "n1");
+            let bad = attack::forge(&at, &attack::key("n1"), &["image other"]);
+            assert!(workers::outcome(&show(world, bad)).refusal.is_some());
+        }
+        ("replay", _) => {
+            let first = stage.kept.clone().unwrap();
+            assert_eq!(workers::outcome(&show(world, first)).refusal, None);
+            stage.open = how == "open";
+        }
+        ("session", _) => {
+            stage.epoch = (how == "old").then(|| workers::epoch(world, "n1"));
+            let attach = commands::attach(world, "n1", 1, &[]);
+            world.accept(stage.node.clone(), attach);
+        }
+        ("late", _) => world.advance(how.trim_end_matches('s').parse::<u64>().unwrap() * 1_000),
+        ("revoked", _) => {
+            let revoke = commands::revoke(world, "n1");
+            workers::ask(world, revoke);
+        }
+        _ => panic!("no such step: {step}"),
+    }
 }
 
 fn without_policy() -> World {

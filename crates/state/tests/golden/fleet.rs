@@ -197,6 +197,7 @@ fn replies(all: &mut BTreeMap<String, Vec<u8>>) {
 }
 
 /// One envelope for each command.
+#[allow(clippy::too_many_lines)] // one list
 pub(super) fn commands(samples: &mut BTreeMap<String, Vec<u8>>) {
     let (worker_id, reason) = (id(1), text("odd"));
     let asked: [Command; 6] = [

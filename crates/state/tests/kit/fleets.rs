@@ -19,6 +19,26 @@ const STEPS: [&[&str]; 8] = [
     &["issued +40s"],
 ];
 
+/// A policy, and two nodes with real keys: one has attested, the other was asked to.
+pub(super) fn begin(world: &mut World) {
+    let set = workers::set_policy(world, attack::policy());
+    workers::ask(world, set);
+    for name in ["n0", "n1"] {
+        let renew = identity::RenewCertificate {
+            device_id: world.id(name),
+            certificate: workers::worker_certificate(name, 1),
+            counter: 1,
+            source: "192.0.2.7".to_owned(),
+        };
+        let node = world.node(name);
+        world.accept(node.clone(), renew);
+        let report = workers::reconcile(world, name, Vec::new());
+        world.accept(node, report);
+        workers::challenged(world, name);
+    }
+    workers::attests(world, "n0", &[]);
+}
+
 pub(super) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     if fleet::policy(&world.state).is_none() {
         let set = workers::set_policy(world, attack::policy());
@@ -27,8 +47,10 @@ pub(super) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     let due = fleet::due(&world.state, world.at, 50);
     let unchecked = fleet::unchecked(&world.state, 20);
     match step.actor % 16 {
-        0 if !due.is_empty() => return (Actor::System, fleet::Lapse { ids: due }.into()),
-        1 if !unchecked.is_empty() => return (Actor::System, fleet::Recheck { ids: unchecked }.into()),
+        0 | 6 | 7 if !due.is_empty() => return (Actor::System, fleet::Lapse { ids: due }.into()),
+        1 | 4 | 5 if !unchecked.is_empty() => {
+            return (Actor::System, fleet::Recheck { ids: unchecked }.into());
+        }
         2 => return (operator("root"), policy(world, step).into()),
         3 => {
             let older_than_ms = u64::from(step.one) * 100_000 + 1;
@@ -36,10 +58,14 @@ pub(super) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
         }
         _ => {}
     }
-    let name = format!("n{}", step.two);
+    // Few, so that what they go through has several steps.
+    let name = format!("n{}", step.two % 2);
     let worker_id = world.id(&name);
+    let held = fleet::worker(&world.state, worker_id).unwrap_or_default();
+    let waits = held.quarantine.is_some() && held.reverify_at == 0;
     match step.kind % 3 {
-        0 if step.actor > 128 => asked(world, step, worker_id),
+        _ if waits && step.one > 0 => asked(world, step, worker_id),
+        0 if step.actor > 128 && held.reverify_at == 0 => asked(world, step, worker_id),
         _ => attests(world, step, &name),
     }
 }

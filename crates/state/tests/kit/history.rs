@@ -83,6 +83,7 @@ pub(crate) fn fleet() -> World {
             world.accept(node, attach);
         }
     }
+    fleets::begin(&mut world);
     world
 }
 
@@ -97,7 +98,7 @@ fn patient(mut register: nodes::Register, attempts: u32) -> nodes::Register {
 pub(crate) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     let usual = match step.kind % 34 {
         _ if step.kind >= 236 => approvals::command(world, step),
-        _ if step.kind >= 206 => fleets::command(world, step),
+        _ if step.kind >= 200 => fleets::command(world, step),
         0..8 => pairing_command(world, step),
         13 | 23 => lives::command(world, step),
         8..14 => nodes_command(world, step),
