@@ -43,6 +43,7 @@ const EXAMPLE: &str = "\
 # capabilities = [\"capabilities.toml\"]
 # lost_after = \"24h\"   # away for longer, it is gone and nothing waits for it; or \"never\"
 # transport = \"auto\"   # QUIC, and gRPC where UDP does not get through; or quic, or grpc
+# [worker]               # run other people's work: docs/workers.md
 ";
 
 /// A replica as this node knows it.

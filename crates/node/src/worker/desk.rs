@@ -383,7 +383,7 @@ impl Desk {
                 body,
                 answer,
             } => {
-                let mut bodies = Vec::new();
+                let (body, mut bodies) = (*body, Vec::new());
                 if let (Body::Finish(_), Some(held)) = (&body, self.held.get_mut(&lease_id)) {
                     bodies = held.rest(&lease_id);
                 }

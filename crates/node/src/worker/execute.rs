@@ -91,6 +91,21 @@ impl Ended {
         }
     }
 
+    /// Keeps one byte more than allowed, which says that it was too much.
+    fn keep(&mut self, piece: &[u8], most: usize) {
+        let room = (most + 1).saturating_sub(self.stdout.len());
+        self.stdout.extend_from_slice(&piece[..piece.len().min(room)]);
+    }
+
+    fn check_size(&mut self, most: usize) {
+        if self.stdout.len() > most && matches!(self.how, How::Exited(_)) {
+            self.how = How::Killed {
+                why: "result".to_owned(),
+                message: format!("it wrote more than the {most} bytes allowed"),
+            };
+        }
+    }
+
     fn take(&mut self, event: Event, early: &mut Option<How>) {
         match event {
             Event::Sandbox(held) => self.sandbox = held,
@@ -129,7 +144,7 @@ pub async fn execute(
     let (mut out, mut err) = (warden.stdout.take(), warden.stderr.take());
     let (mut piece, mut other) = (vec![0u8; 8192], vec![0u8; 8192]);
     let mut early: Option<How> = None;
-    let timeout_at = begun + control.timeout;
+    let timeout = begun + control.timeout;
     loop {
         let told_by = *control.kill_at_ms.borrow();
         let last = Instant::now() + Duration::from_millis(told_by.saturating_sub(boot_ms())) + LAST_WORD;
@@ -144,7 +159,7 @@ pub async fn execute(
                 None => break,
             },
             count = read(&mut out, &mut piece) => {
-                ended.stdout.extend_from_slice(&piece[..count.min(control.max_result + 1 - ended.stdout.len())]);
+                ended.keep(&piece[..count], control.max_result);
                 if count == 0 {
                     out = None;
                 } else if ended.stdout.len() > control.max_result {
@@ -161,7 +176,7 @@ pub async fn execute(
                 warden.tell(Order::Extend { kill_at_ms }).await;
             }
             why = asked(&mut control.stop), if early.is_none() => stop = Some(("stopped", why)),
-            () = sleep_until(timeout_at), if early.is_none() => {
+            () = sleep_until(timeout), if early.is_none() => {
                 stop = Some(("timeout", format!("it ran longer than its timeout of {:?}", control.timeout)));
             }
             // A warden that does not end is given up; what it holds may still run, and nothing says that it
@@ -177,30 +192,20 @@ pub async fn execute(
     }
     ended.wall_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     let until = Instant::now() + DRAIN;
-    let gone = ended.gone || !ended.left.is_empty();
+    if ended.gone || !ended.left.is_empty() {
+        let _ = timeout_at(until, warden.ended()).await;
+    }
     let rest = async {
         while let count @ 1.. = read(&mut err, &mut other).await {
             lines(&other[..count]);
         }
         while let count @ 1.. = read(&mut out, &mut piece).await {
-            let room = (control.max_result + 1).saturating_sub(ended.stdout.len());
-            ended.stdout.extend_from_slice(&piece[..count.min(room)]);
+            ended.keep(&piece[..count], control.max_result);
         }
     };
-    if gone {
-        let _ = timeout_at_(until, warden.ended()).await;
-    }
-    let _ = timeout_at_(until, rest).await;
-    if ended.stdout.len() > control.max_result && matches!(ended.how, How::Exited(_)) {
-        let message = format!("it wrote more than the {} bytes allowed", control.max_result);
-        let why = "result".to_owned();
-        ended.how = How::Killed { why, message };
-    }
+    let _ = timeout_at(until, rest).await;
+    ended.check_size(control.max_result);
     Ok(ended)
-}
-
-async fn timeout_at_<T>(until: Instant, what: impl Future<Output = T>) -> Option<T> {
-    timeout_at(until, what).await.ok()
 }
 
 /// Reads a pipe that may be closed; then never completes. 0 at its end. Safe to cancel.

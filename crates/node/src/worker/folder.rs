@@ -384,7 +384,7 @@ mod tests {
         fs::write(kept.join("file"), "stays").unwrap();
         fs::write(gone.join("a/b/file"), "12345").unwrap();
         symlink(&kept, gone.join("a/link")).unwrap();
-        fs::set_permissions(gone.join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(gone.join("a/b"), fs::Permissions::from_mode(0o000)).unwrap();
         let removed = remove(&gone).unwrap();
         assert_eq!(removed.files, 2);
         assert!(!gone.exists() && kept.join("file").exists());

@@ -1,14 +1,17 @@
 //! The first process of a lease's namespace: builds the sandbox around itself, starts the tool in it, and
 //! reaps what is left to it. When it ends, the kernel ends everything in the namespace.
 //!
-//! What never lives here: deadlines (see `warden`). Invariant: the tool is started only when everything that
-//! the owner requires holds it.
+//! What never lives here: what the deadline is (see `warden`). Invariant: the tool is started only when
+//! everything that the owner requires holds it.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill, killpg};
@@ -16,7 +19,7 @@ use nix::sys::wait::{WaitStatus, wait};
 use nix::unistd::Pid;
 
 use super::sandbox::{self, View};
-use super::spec::{Arg, Event, Lines, Order, Spec, say};
+use super::spec::{Arg, Event, Lines, Order, Spec, boot_ms, say};
 
 /// Where the tool's standard input comes from must be open before the root changes.
 pub(crate) fn run(spec: &Spec, mut socket: UnixStream, mut lines: Lines) -> ExitCode {
@@ -56,12 +59,19 @@ pub(crate) fn run(spec: &Spec, mut socket: UnixStream, mut lines: Lines) -> Exit
     let Ok(mut ear) = socket.try_clone() else {
         return ExitCode::FAILURE;
     };
+    let kill_at = Arc::new(AtomicU64::new(spec.kill_at_ms));
+    let extended = Arc::clone(&kill_at);
     std::thread::spawn(move || {
         while !lines.ended {
             while let Some(order) = lines.next::<Order>() {
-                if matches!(order, Order::Stop { .. }) {
-                    let _ = killpg(tool, Signal::SIGTERM);
-                    let _ = kill(tool, Signal::SIGTERM);
+                match order {
+                    Order::Extend { kill_at_ms } => {
+                        extended.fetch_max(kill_at_ms, Ordering::Relaxed);
+                    }
+                    Order::Stop { .. } => {
+                        let _ = killpg(tool, Signal::SIGTERM);
+                        let _ = kill(tool, Signal::SIGTERM);
+                    }
                 }
             }
             lines.fill(&mut ear);
@@ -69,6 +79,7 @@ pub(crate) fn run(spec: &Spec, mut socket: UnixStream, mut lines: Lines) -> Exit
         // The warden is gone: this process is the first of its namespace, and takes all with it.
         std::process::exit(1);
     });
+    std::thread::spawn(move || hold_deadline(&kill_at));
     let code = reap(tool);
     let (cpu_ms, max_rss_bytes) = used();
     let _ = say(
@@ -80,6 +91,17 @@ pub(crate) fn run(spec: &Spec, mut socket: UnixStream, mut lines: Lines) -> Exit
         },
     );
     ExitCode::SUCCESS
+}
+
+/// The warden holds the deadline; this is for a warden that somebody has stopped.
+fn hold_deadline(kill_at: &AtomicU64) {
+    loop {
+        let left = kill_at.load(Ordering::Relaxed).saturating_sub(boot_ms());
+        if left == 0 {
+            std::process::exit(1);
+        }
+        std::thread::sleep(Duration::from_millis(left.min(1_000)));
+    }
 }
 
 fn refuse(socket: &mut UnixStream, code: &str, message: &str) -> ExitCode {

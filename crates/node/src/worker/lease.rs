@@ -87,7 +87,7 @@ pub(crate) enum Said {
     Call {
         lease_id: String,
         request_id: String,
-        body: Body,
+        body: Box<Body>,
         answer: oneshot::Sender<Reply>,
     },
     /// Where it stands: `running`, `finished`, `cleaned`, `unclean`.
@@ -552,7 +552,7 @@ async fn call(shared: &Shared, lease_id: &str, request_id: String, body: Body) -
         .send(Said::Call {
             lease_id,
             request_id,
-            body,
+            body: Box::new(body),
             answer,
         })
         .ok()?;

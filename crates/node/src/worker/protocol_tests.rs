@@ -14,13 +14,13 @@ use tokio::time::timeout;
 use super::execute::How;
 use super::spec::boot_ms;
 use super::{attest, tools};
-use crate::fake::{Replica, SOON};
+use crate::fake::{Replica, SOON, Session};
 use kit::*;
 
 #[tokio::test]
-async fn a_lease_from_the_offer_to_the_cleanup() {
+async fn a_statement_says_what_there_is() {
     let (machine, mut replica) = (Machine::new(), Replica::start().await);
-    let mut node = machine.start(&[replica.known(1)]);
+    let _node = machine.start(&[replica.known(1)]);
     let mut session = replica.session().await;
     assert!(reconcile(&mut session, 7, &[], &[]).await.is_empty());
     let statement = attested(&mut session, true).await;
@@ -36,6 +36,30 @@ async fn a_lease_from_the_offer_to_the_cleanup() {
         (vec![7; 32].into(), 4_600_000)
     );
     assert_eq!(statement.capabilities[0].authority, "acme");
+}
+
+/// Sends the one input, `1,2`.
+async fn fetched(session: &mut Session) {
+    let Body::Get(get) = hear_other(session).await else {
+        panic!("no input was fetched")
+    };
+    assert_eq!((get.fence, get.offset), (11, 0));
+    let chunk = wire::ArtifactChunk {
+        request_id: get.request_id,
+        chunk: "1,2".into(),
+        size: 3,
+        ..Default::default()
+    };
+    say(session, Order::Chunk(chunk)).await;
+}
+
+#[tokio::test]
+async fn a_lease_from_the_offer_to_the_cleanup() {
+    let (machine, mut replica) = (Machine::new(), Replica::start().await);
+    let mut node = machine.start(&[replica.known(1)]);
+    let mut session = replica.session().await;
+    reconcile(&mut session, 7, &[], &[]).await;
+    attested(&mut session, true).await;
     let input = ManifestEntry {
         path: "a.csv".to_owned(),
         digest: palyra_pki::sha256(b"1,2").to_vec().into(),
@@ -51,28 +75,12 @@ async fn a_lease_from_the_offer_to_the_cleanup() {
     };
     assert!(node.idle(), "nothing runs before a renewal is confirmed");
     renewed(&session, &renew, true, 60_000).await;
-    let Body::Get(get) = hear_other(&mut session).await else {
-        panic!("no input was fetched")
-    };
-    assert_eq!((get.fence, get.offset), (11, 0));
-    let (request_id, chunk) = (get.request_id, "1,2".into());
-    say(
-        &session,
-        Order::Chunk(wire::ArtifactChunk {
-            request_id,
-            chunk,
-            size: 3,
-            ..Default::default()
-        }),
-    )
-    .await;
+    fetched(&mut session).await;
     let playing = node.plays().await;
     let kill_at = playing.spec.kill_at_ms;
     // Never later than what the cluster said that is left, from when it was asked, less the margin.
-    assert!(
-        kill_at <= boot_ms() + 60_000 - 2_000 && kill_at + 60_000 > before,
-        "{kill_at}"
-    );
+    let latest = boot_ms() + 60_000 - 2_000;
+    assert!(kill_at <= latest && kill_at >= before, "{kill_at}");
     let work = playing.spec.work_dir.clone();
     assert_eq!(std::fs::read(work.join("in/a.csv")).unwrap(), b"1,2");
     assert_eq!(std::fs::read(&playing.spec.params).unwrap(), b"{\"a\":1}");
@@ -152,7 +160,7 @@ async fn a_lease_outlives_its_session_and_is_renewed_in_the_next() {
     };
     reconcile(&mut session, 7, &[], &[]).await;
     attested(&mut session, true).await;
-    leased(&mut session, 11).await;
+    leased(&mut session, LEASE, 11).await;
     let mut playing = node.plays().await;
     let first = *playing.kill_at.borrow_and_update();
     session.goodbye("draining").await;
@@ -193,7 +201,7 @@ async fn a_lease_that_is_somebody_elses_is_ended_and_cleaned_without_a_result() 
         let mut session = replica.session().await;
         reconcile(&mut session, 7, &[], &[]).await;
         attested(&mut session, true).await;
-        leased(&mut session, 11).await;
+        leased(&mut session, LEASE, 11).await;
         let _playing = node.plays().await;
         drop(session);
         let mut session = replica.session().await;
@@ -219,7 +227,7 @@ async fn the_next_life_cleans_first_and_still_owes_the_result() {
     let mut session = replica.session().await;
     reconcile(&mut session, 7, &[], &[]).await;
     attested(&mut session, true).await;
-    leased(&mut session, 11).await;
+    leased(&mut session, LEASE, 11).await;
     let work = node.plays().await.spec.work_dir;
     node.dies().await;
     assert!(work.exists());
@@ -233,14 +241,14 @@ async fn the_next_life_cleans_first_and_still_owes_the_result() {
     answer(&session, &said.request_id, true, false).await;
     forgotten(&machine).await;
     // Died with a result that nobody took.
-    leased(&mut session, 12).await;
+    leased(&mut session, OTHER, 12).await;
     node.plays().await.end.send(well(b"5")).unwrap();
     let finish = finished(&mut session).await;
     node.dies().await;
     let _node = machine.start(&[replica.known(1)]);
     let mut session = replica.session().await;
     assert_eq!(
-        reconcile(&mut session, 9, &[LEASE], &[]).await[0].state,
+        reconcile(&mut session, 9, &[OTHER], &[]).await[0].state,
         "finished"
     );
     let again = finished(&mut session).await;
@@ -258,7 +266,7 @@ async fn what_was_not_attested_is_not_run_and_the_truth_is_told() {
     reconcile(&mut session, 7, &[], &[]).await;
     let before = attested(&mut session, true).await;
     std::fs::write(machine.dir.path().join("t.sh"), "#!/bin/sh\necho evil\n").unwrap();
-    leased(&mut session, 11).await;
+    leased(&mut session, LEASE, 11).await;
     let (mut refused, mut told) = (None, None);
     while refused.is_none() || told.is_none() {
         match hear(&mut session).await {
@@ -305,14 +313,10 @@ async fn more_than_there_are_slots_is_refused_and_a_stop_tells_results() {
     let mut session = replica.session().await;
     reconcile(&mut session, 7, &[], &[]).await;
     attested(&mut session, true).await;
-    leased(&mut session, 11).await;
+    leased(&mut session, LEASE, 11).await;
     let _playing = node.plays().await;
     say(&session, Order::Offer(offer(LEASE, 11, vec![]))).await;
-    say(
-        &session,
-        Order::Offer(offer("01J00000000000000000000002", 12, vec![])),
-    )
-    .await;
+    say(&session, Order::Offer(offer(OTHER, 12, vec![]))).await;
     let finish = finished(&mut session).await;
     assert_eq!(
         (finish.fence, finish.error_code.as_str()),
@@ -336,7 +340,7 @@ async fn a_cleanup_that_fails_is_told_and_done_again_when_asked() {
     let mut session = replica.session().await;
     reconcile(&mut session, 7, &[], &[]).await;
     attested(&mut session, true).await;
-    leased(&mut session, 11).await;
+    leased(&mut session, LEASE, 11).await;
     let playing = node.plays().await;
     // Something else is where its folder was.
     let folder = playing.spec.root_dir.parent().unwrap().to_owned();
@@ -349,11 +353,7 @@ async fn a_cleanup_that_fails_is_told_and_done_again_when_asked() {
     let said = cleaned(&mut session).await;
     assert!(!said.ok && said.message.contains("no folder"), "{said:?}");
     answer(&session, &said.request_id, true, false).await;
-    say(
-        &session,
-        Order::Offer(offer("01J00000000000000000000002", 12, vec![])),
-    )
-    .await;
+    say(&session, Order::Offer(offer(OTHER, 12, vec![]))).await;
     let refused = finished(&mut session).await;
     assert_eq!(refused.error_code, "slots", "its slot is not free");
     answer(&session, &refused.request_id, true, false).await;

@@ -260,6 +260,8 @@ impl Warden {
             Order::Extend { kill_at_ms } if kill_at_ms > self.kill_at => {
                 self.kill_at = kill_at_ms;
                 self.arm();
+                // The sandbox's first process holds it as well, for whoever stops this one.
+                let _ = say(&mut self.inside, &order);
             }
             Order::Extend { .. } => {}
             Order::Stop { grace_ms } => {

@@ -31,6 +31,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         a_frozen_supervisor_changes_nothing,
     ),
     ("a_killed_warden_leaves_nothing", a_killed_warden_leaves_nothing),
+    (
+        "a_frozen_warden_changes_nothing_either",
+        a_frozen_warden_changes_nothing_either,
+    ),
 ];
 
 /// Writes the time since boot, in milliseconds, into `out/beat`, again and again, and ignores every signal.
@@ -168,23 +172,43 @@ fn a_frozen_supervisor_changes_nothing() {
     supervisor.end();
 }
 
+/// Sends a signal to the wardens of this process once the tool of the lease runs.
+async fn signal_warden(beat: std::path::PathBuf, signal: Signal) {
+    while !beat.exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let own = std::process::id();
+    let children = read(std::path::Path::new(&format!("/proc/{own}/task/{own}/children")));
+    for pid in children.split_whitespace() {
+        let line = read(std::path::Path::new(&format!("/proc/{pid}/cmdline")));
+        if line.contains("warden") {
+            kill(Pid::from_raw(pid.parse().unwrap()), signal).unwrap();
+        }
+    }
+}
+
+fn a_frozen_warden_changes_nothing_either() {
+    let mut lease = Lease::new(BEAT).ending_in(2000);
+    let (beat, end) = (lease.out("beat"), lease.spec.kill_at_ms);
+    let ended = runtime().block_on(async {
+        let thaw = async {
+            signal_warden(beat.clone(), Signal::SIGSTOP).await;
+            while boot_ms() < end + 200 {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            signal_warden(beat, Signal::SIGCONT).await;
+        };
+        tokio::join!(lease.go(), thaw).0
+    });
+    assert!(ended.gone, "{ended:?}");
+    let after = i128::from(last_beat(&lease)) - i128::from(end);
+    assert!(after < 100, "it lived {after} ms beyond its end");
+}
+
 fn a_killed_warden_leaves_nothing() {
     let mut lease = Lease::new(BEAT);
     let ended = runtime().block_on(async {
-        let beat = lease.out("beat");
-        let own = std::process::id();
-        let murder = async move {
-            while !beat.exists() {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-            let children = read(std::path::Path::new(&format!("/proc/{own}/task/{own}/children")));
-            for pid in children.split_whitespace() {
-                let line = read(std::path::Path::new(&format!("/proc/{pid}/cmdline")));
-                if line.contains("warden") {
-                    kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
-                }
-            }
-        };
+        let murder = signal_warden(lease.out("beat"), Signal::SIGKILL);
         tokio::join!(lease.go(), murder).0
     });
     assert!(

@@ -30,6 +30,7 @@ use crate::worker::*;
 
 pub(super) const DEVICE: &str = "01HZZZZZZZZZZZZZZZZZZZZZZZ";
 pub(super) const LEASE: &str = "01J00000000000000000000001";
+pub(super) const OTHER: &str = "01J00000000000000000000002";
 
 /// A run of a tool, that the test ends.
 pub(super) struct Playing {
@@ -333,10 +334,10 @@ pub(super) async fn accepted(session: &mut Session, id: &str) {
     answer(session, &accept.request_id, true, false).await;
 }
 
-/// Offer, acceptance and first renewal of [`LEASE`].
-pub(super) async fn leased(session: &mut Session, fence: u64) {
-    say(session, Order::Offer(offer(LEASE, fence, vec![]))).await;
-    accepted(session, LEASE).await;
+/// Offer, acceptance and first renewal.
+pub(super) async fn leased(session: &mut Session, id: &str, fence: u64) {
+    say(session, Order::Offer(offer(id, fence, vec![]))).await;
+    accepted(session, id).await;
     let Body::Renew(renew) = hear(session).await else {
         panic!("it was not renewed")
     };
