@@ -1,12 +1,13 @@
 //! Runs, and the leases that bind workers to them.
 //!
-//! A run is one execution of one tool, permitted by one grant. A lease gives one slot of one worker to one attempt of a run until an
-//! absolute moment of the log's time, which renewals move and a change of leader does not. Its fence, a number that rises with every lease,
-//! goes with each message of the attempt. What never lives here: who may be given work (that is `fleet`).
-//! Invariants: a slot has at most one lease that has not ended; a run has at most one lease that has not ended; fences strictly
-//! rise; nothing is accepted under another fence than that of the run's present lease, nor after its end; a lease that is not reported clean
-//! keeps its slot and its run until its deadline has passed; a run ends once; every lease that has not ended is in the deadline index under its
-//! deadline, no other is.
+//! A run is one execution of one tool, permitted by one grant. A lease gives one slot of one worker to one
+//! attempt of a run until an absolute moment of the log's time, which renewals move and a change of leader
+//! does not. Its fence, a number that rises with every lease, goes with each message of the attempt. What
+//! never lives here: who may be given work (that is `fleet`). Invariants: a slot has at most one lease that
+//! has not ended; a run has at most one lease that has not ended; fences strictly rise; nothing is accepted
+//! under another fence than that of the run's present lease, nor after its end; a lease that is not reported
+//! clean keeps its slot and its run until its deadline has passed; a run ends once; every lease that has not
+//! ended is in the deadline index under its deadline, no other is.
 
 mod artifacts;
 mod ends;
@@ -47,7 +48,8 @@ pub enum LeaseState {
     Granted = 0,
     /// The worker has taken it.
     Active = 1,
-    /// Nothing of the run is accepted any more: the worker cleans up, and until it says so, or the deadline has passed, the slot is taken.
+    /// Nothing of the run is accepted any more: the worker cleans up, and until it says so, or the deadline
+    /// has passed, the slot is taken.
     Ending = 2,
     /// Over; the slot is free.
     Ended = 3,
@@ -158,7 +160,8 @@ pub struct Lease {
     /// When it was granted.
     #[prost(uint64, tag = "9")]
     pub granted_at: u64,
-    /// First moment at which it is over unless it is renewed; never later than the run's deadline and its own ttl.
+    /// First moment at which it is over unless it is renewed; never later than the run's deadline and its own
+    /// ttl.
     #[prost(uint64, tag = "10")]
     pub deadline_at: u64,
     /// When it was renewed; 0: never.
@@ -289,8 +292,8 @@ pub enum Action {
     Reconcile(Reconcile),
 }
 
-/// Starts the run of a grant: at once when its input files are there and a worker is free, else it waits. Uses the grant. Actor:
-/// operator, who asked for the grant. Reply: `RunStarted`.
+/// Starts the run of a grant: at once when its input files are there and a worker is free, else it waits.
+/// Uses the grant. Actor: operator, who asked for the grant. Reply: `RunStarted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StartRun {
     /// The run, as the grant names it.
@@ -331,10 +334,11 @@ pub struct StartRun {
     pub labels: BTreeMap<String, String>,
 }
 
-/// One piece of a file: of an input by the run's operator, of an output by the worker, under its fence. Pieces come in order, each but the
-/// last `limits::ARTIFACT_CHUNK` long; one that is there is not written again. The last one completes the file; what has another digest
-/// is dropped, which is no refusal of the entry but its outcome: otherwise the wrong pieces would stay. Actor: the run's operator,
-/// or the worker. Reply: `ArtifactReceived`.
+/// One piece of a file: of an input by the run's operator, of an output by the worker, under its fence.
+/// Pieces come in order, each but the last `limits::ARTIFACT_CHUNK` long; one that is there is not written
+/// again. The last one completes the file; what has another digest is dropped, which is no refusal of the
+/// entry but its outcome: otherwise the wrong pieces would stay. Actor: the run's operator, or the worker.
+/// Reply: `ArtifactReceived`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PutArtifact {
     /// The run.
@@ -360,8 +364,8 @@ pub struct PutArtifact {
     pub fence: u64,
 }
 
-/// Takes a run back: at once while it waits. One that is leased is `cancelling` until the worker is clean or the lease's deadline
-/// passes. Actor: operator. Reply: `Done`.
+/// Takes a run back: at once while it waits. One that is leased is `cancelling` until the worker is clean or
+/// the lease's deadline passes. Actor: operator. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CancelRun {
     /// The run.
@@ -372,8 +376,8 @@ pub struct CancelRun {
     pub reason: String,
 }
 
-/// The worker has the lease. It begins only when this was accepted: of a lease that was never accepted nothing was run. Actor: that
-/// worker. Reply: `Done`.
+/// The worker has the lease. It begins only when this was accepted: of a lease that was never accepted
+/// nothing was run. Actor: that worker. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Accept {
     /// The lease.
@@ -404,8 +408,9 @@ pub struct LeaseRef {
     pub epoch: u64,
 }
 
-/// Moves deadlines to `now + ttl`. What a replica has gathered of its workers' wishes goes in one entry. Those that are not live any more
-/// are left alone and named in the reply. Actor: a replica. Reply: `LeasesRenewed`.
+/// Moves deadlines to `now + ttl`. What a replica has gathered of its workers' wishes goes in one entry.
+/// Those that are not live any more are left alone and named in the reply. Actor: a replica. Reply:
+/// `LeasesRenewed`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Renew {
     /// At most `limits::RENEW_BATCH`.
@@ -487,8 +492,8 @@ impl Outcome {
     }
 }
 
-/// What the worker says of the cleanup after a lease, also of one that has ended; `ok` frees the slot, otherwise the worker is failed. Actor: that
-/// worker. Reply: `Done`.
+/// What the worker says of the cleanup after a lease, also of one that has ended; `ok` frees the slot,
+/// otherwise the worker is failed. Actor: that worker. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Cleaned {
     /// The lease.
@@ -522,7 +527,8 @@ pub struct RevokeLease {
     pub reason: String,
 }
 
-/// Ends those leases and runs of the lists whose deadline has passed; others are left alone. Actor: system or a replica. Reply: `Counted`.
+/// Ends those leases and runs of the lists whose deadline has passed; others are left alone. Actor: system or
+/// a replica. Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Expire {
     /// At most `limits::EXPIRE_BATCH`.
@@ -564,9 +570,9 @@ pub struct Held {
     pub message: String,
 }
 
-/// What a worker has of leases, at the beginning of a session: the ledger keeps those that are live and held, ends those that are live and not
-/// held (`worker_restarted`: nothing of them runs), and names those that the worker must end. From then on it may be given work. Actor:
-/// that worker. Reply: `Reconciled`.
+/// What a worker has of leases, at the beginning of a session: the ledger keeps those that are live and held,
+/// ends those that are live and not held (`worker_restarted`: nothing of them runs), and names those that the
+/// worker must end. From then on it may be given work. Actor: that worker. Reply: `Reconciled`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Reconcile {
     /// The worker.

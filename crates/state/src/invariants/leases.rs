@@ -307,8 +307,8 @@ fn no_slot_is_kept_back(r: &dyn Read, runs: &[Run], findings: &mut Findings) {
     }
 }
 
-/// What an entry may do to leases: none ends before its deadline but by a word of its worker, of an operator, or of the ledger; what has begun to
-/// end does not come back; fences rise.
+/// What an entry may do to leases: none ends before its deadline but by a word of its worker, of an operator,
+/// or of the ledger; what has begun to end does not come back; fences rise.
 pub(super) fn check_step(
     before: &dyn Read,
     after: &dyn Read,

@@ -1,8 +1,9 @@
 //! Files of runs: how they arrive in pieces, and how long they are kept.
 //!
-//! A file belongs to a run and is named by its digest. Pieces come in order, so that what has arrived is one number. A file whose bytes have
-//! another digest is dropped whole. Inputs arrive while the run waits for them; outputs under the live lease, and those of an attempt
-//! without a result go with it. What is left is kept as long as the run.
+//! A file belongs to a run and is named by its digest. Pieces come in order, so that what has arrived is one
+//! number. A file whose bytes have another digest is dropped whole. Inputs arrive while the run waits for
+//! them; outputs under the live lease, and those of an attempt without a result go with it. What is left is
+//! kept as long as the run.
 
 use sha2::{Digest as _, Sha256};
 

@@ -1,9 +1,10 @@
 //! How leases end, and what becomes of their runs.
 //!
-//! Two steps: [`begin`], after which nothing of the lease is accepted but the report of the cleanup, and [`close`], which frees the slot and
-//! lets the run go on. Between them lies the cleanup, or the rest of the time until the deadline: before that the worker may still run it.
-//! Invariants: a lease is closed when its worker says that it is clean or knows nothing of it, or when its deadline has passed; the run of a
-//! lease that was begun to end has ended, or is `fenced` or `cancelling` until it is closed.
+//! Two steps: [`begin`], after which nothing of the lease is accepted but the report of the cleanup, and
+//! [`close`], which frees the slot and lets the run go on. Between them lies the cleanup, or the rest of the
+//! time until the deadline: before that the worker may still run it. Invariants: a lease is closed when its
+//! worker says that it is clean or knows nothing of it, or when its deadline has passed; the run of a lease
+//! that was begun to end has ended, or is `fenced` or `cancelling` until it is closed.
 
 use super::store::{put_lease, put_run};
 use super::{
@@ -74,7 +75,8 @@ fn number(value: u64) -> String {
     }
 }
 
-/// Begins the end of a lease that has not begun to end. Its run is dealt with by the caller, or here with [`fence`].
+/// Begins the end of a lease that has not begun to end. Its run is dealt with by the caller, or here with
+/// [`fence`].
 pub(super) fn begin(txn: &mut Txn<'_>, found: &Lease, reason: EndReason) -> Lease {
     let mut ending = found.clone();
     ending.set_state(LeaseState::Ending);
@@ -97,7 +99,8 @@ pub(super) fn begin(txn: &mut Txn<'_>, found: &Lease, reason: EndReason) -> Leas
     ending
 }
 
-/// Begins the end of a lease without a result: its run waits until the fence is past. One whose deadline has passed is closed at once.
+/// Begins the end of a lease without a result: its run waits until the fence is past. One whose deadline has
+/// passed is closed at once.
 pub(super) fn fence(txn: &mut Txn<'_>, found: &Lease, reason: EndReason) -> Lease {
     let ending = begin(txn, found, reason);
     if let Some(before) = run(txn, found.run_id).filter(|run| !run.state().is_terminal()) {
@@ -141,8 +144,8 @@ pub(super) fn note_attempt(now: u64, run: &mut Run, found: &Lease, why: &str) {
 
 /// Whether a run whose lease ends without a result may be leased again.
 ///
-/// What was never taken ran nothing: it goes to another worker, whatever its effect, until offers have been made too often. What a
-/// worker began goes again only when it is idempotent and has attempts left.
+/// What was never taken ran nothing: it goes to another worker, whatever its effect, until offers have been
+/// made too often. What a worker began goes again only when it is idempotent and has attempts left.
 fn goes_again(run: &Run, found: &Lease) -> bool {
     if run.attempt >= limits::RUN_ATTEMPTS_MAX {
         return false;
@@ -150,8 +153,8 @@ fn goes_again(run: &Run, found: &Lease) -> bool {
     found.accepted_at == 0 || (run.effect() == Effect::Idempotent && run.tried < run.max_attempts)
 }
 
-/// Frees the slot of a lease that is ending, and lets its run go on. Without a report that it is clean, its worker gets nothing until
-/// there is one.
+/// Frees the slot of a lease that is ending, and lets its run go on. Without a report that it is clean, its
+/// worker gets nothing until there is one.
 pub(super) fn close(txn: &mut Txn<'_>, found: &Lease) -> Lease {
     let clean = found.cleanup.as_ref().is_some_and(|cleanup| cleanup.ok);
     let mut over = found.clone();

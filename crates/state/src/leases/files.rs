@@ -1,7 +1,7 @@
 //! Lists of files and scopes: what may stand in them.
 //!
-//! Invariant: a path that passed here is relative, leads nowhere above where it begins, and is neither named twice nor below another
-//! that is a file.
+//! Invariant: a path that passed here is relative, leads nowhere above where it begins, and is neither named
+//! twice nor below another that is a file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,8 +14,8 @@ use crate::{check, limits};
 const EVERYTHING: &str = ".";
 
 impl Manifest {
-    /// The digests of files that are kept with the run, each once, with their sizes. Files without bytes are not among them: there is
-    /// nothing to keep.
+    /// The digests of files that are kept with the run, each once, with their sizes. Files without bytes are
+    /// not among them: there is nothing to keep.
     #[must_use]
     pub fn stored(&self) -> BTreeMap<Digest, u64> {
         let kept = |entry: &&ManifestEntry| entry.stored && entry.size > 0;

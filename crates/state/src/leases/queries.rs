@@ -132,7 +132,8 @@ pub fn ended_of(r: &dyn Read, worker_id: Id, after: Option<(u64, Id)>, limit: us
     found.into_iter().filter_map(|id| lease(r, id)).collect()
 }
 
-/// Runs of which a worker has or had a lease, at most `limit`: what it has first, then what it had, the first to end first.
+/// Runs of which a worker has or had a lease, at most `limit`: what it has first, then what it had, the first
+/// to end first.
 #[must_use]
 pub fn runs_of_worker(r: &dyn Read, worker_id: Id, limit: usize) -> Vec<Run> {
     let mut ids: Vec<Id> = live_of(r, worker_id).iter().map(|lease| lease.run_id).collect();
@@ -144,7 +145,8 @@ pub fn runs_of_worker(r: &dyn Read, worker_id: Id, limit: usize) -> Vec<Run> {
     ids.into_iter().take(limit).filter_map(|id| run(r, id)).collect()
 }
 
-/// Leases and runs whose deadline has passed at `now`, at most `limits::EXPIRE_BATCH` of each: what an `Expire` should name.
+/// Leases and runs whose deadline has passed at `now`, at most `limits::EXPIRE_BATCH` of each: what an
+/// `Expire` should name.
 #[must_use]
 pub fn due(r: &dyn Read, now: u64) -> super::Expire {
     super::Expire {
@@ -181,7 +183,8 @@ fn time_of(key: &[u8]) -> u64 {
         .map_or(u64::MAX, |bytes| u64::from_be_bytes(*bytes))
 }
 
-/// Leases that a worker is to be offered in the session with this epoch, by slot: granted in it, and not taken.
+/// Leases that a worker is to be offered in the session with this epoch, by slot: granted in it, and not
+/// taken.
 #[must_use]
 pub fn offers(r: &dyn Read, worker_id: Id, epoch: u64) -> Vec<Lease> {
     let mut found = live_of(r, worker_id);
@@ -189,8 +192,9 @@ pub fn offers(r: &dyn Read, worker_id: Id, epoch: u64) -> Vec<Lease> {
     found
 }
 
-/// What a worker must end, and say that it is clean of: leases that are ending without a word of its cleanup, and those that ended without
-/// one. A session tells it when it begins, and whenever a row of the journal says that a lease of it ends.
+/// What a worker must end, and say that it is clean of: leases that are ending without a word of its cleanup,
+/// and those that ended without one. A session tells it when it begins, and whenever a row of the journal
+/// says that a lease of it ends.
 #[must_use]
 pub fn to_end(r: &dyn Read, worker_id: Id) -> Vec<MustEnd> {
     let ending = live_of(r, worker_id).into_iter();
@@ -224,11 +228,13 @@ pub enum Waits {
     Nothing,
     /// Files with these digests.
     Input(Vec<Digest>),
-    /// A worker. So many runs of its tool are before it, of at most 16 times `limits::SELECTION` that were looked at.
+    /// A worker. So many runs of its tool are before it, of at most 16 times `limits::SELECTION` that were
+    /// looked at.
     Worker {
         /// Runs before it.
         ahead: usize,
-        /// Workers that could be given its tool now, of at most `limits::SELECTION`: they are free and do not fit.
+        /// Workers that could be given its tool now, of at most `limits::SELECTION`: they are free and do not
+        /// fit.
         free: usize,
         /// The policy trusts its tool.
         trusted: bool,

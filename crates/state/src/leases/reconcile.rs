@@ -8,7 +8,8 @@
 //! | another worker's, or another fence | must end | - | the worker fails | - |
 //! | nothing | must end | clean | the worker fails | - |
 //!
-//! What was ended without the worker's word that it is clean is named to it as `unclean`; it gets work when it has said so.
+//! What was ended without the worker's word that it is clean is named to it as `unclean`; it gets work when
+//! it has said so.
 
 use std::collections::BTreeMap;
 
@@ -155,8 +156,8 @@ fn rebind(txn: &mut Txn<'_>, found: &Lease, session: &nodes::Session) {
     );
 }
 
-/// The worker is here and says nothing of it: nothing of it runs, so that its deadline need not be waited for. One that it had taken may
-/// have left something; one that it had not has not.
+/// The worker is here and says nothing of it: nothing of it runs, so that its deadline need not be waited
+/// for. One that it had taken may have left something; one that it had not has not.
 fn not_held(txn: &mut Txn<'_>, found: &Lease) {
     let mut ending = if found.state() == LeaseState::Ending {
         found.clone()

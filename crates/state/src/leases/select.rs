@@ -1,9 +1,9 @@
 //! Who gets what: a run its worker, a worker its run.
 //!
-//! Runs go by age, workers by evidence, load, and how long they have been without a lease. Both searches end in [`give`], the one way in which a
-//! lease comes to be. They meet: whatever lets a run wait, or a worker be free, begins one of them.
-//! Invariant: while a worker may be given a run that waits, none waits that it could take, as far as the searches look: see
-//! [`next_for`] and [`limits::SELECTION`].
+//! Runs go by age, workers by evidence, load, and how long they have been without a lease. Both searches end
+//! in [`give`], the one way in which a lease comes to be. They meet: whatever lets a run wait, or a worker be
+//! free, begins one of them. Invariant: while a worker may be given a run that waits, none waits that it
+//! could take, as far as the searches look: see [`next_for`] and [`limits::SELECTION`].
 
 use std::ops::ControlFlow;
 
@@ -63,9 +63,9 @@ pub(crate) fn fill(txn: &mut Txn<'_>, worker_id: Id) {
 
 /// The oldest run that waits and this worker may be given at `now`.
 ///
-/// Runs with equal demands (tool, evidence, labels) are one queue, of which only the first is looked at; of each tool, the first
-/// [`limits::SELECTION`] queues that have runs. Of more than that a search sees only so many, from a place that changes with each
-/// entry, so that none is out of sight for ever.
+/// Runs with equal demands (tool, evidence, labels) are one queue, of which only the first is looked at; of
+/// each tool, the first [`limits::SELECTION`] queues that have runs. Of more than that a search sees only so
+/// many, from a place that changes with each entry, so that none is out of sight for ever.
 pub(crate) fn next_for(r: &dyn Read, now: u64, worker: &Worker) -> Option<Run> {
     let tools = &worker.attested.as_ref()?.tools;
     let mut best: Option<Run> = None;

@@ -1,4 +1,5 @@
-//! Where runs and leases lie: the records, and the indexes and counters that follow them. Nothing else writes these tables.
+//! Where runs and leases lie: the records, and the indexes and counters that follow them. Nothing else writes
+//! these tables.
 
 use std::ops::ControlFlow;
 
@@ -13,7 +14,8 @@ use crate::txn::Txn;
 const FORGET_PAGE: usize = 64;
 
 impl Run {
-    /// What it counts in bytes beside its files: its parameters, result and last lines, and what its record holds of lists and labels.
+    /// What it counts in bytes beside its files: its parameters, result and last lines, and what its record
+    /// holds of lists and labels.
     #[must_use]
     pub fn weight(&self) -> u64 {
         use prost::Message as _;
@@ -30,7 +32,8 @@ impl Run {
     }
 }
 
-/// What a run waits for of a worker beside its tool, in 8 bytes: runs of one tool and one demand are one queue. 0: nothing.
+/// What a run waits for of a worker beside its tool, in 8 bytes: runs of one tool and one demand are one
+/// queue. 0: nothing.
 fn demand(run: &Run) -> u64 {
     if run.labels.is_empty() && run.min_evidence == 0 {
         return 0;
@@ -173,8 +176,8 @@ pub(super) fn put_lease(txn: &mut Txn<'_>, before: Option<&Lease>, after: &Lease
     }
 }
 
-/// Forgets the oldest ended runs, with their leases and files, until they are not too many and there is room for `files` bytes more.
-/// Those whose lease has not ended stay.
+/// Forgets the oldest ended runs, with their leases and files, until they are not too many and there is room
+/// for `files` bytes more. Those whose lease has not ended stay.
 pub(super) fn make_room(txn: &mut Txn<'_>, files: u64) {
     let is_full = |sums: &Totals| {
         sums.ended_runs() > limits::RUNS_ENDED

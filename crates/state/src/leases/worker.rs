@@ -1,7 +1,8 @@
 //! What a worker says of its leases: that it takes one, wants it longer, has a result, is clean.
 //!
-//! Invariant: nothing is accepted under another fence than that of the run's present lease, nor after its end or deadline; every
-//! refusal of a stale fence names both. What a worker says at the beginning of a session: `reconcile`.
+//! Invariant: nothing is accepted under another fence than that of the run's present lease, nor after its end
+//! or deadline; every refusal of a stale fence names both. What a worker says at the beginning of a session:
+//! `reconcile`.
 
 use super::artifacts::absent;
 use super::ends::{self, Ended, begin, close, end_run, note_attempt};
@@ -185,8 +186,8 @@ pub(super) fn finish(txn: &mut Txn<'_>, command: &Finish) -> Result<Reply, Rejec
     Ok(Reply::done())
 }
 
-/// Whether the worker gives the run back without a result, and another attempt follows: it would not begin, or it was stopped in what may be
-/// run again.
+/// Whether the worker gives the run back without a result, and another attempt follows: it would not begin,
+/// or it was stopped in what may be run again.
 fn gives_back(run: &Run, command: &Finish) -> bool {
     let may = match command.outcome() {
         Outcome::Succeeded | Outcome::Failed => false,
@@ -308,7 +309,8 @@ pub(super) fn note_cleanup(txn: &mut Txn<'_>, found: &Lease, cleanup: Cleanup) {
         found.clone()
     };
     if found.cleanup.as_ref().is_some_and(|known| known.ok) {
-        // It was clean before. What is said again changes nothing, and what is said against it is not believed of this lease.
+        // It was clean before. What is said again changes nothing, and what is said against it is not
+        // believed of this lease.
         if !ok {
             tell_fleet(txn, found.worker_id, found.id, false, &message);
         }
