@@ -1,9 +1,9 @@
-//! Workers, as the control plane serves them: their side of a node's session, the leases that they are given, renewals, and
-//! what operators see and decide of them.
+//! Workers, as the control plane serves them: their side of a node's session, the leases that they are given,
+//! renewals, and what operators see and decide of them.
 //!
-//! What never lives here: the rules (`palyra_state::fleet` and `palyra_state::leases`). Invariants: a worker is served on the
-//! session of its node, and by nothing else; the state is the outbox; a message that carries a stale fence is refused, wherever it
-//! arrives.
+//! What never lives here: the rules (`palyra_state::fleet` and `palyra_state::leases`). Invariants: a worker is
+//! served on the session of its node, and by nothing else; the state is the outbox; a message that carries a
+//! stale fence is refused, wherever it arrives.
 
 pub(crate) mod care;
 pub(crate) mod delivery;

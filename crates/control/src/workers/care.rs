@@ -1,8 +1,9 @@
 //! The care for workers of this replica: who is asked to attest, and who is asked to clean up again.
 //!
-//! What never lives here: whether a statement is good (`apply`), and offers (`delivery`). Invariants: a worker is asked once
-//! in a session for one cause, so that one that cannot pass is not asked without end; a question that did not get through is asked
-//! again; challenges that are being opened are bounded in number, however many workers a new policy concerns.
+//! What never lives here: whether a statement is good (`apply`), and offers (`delivery`). Invariants: a worker
+//! is asked once in a session for one cause, so that one that cannot pass is not asked without end; a question
+//! that did not get through is asked again; challenges that are being opened are bounded in number, however many
+//! workers a new policy concerns.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +19,8 @@ use crate::registry::Entry;
 
 /// Pause between two looks at the statements of this replica's workers.
 const LOOK: Duration = Duration::from_secs(1);
-/// A challenge that was shown is not replaced for so long, in milliseconds: the worker has it, and another would make void
-/// what it says over this one.
+/// A challenge that was shown is not replaced for so long, in milliseconds: the worker has it, and another would
+/// make void what it says over this one.
 const SHOWN_FOR: u64 = 10_000;
 
 /// Why a worker is to attest.
@@ -46,8 +47,8 @@ impl Why {
     }
 }
 
-/// Why a worker is to attest now, if it is, and what makes another such cause another one. A statement that was refused is not
-/// asked for again in the same session before the policy is another.
+/// Why a worker is to attest now, if it is, and what makes another such cause another one. A statement that was
+/// refused is not asked for again in the same session before the policy is another.
 fn cause(worker: &Worker, policy: &Policy, now: u64) -> Option<(Why, u64)> {
     if worker.barred {
         return None;
@@ -81,7 +82,8 @@ fn cause(worker: &Worker, policy: &Policy, now: u64) -> Option<(Why, u64)> {
     }
 }
 
-/// Whether the last quarter of a statement's life has begun; for each worker a little later or earlier than for the others.
+/// Whether the last quarter of a statement's life has begun; for each worker a little later or earlier than for
+/// the others.
 fn is_expiring(id: Id, from: u64, until: u64, now: u64) -> bool {
     let life = until.saturating_sub(from);
     let share = u64::from(id.to_bytes()[15]);
@@ -89,7 +91,8 @@ fn is_expiring(id: Id, from: u64, until: u64, now: u64) -> bool {
 }
 
 impl Control {
-    /// Looks after the workers of this replica, until it stops: statements that run out, questions that did not get through.
+    /// Looks after the workers of this replica, until it stops: statements that run out, questions that did not
+    /// get through.
     pub(crate) async fn care_for_workers(self) {
         let mut stopping = self.stopping();
         loop {

@@ -1,9 +1,9 @@
 //! What a worker is told of its leases: offers, ends, and pieces of files. The state is the outbox.
 //!
-//! What never lives here: decisions. Each row of the feed is a hint to look at the state again. Invariants: a lease is offered
-//! in the session that it was granted in, by the replica that holds it, and after the worker was reconciled; what waits for the
-//! reader is ids, and is read from the state when the reader comes for it; a piece of a file goes to the worker that has its run
-//! leased, under the present fence, and to nobody else.
+//! What never lives here: decisions. Each row of the feed is a hint to look at the state again. Invariants: a
+//! lease is offered in the session that it was granted in, by the replica that holds it, and after the worker
+//! was reconciled; what waits for the reader is ids, and is read from the state when the reader comes for it; a
+//! piece of a file goes to the worker that has its run leased, under the present fence, and to nobody else.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -170,8 +170,8 @@ impl Control {
     }
 }
 
-/// A lease that a worker must end, with the reason that its end had. One that it has finished itself is not told: it is
-/// cleaning up; when its deadline has passed without a word of it, it is.
+/// A lease that a worker must end, with the reason that its end had. One that it has finished itself is not
+/// told: it is cleaning up; when its deadline has passed without a word of it, it is.
 fn worth_telling(view: &dyn Read, mut end: MustEnd) -> Option<MustEnd> {
     let Some(lease) = leases::lease(view, end.lease_id) else {
         return Some(end);

@@ -157,8 +157,8 @@ impl Control {
         Ok((worker_view(&self.replica().view(), worker_id)?, written.info))
     }
 
-    /// Ends what is due now, and forgets workers that have been away for `older_than_ms` (0: a day) and hold nothing. The
-    /// caller has been admitted as operator.
+    /// Ends what is due now, and forgets workers that have been away for `older_than_ms` (0: a day) and hold
+    /// nothing. The caller has been admitted as operator.
     ///
     /// # Errors
     /// What the state machine refuses.

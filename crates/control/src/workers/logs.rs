@@ -1,7 +1,8 @@
 //! What the programs of runs write: in the memory of the replica that holds the worker's session.
 //!
-//! What never lives here: the log, and the lines of dispatches (`outputs`, whose memory this uses). Invariants: a line is taken in
-//! under the present fence of a live lease, and from nobody else; memory and rate are bounded for each run.
+//! What never lives here: the log, and the lines of dispatches (`outputs`, whose memory this uses). Invariants:
+//! a line is taken in under the present fence of a live lease, and from nobody else; memory and rate are bounded
+//! for each run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,8 +63,8 @@ impl Control {
         Ok(())
     }
 
-    /// What the program of a run wrote after `after`, wherever its worker is connected; waits for something new, or for
-    /// another state of the run, `wait_ms` at most (30,000).
+    /// What the program of a run wrote after `after`, wherever its worker is connected; waits for something new,
+    /// or for another state of the run, `wait_ms` at most (30,000).
     ///
     /// # Errors
     /// [`Error::Rejected`] when there is no such run; [`Error::Busy`].

@@ -1,7 +1,7 @@
 //! What a worker says in its node's session, and what it is told.
 //!
-//! What never lives here: the wire (the server's), and what becomes of a message (`session`). Invariant: whatever has a
-//! request id is answered with it, once for each time that it is sent.
+//! What never lives here: the wire (the server's), and what becomes of a message (`session`). Invariant:
+//! whatever has a request id is answered with it, once for each time that it is sent.
 
 use bytes::Bytes;
 use palyra_state::leases::{Limits, Manifest, Scope};

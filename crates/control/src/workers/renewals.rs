@@ -1,10 +1,11 @@
 //! Renewals of leases: gathered in memory, and committed together.
 //!
-//! Ten thousand leases that are renewed one by one would cost the log a thousand entries a second; what the workers of one
-//! replica want within [`RENEW_EVERY`] is one entry. What never lives here: deadlines (`apply`). Invariants: of one lease the
-//! newest wish counts, and is answered under its own sequence; a wish is answered as renewed only by an entry that came after it;
-//! an outcome that is not known is asked for under the same request id, and a wish that was not decided is never answered as
-//! refused; what waits is bounded, in all and for each session.
+//! Ten thousand leases that are renewed one by one would cost the log a thousand entries a second; what the
+//! workers of one replica want within [`RENEW_EVERY`] is one entry. What never lives here: deadlines (`apply`).
+//! Invariants: of one lease the newest wish counts, and is answered under its own sequence; a wish is answered
+//! as renewed only by an entry that came after it; an outcome that is not known is asked for under the same
+//! request id, and a wish that was not decided is never answered as refused; what waits is bounded, in all and
+//! for each session.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -137,8 +138,8 @@ impl Control {
         self.workers().renewals.lock().len()
     }
 
-    /// A worker wants these leases longer. What this replica knows to be over, or not the worker's, is answered at once: that
-    /// never changes again. The rest waits for the next entry.
+    /// A worker wants these leases longer. What this replica knows to be over, or not the worker's, is answered
+    /// at once: that never changes again. The rest waits for the next entry.
     pub(super) fn wish_longer(&self, entry: &Arc<Entry>, sequence: u64, leases: Vec<LeaseName>) {
         let mut answers = Vec::new();
         let view = self.replica().view();

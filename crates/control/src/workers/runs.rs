@@ -1,7 +1,8 @@
 //! Runs, for operators: start, files in and out, look, wait, cancel.
 //!
-//! What never lives here: grants (`approvals`), and who gets a run (`apply`). Invariants: accepted means committed; a wait is
-//! answered from the state; parameters are JSON before they reach the log; a piece of a file is bounded.
+//! What never lives here: grants (`approvals`), and who gets a run (`apply`). Invariants: accepted means
+//! committed; a wait is answered from the state; parameters are JSON before they reach the log; a piece of a
+//! file is bounded.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -133,7 +134,8 @@ impl Control {
     /// Starts the run of a grant. The caller has been admitted as operator.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for what is no JSON, no id or no word; what the state machine refuses: no grant, another's, used.
+    /// [`Error::Invalid`] for what is no JSON, no id or no word; what the state machine refuses: no grant, another's,
+    /// used.
     pub async fn start_run(&self, caller: &Caller, start: Start) -> Result<(RunView, WriteInfo), Error> {
         let request_id = self.request_id(&start.request_id)?;
         if start.params.len() > limits::RUN_PARAMS {
@@ -286,11 +288,12 @@ impl Control {
         })
     }
 
-    /// Waits until a run has ended, or, with a `known` state, until it is in another one; `wait_ms` (at most 300,000) at
-    /// most. Answers it as it is then.
+    /// Waits until a run has ended, or, with a `known` state, until it is in another one; `wait_ms` (at most
+    /// 300,000) at most. Answers it as it is then.
     ///
     /// # Errors
-    /// [`Error::Rejected`] when there is no such run; [`Error::Busy`]; [`Error::Stale`] as soon as this replica is cut off.
+    /// [`Error::Rejected`] when there is no such run; [`Error::Busy`]; [`Error::Stale`] as soon as this replica is cut
+    /// off.
     pub async fn wait_run(&self, id: &str, wait_ms: u64, known: &str) -> Result<(RunView, ReadInfo), Error> {
         let known = match known {
             "" => None,
@@ -338,7 +341,8 @@ impl Control {
         Ok((run_view(&self.replica().view(), run_id)?, written.info))
     }
 
-    /// The run that a selector names. What is no full id, or is not known here, is looked up in a linearizable view.
+    /// The run that a selector names. What is no full id, or is not known here, is looked up in a linearizable
+    /// view.
     pub(super) async fn find_run(&self, id: &str) -> Result<Id, Error> {
         let known = Id::parse(id).filter(|id| leases::run(&self.replica().view(), *id).is_some());
         if let Some(id) = known {
@@ -390,7 +394,7 @@ fn bare(view: &dyn Read, record: Run) -> RunView {
             )
         }
         Waits::Worker { ahead, free, .. } => format!(
-            "a worker that fits: {free} are free that offer {}, and lack its labels or evidence; {ahead} runs are before it",
+            "a worker that fits: {free} free ones offer {}, without its labels or evidence; {ahead} runs are before it",
             record.tool
         ),
         Waits::Fence { until } => {

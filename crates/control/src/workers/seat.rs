@@ -1,9 +1,9 @@
-//! What a session keeps of the worker behind it, in memory: whether it was reconciled, what it was told, and whose turn
-//! it is.
+//! What a session keeps of the worker behind it, in memory: whether it was reconciled, what it was told, and
+//! whose turn it is.
 //!
-//! Lost with the session, which delays and never breaks: all of it follows from the state. Invariants: nothing is offered
-//! before the worker was reconciled in this session; an offer and an end are told once in a session; of what a worker says
-//! about one lease, one message is committed at a time, in the order in which it came.
+//! Lost with the session, which delays and never breaks: all of it follows from the state. Invariants: nothing
+//! is offered before the worker was reconciled in this session; an offer and an end are told once in a session;
+//! of what a worker says about one lease, one message is committed at a time, in the order in which it came.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};

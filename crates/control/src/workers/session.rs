@@ -1,8 +1,9 @@
 //! What becomes of what a worker says in its session.
 //!
-//! What never lives here: the rules of leases and statements (`apply`). Invariants: a bounded number of one session's messages
-//! is being committed at one time, and those of one lease in their order, so that no worker holds another back; until the worker has
-//! reported, nothing of its leases is taken in; an answer says "refused" only of what was decided.
+//! What never lives here: the rules of leases and statements (`apply`). Invariants: a bounded number of one
+//! session's messages is being committed at one time, and those of one lease in their order, so that no worker
+//! holds another back; until the worker has reported, nothing of its leases is taken in; an answer says
+//! "refused" only of what was decided.
 
 use std::sync::Arc;
 
@@ -113,7 +114,8 @@ fn refused(request_id: &str, error: &Error) -> Answer {
     }
 }
 
-/// Whether the same may be said again and come to something else: the session or its certificate changed, or nobody knows.
+/// Whether the same may be said again and come to something else: the session or its certificate changed, or
+/// nobody knows.
 pub(super) fn is_undecided(error: &Error) -> bool {
     let rebinding = matches!(
         error,
@@ -192,13 +194,7 @@ impl Control {
                 self.propose(id, caller.actor(), clean(&lease, cleaned)?).await?;
             }
             Statement::Violation { lease, kind, message } => {
-                let violate = fleet::Violate {
-                    worker_id: entry.device_id,
-                    lease_id: parse_id("lease_id", &lease.id)?,
-                    fence: lease.fence,
-                    kind,
-                    message,
-                };
+                let violate = violation(entry.device_id, &lease, kind, message)?;
                 self.propose(id, caller.actor(), violate).await?;
             }
             Statement::Put {
@@ -399,6 +395,21 @@ fn finish(lease: &LeaseName, finished: Finished) -> Result<leases::Finish, Error
         log_tail: finished.log_tail,
         usage: finished.usage,
         sandbox: finished.sandbox,
+    })
+}
+
+fn violation(
+    worker_id: Id,
+    lease: &LeaseName,
+    kind: String,
+    message: String,
+) -> Result<fleet::Violate, Error> {
+    Ok(fleet::Violate {
+        worker_id,
+        lease_id: parse_id("lease_id", &lease.id)?,
+        fence: lease.fence,
+        kind,
+        message,
     })
 }
 

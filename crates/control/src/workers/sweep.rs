@@ -1,10 +1,10 @@
-//! What the leader does about workers on its own: leases and runs whose time is over, workers of whom time has changed
-//! something, statements that were checked against an older policy.
+//! What the leader does about workers on its own: leases and runs whose time is over, workers of whom time has
+//! changed something, statements that were checked against an older policy.
 //!
-//! What never lives here: whether something is due (`apply` decides again, by the log's time). Invariants: a pass that finds
-//! nothing to do proposes nothing; every batch is bounded; a deadline that was given stands, whoever leads, but no worker is
-//! given up for its absence by a leader that has not led for as long as a node may take to come back, nor while it is at somebody's
-//! door.
+//! What never lives here: whether something is due (`apply` decides again, by the log's time). Invariants: a
+//! pass that finds nothing to do proposes nothing; every batch is bounded; a deadline that was given stands,
+//! whoever leads, but no worker is given up for its absence by a leader that has not led for as long as a node
+//! may take to come back, nor while it is at somebody's door.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -3,7 +3,7 @@
 //! What never lives here: what a message means (`control::workers`).
 
 use palyra_control::{
-    CleanedUp, Error, Finished, FromWorker, HeldLease, LeaseName, Refusal, Statement, ToWorker,
+    CleanedUp, Error, Finished, FromWorker, HeldLease, LeaseName, Offer, Refusal, Statement, ToWorker,
 };
 use palyra_proto::worker::v1 as wire;
 use palyra_proto::worker::v1::worker_message::Body;
@@ -49,16 +49,7 @@ pub(super) fn inbound(message: wire::WorkerMessage) -> Result<FromWorker, Error>
                 .collect(),
         },
         Some(Body::Finish(finish)) => finished(finish)?,
-        Some(Body::Cleaned(cleaned)) => {
-            let lease = lease(cleaned.lease_id, cleaned.fence);
-            let up = CleanedUp {
-                ok: cleaned.ok,
-                message: cleaned.message,
-                removed_files: cleaned.removed_files,
-                removed_bytes: cleaned.removed_bytes,
-            };
-            says(cleaned.request_id, Statement::Cleaned(lease, up))
-        }
+        Some(Body::Cleaned(cleaned)) => cleaned_up(cleaned),
         Some(Body::Violation(violation)) => says(
             violation.request_id,
             Statement::Violation {
@@ -67,16 +58,7 @@ pub(super) fn inbound(message: wire::WorkerMessage) -> Result<FromWorker, Error>
                 message: violation.message,
             },
         ),
-        Some(Body::Put(put)) => says(
-            put.request_id,
-            Statement::Put {
-                lease: lease(put.lease_id, put.fence),
-                digest: put.digest,
-                size: put.size,
-                offset: put.offset,
-                chunk: put.chunk,
-            },
-        ),
+        Some(Body::Put(put)) => piece(put),
         Some(Body::Get(get)) => FromWorker::Get {
             request_id: get.request_id,
             lease: lease(get.lease_id, get.fence),
@@ -107,6 +89,32 @@ fn held_lease(held: wire::HeldLease) -> HeldLease {
         lease: lease(held.lease_id, held.fence),
         state: held.state,
         message: held.message,
+    }
+}
+
+fn cleaned_up(cleaned: wire::LeaseCleaned) -> FromWorker {
+    let up = CleanedUp {
+        ok: cleaned.ok,
+        message: cleaned.message,
+        removed_files: cleaned.removed_files,
+        removed_bytes: cleaned.removed_bytes,
+    };
+    FromWorker::Says {
+        request_id: cleaned.request_id,
+        statement: Statement::Cleaned(lease(cleaned.lease_id, cleaned.fence), up),
+    }
+}
+
+fn piece(put: wire::ArtifactPut) -> FromWorker {
+    FromWorker::Says {
+        request_id: put.request_id,
+        statement: Statement::Put {
+            lease: lease(put.lease_id, put.fence),
+            digest: put.digest,
+            size: put.size,
+            offset: put.offset,
+            chunk: put.chunk,
+        },
     }
 }
 
@@ -150,22 +158,7 @@ pub(super) fn order(message: ToWorker) -> wire::WorkerOrder {
             evidence: answer.evidence.to_owned(),
             expires_in_ms: answer.expires_in_ms,
         }),
-        ToWorker::Offer(offer) => Order::Offer(wire::LeaseOffer {
-            lease_id: offer.lease_id.to_string(),
-            run_id: offer.run_id.to_string(),
-            attempt: offer.attempt,
-            fence: offer.fence,
-            slot: offer.slot,
-            ttl_ms: offer.ttl_ms,
-            remaining_ms: offer.remaining_ms,
-            run_remaining_ms: offer.run_remaining_ms,
-            tool: offer.tool,
-            params: offer.params,
-            inputs: offer.inputs.map(manifest_wire),
-            scope: offer.scope.map(scope),
-            limits: offer.limits.map(limits),
-            effect: offer.effect.to_owned(),
-        }),
+        ToWorker::Offer(offer) => Order::Offer(lease_offer(*offer)),
         ToWorker::Renewed { sequence, leases } => Order::Renewed(wire::RenewAnswer {
             sequence,
             leases: leases
@@ -210,6 +203,25 @@ pub(super) fn order(message: ToWorker) -> wire::WorkerOrder {
         }),
     };
     wire::WorkerOrder { body: Some(body) }
+}
+
+fn lease_offer(offer: Offer) -> wire::LeaseOffer {
+    wire::LeaseOffer {
+        lease_id: offer.lease_id.to_string(),
+        run_id: offer.run_id.to_string(),
+        attempt: offer.attempt,
+        fence: offer.fence,
+        slot: offer.slot,
+        ttl_ms: offer.ttl_ms,
+        remaining_ms: offer.remaining_ms,
+        run_remaining_ms: offer.run_remaining_ms,
+        tool: offer.tool,
+        params: offer.params,
+        inputs: offer.inputs.map(manifest_wire),
+        scope: offer.scope.map(scope),
+        limits: offer.limits.map(limits),
+        effect: offer.effect.to_owned(),
+    }
 }
 
 fn lease_end(end: MustEnd) -> wire::LeaseEnd {
