@@ -22,6 +22,8 @@ use crate::watch::{after, changed};
 const GRACE: Duration = Duration::from_secs(120);
 /// How long `reverify --wait` and `cleanup --wait` wait when nothing is said.
 const WAIT: Duration = Duration::from_secs(60);
+/// How long after a question that no replica could answer it is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Runs that are named before an operator confirms that they end.
 const NAMED: usize = 5;
 
@@ -317,7 +319,16 @@ async fn wait_until(
     let mut told = String::new();
     loop {
         // The leases are in no answer of a change.
-        (worker, source) = find(&client.clone().at_least(index), worker.id).await?;
+        (worker, source) = loop {
+            match find(&client.clone().at_least(index), worker.id.clone()).await {
+                Ok(found) => break found,
+                Err(failure) if failure.may_pass() && Instant::now() < until => {
+                    note(&format!("{}; still watching", failure.words()));
+                }
+                Err(failure) => return Err(failure),
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
         let line = progress(&worker);
         if line != told {
             note(&line);
