@@ -162,17 +162,6 @@ fn facts(policy: &FleetPolicy) -> Vec<(&'static str, String)> {
             .collect::<Vec<_>>()
             .join(", ")
     };
-    let tools: Vec<String> = policy
-        .capabilities
-        .iter()
-        .map(|tool| {
-            let by = tool.authorities.join(" or ");
-            format!(
-                "{}: vouched for by {by}, from {} on",
-                tool.name, tool.min_evidence
-            )
-        })
-        .collect();
     let mut facts = vec![
         (
             "policy",
