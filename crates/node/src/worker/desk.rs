@@ -428,7 +428,11 @@ impl Desk {
                         .unwrap_or_else(std::sync::PoisonError::into_inner) = measured;
                     self.proof.ask_now();
                 }
-                Err(why) => tracing::error!(why, "N1003: the tools cannot be digested; no run can be begun"),
+                Err(why) => tracing::error!(
+                    code = "N1003",
+                    why,
+                    "the tools cannot be digested; no run can be begun"
+                ),
             },
         }
         Vec::new()

@@ -60,9 +60,10 @@ pub(crate) async fn clean(shared: &Arc<Shared>, mut record: Record, again: &mut 
             break;
         }
         tracing::error!(
+            code = "N1004",
             lease = lease_id,
             why = record.unclean,
-            "N1004: the cleanup failed; nothing is given to this worker"
+            "the cleanup failed; nothing is given to this worker"
         );
         let body = cleaned(&record);
         call(shared, &lease_id, record.cleaned_id.clone(), body).await;
