@@ -1,9 +1,9 @@
 //! Approvals and grants: asked for, decided, waited for, taken back.
 //!
-//! What never lives here: what a decision covers, and when a grant starts a run (`apply` decides both, at the entry's place
-//! in the log). Invariants: the approval of a pairing is decided by the pairing's own commands, because its certificate is
-//! issued in that entry; a wait is answered from the state and never from memory; what the clock has ended is shown as
-//! ended, also before that is written down.
+//! What never lives here: what a decision covers, and when a grant starts a run (`apply` decides both, at the
+//! entry's place in the log). Invariants: the approval of a pairing is decided by the pairing's own commands,
+//! because its certificate is issued in that entry; a wait is answered from the state and never from memory;
+//! what the clock has ended is shown as ended, also before that is written down.
 
 use std::time::Duration;
 
@@ -128,11 +128,11 @@ impl Control {
         }
     }
 
-    /// Decides an approval; that of a pairing by what pairing does: an allowed one is let in with a certificate of this
-    /// replica. The caller has been admitted as operator.
+    /// Decides an approval; that of a pairing by what pairing does: an allowed one is let in with a
+    /// certificate of this replica. The caller has been admitted as operator.
     ///
-    /// # Errors
-    /// [`Error::Invalid`] for a bad word, and what the state machine refuses: decided before, expired, four eyes.
+    /// # Errors [`Error::Invalid`] for a bad word, and what the state machine refuses: decided before,
+    /// expired, four eyes.
     pub async fn decide_approval(
         &self,
         caller: &Caller,
@@ -220,7 +220,8 @@ impl Control {
         Ok((approval_view(&view, id, self.now_ms(&view))?, written.info))
     }
 
-    /// Takes back an approval of a grant that waits, or a decision that stands, with what rests on it and was not used.
+    /// Takes back an approval of a grant that waits, or a decision that stands, with what rests on it and was
+    /// not used.
     ///
     /// # Errors
     /// What the state machine refuses: there is none, it is of a pairing, or nothing rests on it.
@@ -268,7 +269,8 @@ impl Control {
         Ok((grant_view(&view, grant_id, self.now_ms(&view))?, written.info))
     }
 
-    /// Approvals by id, oldest first; without a state those that wait, with `all` all of them; without a subject of all.
+    /// Approvals by id, oldest first; without a state those that wait, with `all` all of them; without a
+    /// subject of all.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a bad state, subject or page, and what a read can say.
@@ -328,11 +330,11 @@ impl Control {
         Ok((approval_view(&view, id, self.now_ms(&view))?, info))
     }
 
-    /// Waits until an approval is decided or over, or `wait_ms` (at most 300,000) are over; answers it as it is then.
+    /// Waits until an approval is decided or over, or `wait_ms` (at most 300,000) are over; answers it as it
+    /// is then.
     ///
-    /// # Errors
-    /// [`Error::Rejected`] when there is none; [`Error::Busy`]; [`Error::Stale`] as soon as this replica is cut off, for it
-    /// would not hear of the decision.
+    /// # Errors [`Error::Rejected`] when there is none; [`Error::Busy`]; [`Error::Stale`] as soon as this
+    /// replica is cut off, for it would not hear of the decision.
     pub async fn wait_approval(&self, id: &str, wait_ms: u64) -> Result<(ApprovalView, ReadInfo), Error> {
         self.barrier().await?;
         let id = selector::approval(&self.replica().view(), id)?;

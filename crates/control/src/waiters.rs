@@ -1,4 +1,5 @@
-//! Who waits on this replica for something to happen to a dispatch, a pairing request, an approval or a grant.
+//! Who waits on this replica for something to happen to a dispatch, a pairing request, an approval or a
+//! grant.
 //!
 //! Invariants: a waiter registers before it looks at the state, so no wake-up is lost; a wake-up only means
 //! "look again"; a waiter that gives up leaves nothing behind.

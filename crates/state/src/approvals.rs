@@ -1,13 +1,13 @@
 //! Approvals, which people decide, and grants, which they give: permission to run one run.
 //!
-//! What never lives here: what a pairing or a run is. A pairing request opens an approval and its decision closes it (`pairing`); a run uses a
-//! grant (`leases`).
-//! Invariants: an approval is decided once, before its end; nobody allows what they asked for, or the request of a code
-//! that they minted, while four eyes are required (refusing it they may); a grant is active only by an approval that
-//! allows it; a grant starts one run, once, before its end; a decision covers nothing of another operator, tool or
-//! session, nothing that is riskier, and nothing once it ends, its asker is removed or who decided may not decide any
-//! more; an approval of a grant that waits or stands is in the due index, no other is; every pending pairing request has a
-//! pending approval under its own id.
+//! What never lives here: what a pairing or a run is. A pairing request opens an approval and its decision
+//! closes it (`pairing`); a run uses a grant (`leases`). Invariants: an approval is decided once, before its
+//! end; nobody allows what they asked for, or the request of a code that they minted, while four eyes are
+//! required (refusing it they may); a grant is active only by an approval that allows it; a grant starts one
+//! run, once, before its end; a decision covers nothing of another operator, tool or session, nothing that is
+//! riskier, and nothing once it ends, its asker is removed or who decided may not decide any more; an
+//! approval of a grant that waits or stands is in the due index, no other is; every pending pairing request
+//! has a pending approval under its own id.
 
 mod decide;
 mod grants;
@@ -18,9 +18,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use grants::operator_gone;
-#[allow(unused_imports, reason = "runs start with it")]
-pub(crate) use grants::use_grant;
+pub(crate) use grants::{operator_gone, use_grant};
 pub(crate) use pairings::{check_pairing, close_pairing, open_pairing};
 pub use queries::{
     approval, approval_status, approvals, approvals_by_prefix, approvals_by_state, due_approvals, due_grants,
@@ -372,7 +370,8 @@ pub struct Policy {
     /// How long an approval of a grant waits, in milliseconds.
     #[prost(uint64, tag = "2")]
     pub timeout: u64,
-    /// Longest validity of a decision that covers more than what was asked, in milliseconds; 0: there are none.
+    /// Longest validity of a decision that covers more than what was asked, in milliseconds; 0: there are
+    /// none.
     #[prost(uint64, tag = "3")]
     pub max_timebox: u64,
     /// When it was set; 0: never.
@@ -436,9 +435,9 @@ pub enum Action {
     Withdraw(Withdraw),
 }
 
-/// Asks for a grant: active at once when a decision of earlier covers it (and then never beyond that decision's end), else
-/// it waits for an approval of its own. A run has one grant; another may be asked for once the first can start nothing and
-/// never did. Actor: operator. Reply: `GrantCreated`.
+/// Asks for a grant: active at once when a decision of earlier covers it (and then never beyond that
+/// decision's end), else it waits for an approval of its own. A run has one grant; another may be asked for
+/// once the first can start nothing and never did. Actor: operator. Reply: `GrantCreated`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateGrant {
     /// The grant's id.
@@ -467,8 +466,8 @@ pub struct CreateGrant {
     pub approval_id: Id,
 }
 
-/// Takes a grant back: one that waits, one that is active, or one that was used, whose run goes on unless it is cancelled,
-/// too. Again: does nothing but cancel. Actor: operator. Reply: `Done`.
+/// Takes a grant back: one that waits, one that is active, or one that was used, whose run goes on unless it
+/// is cancelled, too. Again: does nothing but cancel. Actor: operator. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RevokeGrant {
     /// The grant.
@@ -482,8 +481,8 @@ pub struct RevokeGrant {
     pub cancel_run: bool,
 }
 
-/// Decides an approval of a grant; that of a pairing is decided by the pairing's own commands. While four eyes are
-/// required, who asked may deny and not allow. Actor: operator. Reply: `Done`.
+/// Decides an approval of a grant; that of a pairing is decided by the pairing's own commands. While four
+/// eyes are required, who asked may deny and not allow. Actor: operator. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Decide {
     /// The approval.
@@ -503,8 +502,8 @@ pub struct Decide {
     pub reason: String,
 }
 
-/// Ends those approvals, standing decisions and grants of the lists whose time has passed; others are left alone. Actor:
-/// system or a replica. Reply: `Counted`.
+/// Ends those approvals, standing decisions and grants of the lists whose time has passed; others are left
+/// alone. Actor: system or a replica. Reply: `Counted`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Expire {
     /// At most `limits::EXPIRE_BATCH`.
@@ -523,8 +522,8 @@ pub struct SetPolicy {
     pub policy: Policy,
 }
 
-/// Takes back an approval of a grant that waits, or a decision that stands: nothing more is covered, and what rests on it
-/// and was not used is revoked. Actor: operator. Reply: `Done`.
+/// Takes back an approval of a grant that waits, or a decision that stands: nothing more is covered, and what
+/// rests on it and was not used is revoked. Actor: operator. Reply: `Done`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Withdraw {
     /// The approval.

@@ -175,8 +175,8 @@ pub const APPROVALS: Table<approvals::Approval> = Table::new(0x68, "approvals");
 pub const APPROVALS_BY_STATE: Table<Present> = Table::new(0x69, "approvals_by_state");
 /// Approvals of grants that wait or stand, by (when that ends, id).
 pub const APPROVALS_DUE: Table<Present> = Table::new(0x6A, "approvals_due");
-/// Decisions that cover more than what was asked, by (operator, tool, session or nothing, risk, u64::MAX - end, id): those
-/// that last are first.
+/// Decisions that cover more than what was asked, by (operator, tool, session or nothing, risk,
+/// u64::MAX - end, id): those that last are first.
 pub const APPROVALS_STANDING: Table<Present> = Table::new(0x6B, "approvals_standing");
 /// Grants by id.
 pub const GRANTS: Table<approvals::Grant> = Table::new(0x6C, "grants");

@@ -6,6 +6,8 @@
 //! in what is expected.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+#[path = "kit/access_script.rs"]
+mod access_script;
 #[path = "kit/approvals_script.rs"]
 mod approvals_script;
 #[path = "kit/ca_script.rs"]
@@ -24,7 +26,7 @@ use std::path::Path;
 use bytes::Bytes;
 use kit::{World, certificate, commands, fingerprint};
 use palyra_state::cluster::ReplicaStatus;
-use palyra_state::{Actor, Command, Envelope, Id, access, cluster, dispatch, identity, nodes, pairing};
+use palyra_state::{Actor, Command, Envelope, Id, cluster, dispatch, identity, nodes, pairing};
 use times::{duration, relative_times};
 
 #[test]
@@ -245,7 +247,7 @@ fn command_of(args: &mut Args<'_>, name: &str) -> Command {
     let domain = name.split('.').next().unwrap();
     match domain {
         "cluster" => cluster_command(args, name),
-        "access" => access_command(args, name),
+        "access" => access_script::command(args, name),
         "identity" => identity_command(args, name),
         "pairing" => pairing_command(args, name),
         "nodes" => nodes_command(args, name),
@@ -306,26 +308,6 @@ fn cluster_command(args: &mut Args<'_>, name: &str) -> Command {
             level: args.number("level") as u32,
         }
         .into(),
-        _ => panic!("no such command: {name}"),
-    }
-}
-
-fn access_command(args: &mut Args<'_>, name: &str) -> Command {
-    let role = access::Role::parse(&args.text("role")).unwrap_or(access::Role::Viewer) as i32;
-    let operator = args.text("name");
-    match name {
-        "access.add_operator" => access::AddOperator {
-            name: operator,
-            role,
-            certificate: args.certificate(),
-        }
-        .into(),
-        "access.remove_operator" => access::RemoveOperator {
-            name: operator,
-            reason: args.text("reason"),
-        }
-        .into(),
-        "access.set_role" => access::SetRole { name: operator, role }.into(),
         _ => panic!("no such command: {name}"),
     }
 }

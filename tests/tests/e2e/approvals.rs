@@ -1,4 +1,5 @@
-//! Approvals by the commands that people type: two operators, four eyes, decisions that stand, machines, time.
+//! Approvals by the commands that people type: two operators, four eyes, decisions that stand, machines,
+//! time.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -97,7 +98,7 @@ pub(crate) async fn grants_are_asked_for_and_decided_by_others(cluster: &mut Clu
     );
 
     // The decision stands: the next is covered, until it is taken back.
-    let next = create(&anna, &["--wait"]).ok();
+    let next = create(&anna, &["--risk", "low", "--wait"]).ok();
     assert_eq!(
         (next.field("state"), next.field("covered")),
         ("active".into(), true.into())

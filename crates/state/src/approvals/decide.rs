@@ -58,7 +58,8 @@ pub(super) fn check_room(txn: &Txn<'_>) -> Result<(), Reject> {
     Ok(())
 }
 
-/// A decision of earlier that covers what this operator asks for now. Of those that could, the one that lasts longest.
+/// A decision of earlier that covers what this operator asks for now. Of those that could, the one that lasts
+/// longest.
 pub(super) fn covering(
     txn: &Txn<'_>,
     asker: &str,

@@ -314,8 +314,8 @@ pub(super) fn expire(txn: &mut Txn<'_>, id: Id) -> bool {
     true
 }
 
-/// The operator was removed, or lost the role: what it asked for and did not use is taken back, and nothing stands for it
-/// any more. What it decided for others loses its force by that alone (see `grant_status`).
+/// The operator was removed, or lost the role: what it asked for and did not use is taken back, and nothing
+/// stands for it any more. What it decided for others loses its force by that alone (see `grant_status`).
 pub(crate) fn operator_gone(txn: &mut Txn<'_>, name: &str, reason: &str) {
     for found in live_of(txn, name) {
         end_approval_of(txn, &found, ApprovalState::Withdrawn, reason);

@@ -1,4 +1,5 @@
-//! Approvals of pairing requests: opened, decided and ended by what happens to the request, in the same entry.
+//! Approvals of pairing requests: opened, decided and ended by what happens to the request, in the same
+//! entry.
 
 use super::decide::{check_four_eyes, close, end, open};
 use super::store::forget;

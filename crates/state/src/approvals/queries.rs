@@ -105,8 +105,8 @@ pub fn approval_status(approval: &Approval, now: u64) -> ApprovalState {
     }
 }
 
-/// Where a grant stands at `now`: one that waits or is active may be expired, and one that rests on the decision of
-/// somebody who may not decide any more is as good as revoked.
+/// Where a grant stands at `now`: one that waits or is active may be expired, and one that rests on the
+/// decision of somebody who may not decide any more is as good as revoked.
 #[must_use]
 pub fn grant_status(r: &dyn Read, grant: &Grant, now: u64) -> GrantState {
     let resting_on = approval(r, grant.approval_id);
@@ -131,14 +131,15 @@ pub(super) fn may_decide(r: &dyn Read, approval: &Approval) -> bool {
         })
 }
 
-/// Approvals that wait, and decisions that stand, whose time has passed at `now`, earliest first, at most `limit`: for
-/// the sweeper.
+/// Approvals that wait, and decisions that stand, whose time has passed at `now`, earliest first, at most
+/// `limit`: for the sweeper.
 #[must_use]
 pub fn due_approvals(r: &dyn Read, now: u64, limit: usize) -> Vec<Id> {
     ids_until(r, &tables::APPROVALS_DUE, now, limit)
 }
 
-/// Grants that wait or are active and whose time has passed at `now`, earliest first, at most `limit`: for the sweeper.
+/// Grants that wait or are active and whose time has passed at `now`, earliest first, at most `limit`: for
+/// the sweeper.
 #[must_use]
 pub fn due_grants(r: &dyn Read, now: u64, limit: usize) -> Vec<Id> {
     ids_until(r, &tables::GRANTS_DUE, now, limit)

@@ -1,7 +1,7 @@
 //! Where approvals and grants lie: the records, and the indexes that follow them.
 //!
-//! Only [`put_approval`], [`put_grant`] and the forgetting write, so that no index can lag behind its record: each key of
-//! an index is a function of the record alone.
+//! Only [`put_approval`], [`put_grant`] and the forgetting write, so that no index can lag behind its record:
+//! each key of an index is a function of the record alone.
 
 use std::ops::ControlFlow;
 
@@ -179,8 +179,8 @@ pub(super) fn standing_of(r: &dyn Read, asker: &str) -> Vec<Approval> {
     ids.into_iter().filter_map(|id| approval(r, id)).collect()
 }
 
-/// Decisions that stand for this asker, tool, session (or none) and risk and are good at `now`, those that last longest
-/// first.
+/// Decisions that stand for this asker, tool, session (or none) and risk and are good at `now`, those that
+/// last longest first.
 pub(super) fn standing(
     r: &dyn Read,
     asker: &str,
@@ -207,7 +207,8 @@ pub(super) fn standing(
     found
 }
 
-/// Forgets the oldest approvals and grants on which nothing can rest any more, when there is no room for others.
+/// Forgets the oldest approvals and grants on which nothing can rest any more, when there is no room for
+/// others.
 pub(super) fn forget(txn: &mut Txn<'_>) {
     let sums = totals(txn);
     if sums.approvals >= limits::APPROVALS {
