@@ -201,6 +201,6 @@ pub(crate) async fn what_nobody_decides_ends_in_time(cluster: &mut Cluster) {
         .ok();
     assert_eq!(
         (gone.field("state"), gone.field("ended_by")),
-        ("revoked".into(), "operator/root".into())
+        ("revoked".into(), "operator/admin".into())
     );
 }
