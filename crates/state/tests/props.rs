@@ -282,7 +282,7 @@ fn histories_reach_every_command_and_every_end() {
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
-    for _ in 0..40 {
+    for _ in 0..64 {
         let steps = prop::collection::vec(step(), 240)
             .new_tree(&mut runner)
             .unwrap()
