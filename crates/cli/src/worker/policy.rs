@@ -19,6 +19,7 @@ use crate::output::time::{Moment, span};
 use crate::output::{Format, Source, confirm, note};
 use crate::session::Global;
 use file::{File, TEMPLATE, read, to_toml};
+pub(super) use file::{Measured, that_admits};
 
 /// What can be done about the policy.
 #[derive(Debug, Subcommand)]

@@ -13,7 +13,8 @@ use serde::Serialize;
 
 use crate::failure::Result;
 use crate::node::host;
-use crate::output::table;
+use crate::output::{Format, table};
+use super::policy;
 use crate::session::Global;
 
 /// `palyra worker run`.
@@ -24,7 +25,7 @@ pub(crate) struct Run {
     /// The worker's description; without it [worker] of node.toml
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print the digests that this worker would attest, for the fleet's policy, and end
+    /// Print the digests that this worker would attest, and end; with `-o toml` as a policy that admits it
     #[arg(long)]
     digests: bool,
 }
@@ -80,6 +81,21 @@ fn digests(global: &Global, run: &Run) -> Result {
             .map(|tool| format!("{}@{}", tool.name, tool.authority))
             .collect(),
     };
+    if global.out().format == Format::Toml {
+        let names = |tool: &'_ worker::config::Tool| (tool.name.clone(), tool.authority.clone());
+        let tools: Vec<(String, String)> = config.tools.iter().map(names).collect();
+        return global.out().write(&policy::that_admits(&policy::Measured {
+            image: &view.image,
+            build: &view.build,
+            artifact: &view.artifact,
+            supervisor: &view.supervisor,
+            evidence: &view.evidence,
+            tools: tools.iter().map(|(name, by)| (name.as_str(), by.as_str())).collect(),
+            sdk_protocol: config.sdk_protocol,
+            wit_abi: &config.wit_abi,
+            slots: config.slots,
+        })?);
+    }
     let facts = [
         ("evidence", view.evidence.clone()),
         ("image", view.image.clone()),

@@ -208,6 +208,49 @@ impl File {
     }
 }
 
+/// What a worker on this machine attests, as far as a policy names it.
+pub(crate) struct Measured<'a> {
+    pub(crate) image: &'a str,
+    pub(crate) build: &'a str,
+    pub(crate) artifact: &'a str,
+    /// Empty when nobody computed the digests.
+    pub(crate) supervisor: &'a str,
+    pub(crate) evidence: &'a str,
+    /// Name and authority.
+    pub(crate) tools: Vec<(&'a str, &'a str)>,
+    pub(crate) sdk_protocol: u32,
+    pub(crate) wit_abi: &'a str,
+    pub(crate) slots: u32,
+}
+
+/// A policy that admits one such worker, and what is the same as it: a file for `palyra worker policy set -f`.
+pub(crate) fn that_admits(measured: &Measured<'_>) -> Result<String> {
+    let mut file: File = toml::from_str(TEMPLATE).map_err(|error| {
+        let message = format!("the template of a policy is none: {error}");
+        Failure::local(Class::Internal, message, "palyra version")
+    })?;
+    let one = |digest: &str| match digest {
+        "" => Vec::new(),
+        digest => vec![digest.to_owned()],
+    };
+    file.images = one(measured.image);
+    file.builds = one(measured.build);
+    file.artifacts = one(measured.artifact);
+    file.supervisors = one(measured.supervisor);
+    file.sdk_protocol_min = measured.sdk_protocol;
+    file.sdk_protocol_max = measured.sdk_protocol;
+    file.wit_abis = one(measured.wit_abi);
+    file.leases_per_worker = file.leases_per_worker.max(measured.slots);
+    let capability = |(name, authority): &(&str, &str)| Capability {
+        name: (*name).to_owned(),
+        authorities: one(authority),
+        min_evidence: measured.evidence.to_owned(),
+    };
+    file.capabilities = measured.tools.iter().map(capability).collect();
+    file.capabilities.sort_by(|one, other| one.name.cmp(&other.name));
+    to_toml(&file)
+}
+
 /// As text.
 pub(super) fn to_toml(file: &File) -> Result<String> {
     toml::to_string_pretty(file).map_err(|error| {
