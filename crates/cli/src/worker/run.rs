@@ -11,10 +11,10 @@ use palyra_node::run::WorkerConfig;
 use palyra_node::worker;
 use serde::Serialize;
 
+use super::policy;
 use crate::failure::Result;
 use crate::node::host;
 use crate::output::{Format, table};
-use super::policy;
 use crate::session::Global;
 
 /// `palyra worker run`.
@@ -90,7 +90,10 @@ fn digests(global: &Global, run: &Run) -> Result {
             artifact: &view.artifact,
             supervisor: &view.supervisor,
             evidence: &view.evidence,
-            tools: tools.iter().map(|(name, by)| (name.as_str(), by.as_str())).collect(),
+            tools: tools
+                .iter()
+                .map(|(name, by)| (name.as_str(), by.as_str()))
+                .collect(),
             sdk_protocol: config.sdk_protocol,
             wit_abi: &config.wit_abi,
             slots: config.slots,
