@@ -1,10 +1,13 @@
-//! Competing leases, late messages, pauses and restarts against apply, with judges that know nothing of its tables: a resource that
-//! takes only rising fences, and a list of the programs that run on the workers.
+//! Competing leases, late messages, pauses and restarts against apply, with judges that know nothing of its
+//! tables: a resource that takes only rising fences, and a list of the programs that run on the workers.
 //!
-//! A worker here does what a good one does: it begins when its acceptance was accepted, counts its deadline from the moment at which it sent
-//! what was answered, and kills at it also when it is paused. All that it sends may arrive late, twice, or never.
+//! A worker here does what a good one does: it begins when its acceptance was accepted, counts its deadline
+//! from the moment at which it sent what was answered, and kills at it also when it is paused. All that it
+//! sends may arrive late, twice, or never.
 #![allow(clippy::unwrap_used)]
 
+#[path = "exclusion/judges.rs"]
+mod judges;
 mod kit;
 
 use std::collections::BTreeMap;
@@ -12,7 +15,6 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kit::{World, commands, operator, replica};
 use palyra_state::dispatch::Effect;
-use palyra_state::fleet::Evidence;
 use palyra_state::leases::{self, HeldState, LeaseRef, Outcome, RunState};
 use palyra_state::reply::Reply;
 use palyra_state::{Actor, Command, Id, invariants};
@@ -93,13 +95,13 @@ impl Sim {
     fn new(workers: usize, slots: u32, strict: bool) -> Sim {
         let mut world = World::born();
         world.checked = false;
-        kit::fleet::policy(&mut world, &["build"], slots);
+        kit::fleet::policy(&mut world, slots);
         let names: Vec<String> = (0..workers).map(|number| format!("w{number}")).collect();
         let mut machines = Vec::new();
         for name in &names {
-            kit::fleet::ready(&mut world, name, slots, Evidence::SelfReported, &["build"]);
+            kit::fleet::ready(&mut world, name, &[&format!("slots {slots}")]);
             machines.push(Machine {
-                epoch: kit::fleet::epoch(&mut world, name),
+                epoch: kit::workers::epoch(&mut world, name),
                 ..Machine::default()
             });
         }
@@ -163,101 +165,13 @@ impl Sim {
         self.world.id(&name)
     }
 
-    /// Applies, and lets the judges look at what came of it.
-    fn run(&mut self, actor: Actor, command: Command) -> Result<Reply, palyra_state::Reject> {
-        let name = command.name();
-        let by_word = matches!(name, "leases.cleaned" | "leases.reconcile");
-        let before = self.strict.then(|| self.world.state.clone());
-        let request_id = kit::id_at(self.world.at, (1 << 41) + self.world.index);
-        let envelope = palyra_state::Envelope::new(request_id, actor, command);
-        let applied = self.world.apply(&envelope);
-        if let Some(before) = before {
-            let broken = invariants::check_step(&before, &self.world.state, &envelope, &applied);
-            assert_eq!(broken, Vec::new(), "{name}");
-        }
-        for row in &applied.rows {
-            self.judge_row(row, by_word);
-        }
-        applied.reply
-    }
-
-    fn judge_row(&mut self, row: &palyra_state::Row, by_word: bool) {
-        let Some(id) = Id::parse(&row.subject).filter(|_| row.action.starts_with("lease.")) else {
-            return;
-        };
-        let number = |name: &str| row.detail(name).parse::<u64>().unwrap_or_default();
-        match row.action.as_str() {
-            "lease.granted" => {
-                let new = Known {
-                    run_id: Id::parse(row.detail("run")).unwrap(),
-                    worker_id: Id::parse(row.detail("device")).unwrap(),
-                    slot: row.detail("slot").to_owned(),
-                    fence: number("fence"),
-                    deadline_at: number("deadline_at"),
-                    ending: false,
-                };
-                assert!(new.fence > self.newest, "fences rise");
-                self.newest = new.fence;
-                for other in self.known.values() {
-                    assert!(
-                        other.run_id != new.run_id,
-                        "a run is leased under {} while {} has not ended",
-                        new.fence,
-                        other.fence
-                    );
-                    let same = other.worker_id == new.worker_id && other.slot == new.slot;
-                    assert!(
-                        !same,
-                        "a slot is given under {} while {} has it",
-                        new.fence, other.fence
-                    );
-                }
-                self.known.insert(id, new);
-                self.reach("granted");
-            }
-            "lease.ending" => {
-                let known = self.known.get_mut(&id).unwrap();
-                known.ending = true;
-                let early = row.at_ms < known.deadline_at;
-                let unasked = matches!(row.detail("reason"), "expired" | "run_deadline");
-                assert!(!(early && unasked), "a lease ended before its time");
-            }
-            "lease.ended" => {
-                let known = self.known.remove(&id).unwrap();
-                let early = row.at_ms < known.deadline_at;
-                assert!(
-                    !early || by_word,
-                    "a slot was freed before the deadline of {}",
-                    known.fence
-                );
-                self.reach(if early { "ended by word" } else { "ended by time" });
-            }
-            _ => {}
-        }
-    }
-
-    fn reach(&mut self, what: &'static str) {
-        *self.reached.entry(what).or_default() += 1;
-    }
-
-    /// What was accepted under a fence was said under the present one.
-    fn judge_fence(&mut self, lease_id: Id, fence: u64) {
-        let known = self.known.get(&lease_id);
-        assert!(
-            known.is_some_and(|known| known.fence == fence
-                && !known.ending
-                && self.world.at < known.deadline_at),
-            "a message of {lease_id} under {fence} was accepted"
-        );
-    }
-
     fn start(&mut self, step: &Step) {
         if leases::totals(&self.world.state).open_runs() > 4 * self.machines.len() as u64 {
             return;
         }
         self.started += 1;
         let name = format!("run-{}", self.started);
-        kit::fleet::grant(&mut self.world, &name, "build");
+        kit::fleet::grant(&mut self.world, &name, "lint");
         let effect = if step.two % 3 == 0 {
             Effect::Once
         } else {
@@ -265,7 +179,7 @@ impl Sim {
         };
         let start = leases::StartRun {
             run_id: self.world.id(&name),
-            tool: "build".to_owned(),
+            tool: "lint".to_owned(),
             params: Bytes::from_static(b"{}"),
             effect: effect as i32,
             ttl_ms: 1_000 + (step.two as u64 % 5) * 700,
@@ -404,58 +318,6 @@ impl Sim {
         }
     }
 
-    /// The program begins, unless its time is over or the worker was restarted meanwhile.
-    fn begin(&mut self, machine: usize, accept: &leases::Accept) {
-        let lease = leases::lease(&self.world.state, accept.lease_id).unwrap();
-        let mine = &self.machines[machine];
-        if mine.epoch != accept.epoch
-            || mine.programs.contains_key(&lease.id)
-            || !mine.traces.contains_key(&lease.id)
-        {
-            return;
-        }
-        let program = Program {
-            run_id: lease.run_id,
-            fence: lease.fence,
-            slot: lease.slot,
-            epoch: accept.epoch,
-            until: lease.deadline_at,
-            ttl: lease.ttl,
-        };
-        for (number, other) in self.machines.iter().enumerate() {
-            for running in other.programs.values() {
-                assert!(
-                    running.run_id != program.run_id,
-                    "two programs of one run: {running:?}, {program:?}"
-                );
-                let same = number == machine && running.slot == program.slot;
-                assert!(!same, "two programs in one slot: {running:?}, {program:?}");
-            }
-        }
-        self.machines[machine].programs.insert(lease.id, program);
-        self.reach("began");
-    }
-
-    fn renewed(&mut self, letter: &Letter, wish: &LeaseRef, answer: &palyra_state::reply::Renewal) {
-        if answer.refusal.is_some() {
-            self.reach("renewal refused");
-            return;
-        }
-        self.judge_fence(wish.lease_id, wish.fence);
-        let known = self.known.get_mut(&wish.lease_id).unwrap();
-        assert!(answer.deadline_at >= known.deadline_at, "a deadline went back");
-        known.deadline_at = answer.deadline_at;
-        // From when it was sent, so that the worker is never later than the ledger.
-        if let Some(program) = self.machines[letter.from].programs.get_mut(&wish.lease_id)
-            && program.epoch == wish.epoch
-        {
-            program.until = program
-                .until
-                .max((letter.sent + program.ttl).min(answer.deadline_at));
-        }
-        self.reach("renewed");
-    }
-
     fn renew_all(&mut self, machine: usize) {
         let (worker_id, epoch) = (self.id(machine), self.machines[machine].epoch);
         let wishes = self.machines[machine]
@@ -473,7 +335,8 @@ impl Sim {
         }
     }
 
-    /// The worker's process begins anew; its wardens have killed what ran. With `forgets`, its disk is new, too.
+    /// The worker's process begins anew; its wardens have killed what ran. With `forgets`, its disk is new,
+    /// too.
     fn restart(&mut self, machine: usize, forgets: bool) {
         self.machines[machine].programs.clear();
         if forgets {
@@ -586,14 +449,6 @@ impl Sim {
         }
     }
 
-    /// The wardens do what they are for.
-    fn kill_late(&mut self) {
-        let now = self.world.at;
-        for machine in &mut self.machines {
-            machine.programs.retain(|_, program| now < program.until);
-        }
-    }
-
     /// Everything arrives, everything ends: no slot is lost.
     fn drain(&mut self) {
         for letter in std::mem::take(&mut self.letters) {
@@ -632,8 +487,17 @@ fn speaks_of(letter: &Letter, id: Id) -> bool {
     }
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 48,
+        max_shrink_iters: 40,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 40, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn no_two_programs_of_one_run_and_no_stale_fence(steps in prop::collection::vec(step(), 1..400)) {

@@ -18,7 +18,7 @@ use proptest::test_runner::RngSeed;
 use prost::Message as _;
 
 /// Commands that are done again rather than remembered: doing them again does nothing.
-const SWEEPS: [&str; 11] = [
+const SWEEPS: [&str; 13] = [
     "approvals.expire",
     "fleet.lapse",
     "fleet.recheck",
@@ -30,6 +30,8 @@ const SWEEPS: [&str; 11] = [
     "dispatch.expire",
     "dispatch.wake",
     "pairing.expire",
+    "leases.expire",
+    "leases.renew",
 ];
 
 /// Plays a history on a fresh cluster; every step is checked by `World::apply`.
@@ -212,6 +214,16 @@ const COMMANDS: &[&str] = &[
     "identity.rotate_device",
     "identity.set_policy",
     "identity.revoke_operator_certificate",
+    "leases.accept",
+    "leases.cancel_run",
+    "leases.cleaned",
+    "leases.expire",
+    "leases.finish",
+    "leases.put_artifact",
+    "leases.reconcile",
+    "leases.renew",
+    "leases.revoke_lease",
+    "leases.start_run",
     "nodes.attach",
     "nodes.detach",
     "nodes.detach_many",
@@ -293,7 +305,7 @@ fn histories_reach_every_command_and_every_end() {
         }
         for row in journal::last_rows(&world.state, usize::MAX) {
             let name = match row.action.as_str() {
-                "dispatch.finished" => format!("{} {}", row.action, row.detail("state")),
+                "dispatch.finished" | "run.finished" => format!("{} {}", row.action, row.detail("state")),
                 _ => row.action,
             };
             *seen.entry(name).or_default() += 1;

@@ -2,7 +2,7 @@
 //! expected.
 //!
 //! A script is a text of blocks. `+90s` moves the clock. `actor command key=value ..` proposes; the lines
-//! below it, up to the next command, are what came of it. `# ..` is a comment. Names stand for ids, `$name`
+//! below it, up to the next command, are what came of it. `given ..` makes what a script about leases begins with. `# ..` is a comment. Names stand for ids, `$name`
 //! in what is expected.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
@@ -12,6 +12,8 @@ mod access_script;
 mod approvals_script;
 #[path = "kit/ca_script.rs"]
 mod ca_script;
+#[path = "kit/dispatch_script.rs"]
+mod dispatch_script;
 #[path = "kit/fleet_script.rs"]
 mod fleet_script;
 mod kit;
@@ -23,10 +25,9 @@ mod times;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use bytes::Bytes;
 use kit::{World, certificate, commands, fingerprint};
 use palyra_state::cluster::ReplicaStatus;
-use palyra_state::{Actor, Command, Envelope, Id, cluster, dispatch, identity, nodes, pairing};
+use palyra_state::{Actor, Command, Envelope, Id, cluster, identity, nodes, pairing};
 use times::{duration, relative_times};
 
 #[test]
@@ -83,7 +84,12 @@ fn play(script: &str) -> String {
             world.advance(duration(step));
             continue;
         }
+        if let Some(made) = line.strip_prefix("given ") {
+            lease_script::given(&mut world, made);
+            continue;
+        }
         let outcome = run(&mut world, line);
+        lease_script::name_all(&mut world);
         for line in outcome.lines() {
             writeln!(out, "  {}", named(&world, line)).unwrap();
         }
@@ -251,7 +257,7 @@ fn command_of(args: &mut Args<'_>, name: &str) -> Command {
         "identity" => identity_command(args, name),
         "pairing" => pairing_command(args, name),
         "nodes" => nodes_command(args, name),
-        "dispatch" => dispatch_command(args, name),
+        "dispatch" => dispatch_script::command(args, name),
         "ca" => ca_script::command(args, name),
         "approvals" => approvals_script::command(args, name),
         "leases" => lease_script::command(args, name),
@@ -533,57 +539,5 @@ fn detach_many(args: &mut Args<'_>) -> nodes::DetachMany {
         ends: ids.into_iter().map(ended).collect(),
         suspect_for: args.number("wait"),
         lost_after: lost_after(&args.text("lost_after")),
-    }
-}
-
-fn dispatch_command(args: &mut Args<'_>, name: &str) -> Command {
-    let id = args.id("id");
-    let epoch = args.number("epoch");
-    match name {
-        "dispatch.submit" => dispatch::Submit {
-            timeout_ms: args.number("timeout"),
-            priority: dispatch::Priority::parse(&args.text("priority")).expect(args.line) as i32,
-            max_attempts: args.number("attempts") as u32,
-            payload: Bytes::from(vec![
-                b' ';
-                args.has("size").map_or(2, |size| size.parse().unwrap())
-            ]),
-            ..commands::submit(
-                args.world,
-                &args.text("id"),
-                &args.text("device"),
-                &args.text("capability"),
-            )
-        }
-        .into(),
-        "dispatch.complete" => {
-            let outcome = dispatch::Outcome::parse(&args.text("outcome")).expect(args.line);
-            let mut made = commands::complete(args.world, &args.text("id"), epoch, outcome);
-            made.attempt = args.number("attempt") as u32;
-            if let (Some(code), Some(error)) = (args.has("code"), made.error.as_mut()) {
-                error.code = code;
-            }
-            made.into()
-        }
-        "dispatch.await_mediation" => dispatch::AwaitMediation {
-            dispatch_id: id,
-            epoch,
-            prompt: args.text("prompt"),
-            host: args.text("host"),
-        }
-        .into(),
-        "dispatch.resume_from_mediation" => dispatch::ResumeFromMediation {
-            dispatch_id: id,
-            epoch,
-        }
-        .into(),
-        "dispatch.cancel" => dispatch::Cancel {
-            dispatch_id: id,
-            reason: args.text("reason"),
-        }
-        .into(),
-        "dispatch.expire" => dispatch::Expire { ids: args.ids("ids") }.into(),
-        "dispatch.wake" => dispatch::Wake { ids: args.ids("ids") }.into(),
-        _ => panic!("no such command: {name}"),
     }
 }

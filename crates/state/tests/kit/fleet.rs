@@ -1,82 +1,47 @@
-//! Workers and grants for tests: admitted, reconciled, with free slots.
+//! Workers that may be given work, and grants, for tests of leases.
 
-use std::collections::BTreeMap;
+use palyra_state::{Actor, approvals, fleet, leases};
 
-use bytes::Bytes;
-use palyra_state::fleet::{self, Evidence};
-use palyra_state::{Actor, approvals, leases, nodes, tables};
-use prost::Message as _;
+use super::{World, attack, commands, operator, workers};
 
-use super::{World, commands, operator};
-
-/// Allows these tools, with so many slots of a worker.
-pub fn policy(world: &mut World, tools: &[&str], slots: u32) {
-    let trusted = |name: &&str| fleet::TrustedCapability {
-        name: (*name).to_owned(),
-        authorities: vec!["vendor".to_owned()],
-        min_evidence: Evidence::SelfReported as i32,
-    };
+/// The policy that honest workers meet, with so many slots of each.
+pub fn policy(world: &mut World, slots: u32) {
     let policy = fleet::Policy {
-        version: 1,
-        set_at: world.at,
-        capabilities: tools.iter().map(trusted).collect(),
         leases_per_worker: slots,
         max_lease_ttl: 60_000,
-        heartbeat_timeout: 15_000,
-        max_workers: 1_000,
-        ..fleet::Policy::default()
+        ..attack::policy()
     };
-    put(world, tables::FLEET_POLICY.key(()), policy.encode_to_vec());
+    let set = workers::set_policy(world, policy);
+    world.accept(operator("root"), set);
 }
 
-fn put(world: &mut World, key: Vec<u8>, value: Vec<u8>) {
-    world
-        .state
-        .absorb(&BTreeMap::from([(key, Some(Bytes::from(value)))]));
-}
-
-/// A session of this worker, in which it says what it holds.
+/// What a worker says it holds, in its present session.
 pub fn report(world: &mut World, name: &str, held: Vec<leases::Held>) {
-    let node = world.node(name);
-    let attach = commands::attach(world, name, 1, &[]);
-    world.accept(node.clone(), attach);
     let report = leases::Reconcile {
         worker_id: world.id(name),
-        epoch: world.index,
+        epoch: workers::epoch(world, name),
         held,
     };
+    let node = world.node(name);
     world.accept(node, report);
 }
 
-/// A worker that may be given these tools.
-pub fn ready(world: &mut World, name: &str, slots: u32, evidence: Evidence, tools: &[&str]) -> Actor {
-    let node = world.pair(name);
-    report(world, name, Vec::new());
-    let id = world.id(name);
-    let mut worker = fleet::worker(&world.state, id).unwrap();
-    worker.attested = Some(fleet::Attested {
-        evidence: evidence as i32,
-        accepted_at: world.at,
-        policy_version: 1,
-        expires_at: world.at + 30 * 86_400_000,
-        slots,
-        tools: tools.iter().map(|tool| (*tool).to_owned()).collect(),
-        ..fleet::Attested::default()
-    });
-    put(world, tables::WORKERS.key(id), worker.encode_to_vec());
-    put(world, tables::WORKERS_CHECKED.key((1u64, id)), Vec::new());
-    let mut totals = fleet::totals(&world.state);
-    totals.admitted += 1;
-    put(world, tables::FLEET_TOTALS.key(()), totals.encode_to_vec());
-    report(world, name, Vec::new());
-    node
+/// A session of this worker, in which it says what it holds.
+pub fn attach(world: &mut World, name: &str, held: Vec<leases::Held>) {
+    let node = world.node(name);
+    let attach = commands::attach(world, name, 1, &[]);
+    world.accept(node, attach);
+    report(world, name, held);
 }
 
-/// The present session of a worker.
-pub fn epoch(world: &mut World, name: &str) -> u64 {
-    let id = world.id(name);
-    let session = nodes::node(&world.state, id).and_then(|node| node.session);
-    session.map_or(0, |session| session.epoch)
+/// A worker that may be given `echo` and `lint`: reconciled and admitted. `steps` change what it shows, as in
+/// attacks.
+pub fn ready(world: &mut World, name: &str, steps: &[&str]) -> Actor {
+    let node = workers::pair(world, name);
+    report(world, name, Vec::new());
+    let shown = workers::attests(world, name, steps);
+    assert_eq!(shown.refusal, None, "{name}");
+    node
 }
 
 /// A grant of this run, asked for and allowed by `root`.

@@ -10,6 +10,8 @@ mod lives;
 
 #[path = "fleets.rs"]
 mod fleets;
+#[path = "runs.rs"]
+mod runs;
 
 #[path = "dispatches.rs"]
 mod dispatches;
@@ -99,6 +101,7 @@ pub(crate) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     let usual = match step.kind % 34 {
         _ if step.kind >= 236 => approvals::command(world, step),
         _ if step.kind >= 200 => fleets::command(world, step),
+        _ if step.kind >= 164 => runs::command(world, step),
         0..8 => pairing_command(world, step),
         13 | 23 => lives::command(world, step),
         8..14 => nodes_command(world, step),

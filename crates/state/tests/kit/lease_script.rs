@@ -1,13 +1,49 @@
-//! The commands about runs and leases, as scripts write them. A lease is named by its run and attempt, `run/1`, and has the fence that
-//! the ledger gave it unless another is said; `file=name:size` stands for bytes that the name makes.
+//! The commands about runs and leases, as scripts write them. A lease is named by its run and attempt,
+//! `run/1`, and has the fence that the ledger gave it unless another is said; `file=name:size` stands for
+//! bytes that the name makes.
 
 use bytes::Bytes;
 use palyra_state::dispatch::{Effect, Failure};
 use palyra_state::fleet::Evidence;
 use palyra_state::leases::{self, HeldState, Manifest, ManifestEntry, Outcome};
-use palyra_state::{Command, Digest, Id};
+use palyra_state::{Actor, Command, Digest, Id, nodes};
 
 use crate::Args;
+use crate::kit::{World, commands, fleet};
+
+/// Gives every lease its name, `run/attempt`.
+pub(crate) fn name_all(world: &mut World) {
+    for lease in leases::leases(&world.state, None, usize::MAX) {
+        let run = world.names.iter().find(|(_, id)| **id == lease.run_id);
+        if let Some((run, _)) = run {
+            let name = format!("{run}/{}", lease.attempt);
+            world.names.insert(name, lease.id);
+        }
+    }
+}
+
+/// `policy 2` (slots of a worker), `worker w1 slots 1, evidence 1` (what it shows, as in attacks), `grant run lint`.
+pub(crate) fn given(world: &mut World, made: &str) {
+    let mut words = made.splitn(3, ' ');
+    let (what, name, rest) = (
+        words.next().unwrap(),
+        words.next().unwrap(),
+        words.next().unwrap_or_default(),
+    );
+    match what {
+        "cluster" => {
+            let genesis = commands::genesis(world);
+            world.accept(Actor::System, genesis);
+        }
+        "policy" => fleet::policy(world, name.parse().expect(made)),
+        "worker" => {
+            let steps: Vec<&str> = rest.split(", ").filter(|step| !step.is_empty()).collect();
+            fleet::ready(world, name, &steps);
+        }
+        "grant" => fleet::grant(world, name, rest),
+        _ => panic!("{made}"),
+    }
+}
 
 /// The bytes of a file with this name and size.
 pub(crate) fn file(name: &str, size: usize) -> Bytes {
@@ -52,6 +88,13 @@ pub(crate) fn named_lease(args: &mut Args<'_>, name: &str) -> (Id, u64) {
     let found = found.unwrap_or_else(|| panic!("{name} is not leased"));
     args.world.names.insert(name.to_owned(), found.id);
     (found.id, found.fence)
+}
+
+/// `epoch=`, or that of the worker's present session.
+fn epoch(args: &Args<'_>, worker_id: Id) -> u64 {
+    let session = nodes::node(&args.world.state, worker_id).and_then(|node| node.session);
+    let present = session.map_or(0, |session| session.epoch);
+    args.has("epoch").map_or(present, |_| args.number("epoch"))
 }
 
 /// `lease=run/1`, and `fence=` when it is another one.
@@ -145,11 +188,12 @@ fn held(args: &mut Args<'_>) -> Vec<leases::Held> {
     .collect()
 }
 
-/// `leases=a/1 epoch=`: of the worker whose session it is.
+/// `leases=a/1`, of the worker that is named.
 fn renew(args: &mut Args<'_>) -> leases::Renew {
     let names = args.text("leases");
     let said = args.has("fence").map(|_| args.number("fence"));
-    let (worker_id, epoch) = (args.id("worker"), args.number("epoch"));
+    let worker_id = args.id("worker");
+    let epoch = epoch(args, worker_id);
     let wish = |name: &str| {
         let (lease_id, fence) = named_lease(args, name);
         leases::LeaseRef {
@@ -175,7 +219,8 @@ pub(crate) fn command(args: &mut Args<'_>, name: &str) -> Command {
         .into(),
         "leases.accept" => {
             let (lease_id, fence) = lease(args);
-            let epoch = args.number("epoch");
+            let found = leases::lease(&args.world.state, lease_id).unwrap_or_default();
+            let epoch = epoch(args, found.worker_id);
             leases::Accept {
                 lease_id,
                 fence,
@@ -210,12 +255,15 @@ pub(crate) fn command(args: &mut Args<'_>, name: &str) -> Command {
             }
             .into()
         }
-        "leases.reconcile" => leases::Reconcile {
-            worker_id: args.id("worker"),
-            epoch: args.number("epoch"),
-            held: held(args),
+        "leases.reconcile" => {
+            let worker_id = args.id("worker");
+            leases::Reconcile {
+                worker_id,
+                epoch: epoch(args, worker_id),
+                held: held(args),
+            }
+            .into()
         }
-        .into(),
         _ => panic!("no such command: {name}"),
     }
 }

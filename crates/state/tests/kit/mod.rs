@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use palyra_state::identity::NewCertificate;
 use palyra_state::{
-    Actor, Applied, Command, Digest, Envelope, Fingerprint, Id, MemRead, Position, apply, decode, invariants,
+    Actor, Applied, Command, Digest, Envelope, Fingerprint, Id, MemRead, Position, Reply, apply, decode,
+    invariants,
 };
 
 pub mod attack;
@@ -88,7 +89,7 @@ impl World {
         let before = self.checked.then(|| self.state.clone());
         self.state.absorb(&applied.writes);
         self.log.push((self.at, bytes));
-        if !applied.rows.is_empty() {
+        if !applied.rows.is_empty() || has_renewed(&applied) {
             *self.effective.entry(envelope.command.name()).or_default() += 1;
         }
         if let Some(before) = before {
@@ -146,6 +147,14 @@ impl World {
             device_id: self.id(name),
             fingerprint: fingerprint(name),
         }
+    }
+}
+
+/// Renewals have an effect and no row.
+fn has_renewed(applied: &Applied) -> bool {
+    match &applied.reply {
+        Ok(Reply::LeasesRenewed(reply)) => reply.renewals.iter().any(|renewal| renewal.refusal.is_none()),
+        _ => false,
     }
 }
 
