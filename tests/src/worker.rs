@@ -62,6 +62,12 @@ impl Shop {
         std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 
+    /// The tool's text.
+    #[must_use]
+    pub fn tool(&self) -> String {
+        std::fs::read_to_string(self.dir.join("sum.sh")).unwrap()
+    }
+
     /// The tool as it was at first.
     pub fn restore_tool(&self) {
         self.write_tool(SUM);

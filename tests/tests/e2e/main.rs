@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod approvals;
+mod attacks;
 mod authorities;
 mod certificates;
 mod damage;
@@ -15,6 +16,7 @@ mod operations;
 mod pairing;
 mod quic;
 mod revocation;
+mod workers;
 
 use palyra_tests::runner::{self, Test};
 
@@ -131,6 +133,31 @@ const TESTS: &[Test] = &[
     }),
     ("the_agent_runs_in_the_background", |c| {
         Box::pin(dispatch::the_agent_runs_in_the_background(c))
+    }),
+    // First of those about workers: the cluster has no policy until then.
+    ("the_attack_table_over_the_wire", |c| {
+        Box::pin(attacks::the_attack_table_over_the_wire(c))
+    }),
+    ("a_policy_is_changed_by_what_was_shown", |c| {
+        Box::pin(workers::a_policy_is_changed_by_what_was_shown(c))
+    }),
+    ("a_runs_lines_are_followed", |c| {
+        Box::pin(workers::a_runs_lines_are_followed(c))
+    }),
+    ("operators_hold_a_worker", |c| {
+        Box::pin(workers::operators_hold_a_worker(c))
+    }),
+    ("a_changed_tool_is_never_run", |c| {
+        Box::pin(workers::a_changed_tool_is_never_run(c))
+    }),
+    ("a_revoked_worker_has_nothing", |c| {
+        Box::pin(workers::a_revoked_worker_has_nothing(c))
+    }),
+    ("a_dead_workers_run_goes_on_elsewhere", |c| {
+        Box::pin(workers::a_dead_workers_run_goes_on_elsewhere(c))
+    }),
+    ("a_run_survives_the_leader", |c| {
+        Box::pin(workers::a_run_survives_the_leader(c))
     }),
     ("a_node_survives_each_replica_in_turn", |c| {
         Box::pin(faults::a_node_survives_each_replica_in_turn(c))
