@@ -49,9 +49,18 @@ impl Attacker {
         let (id, credential) = identity(&dir);
         let pair = credential.key_pair().unwrap();
         let key = SigningKey::from_pkcs8_der(pair.to_pkcs8()).unwrap();
-        let puppet = Puppet::attach(&dir, &cluster.node_addr(1), Vec::new()).await.unwrap();
+        let puppet = Puppet::attach(&dir, &cluster.node_addr(1), Vec::new())
+            .await
+            .unwrap();
         let name = name.to_owned();
-        Self { name, dir, id, key, puppet, at: 1 }
+        Self {
+            name,
+            dir,
+            id,
+            key,
+            puppet,
+            at: 1,
+        }
     }
 
     /// Another session, at the next replica.
@@ -144,7 +153,11 @@ impl Attacker {
         };
         if worker.quarantine.is_some() {
             reverify(cluster, &self.id).await;
-            assert_eq!(self.attests(&[]).await, "", "an honest statement lifts a quarantine");
+            assert_eq!(
+                self.attests(&[]).await,
+                "",
+                "an honest statement lifts a quarantine"
+            );
         }
         if self.is_admitted(cluster).await {
             assert_eq!(self.attests(&["sdk 9"]).await, "E0827");
@@ -156,9 +169,9 @@ impl Attacker {
     async fn is_admitted(&self, cluster: &Cluster) -> bool {
         cluster.worker(&self.id).await.is_some_and(|worker| {
             worker.quarantine.is_none()
-                && worker
-                    .attestation
-                    .is_some_and(|known| known.policy_version != 0 && known.expires_at_ms > palyra_client::wall_ms())
+                && worker.attestation.is_some_and(|known| {
+                    known.policy_version != 0 && known.expires_at_ms > palyra_client::wall_ms()
+                })
         })
     }
 }
@@ -174,7 +187,12 @@ async fn reverify(cluster: &Cluster, id: &str) {
 
 /// A policy of the state machine as operators set it.
 fn on_the_wire(policy: &Policy) -> wire::FleetPolicy {
-    let digests = |digests: &[Digest]| digests.iter().map(|digest| hex::encode(digest.to_bytes())).collect();
+    let digests = |digests: &[Digest]| {
+        digests
+            .iter()
+            .map(|digest| hex::encode(digest.to_bytes()))
+            .collect()
+    };
     let keys = |keys: &[palyra_state::fleet::TrustedKey]| {
         let key = |key: &palyra_state::fleet::TrustedKey| wire::TrustedKey {
             name: key.name.clone(),
@@ -219,7 +237,9 @@ async fn newest_row(cluster: &Cluster, id: &str) -> Option<Row> {
         subject: id.to_owned(),
         ..TailRequest::default()
     };
-    let mut tail = cluster.client().follow(request, Some(std::time::Duration::from_secs(20)));
+    let mut tail = cluster
+        .client()
+        .follow(request, Some(std::time::Duration::from_secs(20)));
     let mut newest = None;
     loop {
         match tail.next().await.unwrap() {
@@ -272,7 +292,9 @@ async fn play(cluster: &Cluster, attacker: &mut Attacker, attack: &Attack) -> Ca
                 kept = Some(attacker.forge(&at, &[]));
                 attacker.attach_again(cluster).await;
             }
-            ("session", "old") => return Came::Unsayable("the epoch is the replica's to say, not the node's"),
+            ("session", "old") => {
+                return Came::Unsayable("the epoch is the replica's to say, not the node's");
+            }
             ("session", _) => {
                 let at = attacker.challenged().await.unwrap();
                 kept = Some(attacker.forge(&at, &[]));
@@ -306,11 +328,17 @@ async fn play(cluster: &Cluster, attacker: &mut Attacker, attack: &Attack) -> Ca
         nonce: attack::digest("no nonce"),
         now: palyra_client::wall_ms(),
     };
-    let at = if open { attacker.challenged().await.unwrap() } else { now };
+    let at = if open {
+        attacker.challenged().await.unwrap()
+    } else {
+        now
+    };
     let shown = kept.unwrap_or_else(|| attacker.forge(&at, &attack.steps));
     let before = newest_row(cluster, &attacker.id).await.and_then(|row| row.cursor);
     let code = attacker.show(shown).await;
-    let row = newest_row(cluster, &attacker.id).await.filter(|row| row.cursor != before);
+    let row = newest_row(cluster, &attacker.id)
+        .await
+        .filter(|row| row.cursor != before);
     if let Some(row) = &row {
         assert_eq!(
             (&row.detail["code"], row.detail["severity"].as_str()),
@@ -367,7 +395,11 @@ async fn after_the_end(cluster: &Cluster, attacker: &mut Attacker) -> Came {
         Err(status) => {
             let code = refusal(&status).0;
             // TLS itself may end it, before any code could be said.
-            if code.starts_with('E') { code } else { "E0302".to_owned() }
+            if code.starts_with('E') {
+                code
+            } else {
+                "E0302".to_owned()
+            }
         }
     };
     *attacker = old;
@@ -406,7 +438,11 @@ pub(crate) async fn the_attack_table_over_the_wire(cluster: &mut Cluster) {
             attacker.reset(cluster).await;
         }
         let came = play(cluster, &mut attacker, attack).await;
-        if attack.before.iter().any(|step| step.starts_with("policy ") && *step != "policy none") {
+        if attack
+            .before
+            .iter()
+            .any(|step| step.starts_with("policy ") && *step != "policy none")
+        {
             cluster.set_policy(base.clone()).await;
         }
         report(attack, &came, &mut wrong, &mut unsayable);
@@ -417,10 +453,17 @@ pub(crate) async fn the_attack_table_over_the_wire(cluster: &mut Cluster) {
             attack.name
         );
     }
-    println!("{} attacks, {unsayable} of them cannot be said by a node", table.len());
+    println!(
+        "{} attacks, {unsayable} of them cannot be said by a node",
+        table.len()
+    );
     assert!(wrong.is_empty(), "came out otherwise: {wrong:#?}");
     attacker.reset(cluster).await;
-    assert_eq!(attacker.attests(&[]).await, "", "the honest statement passes all the same");
+    assert_eq!(
+        attacker.attests(&[]).await,
+        "",
+        "the honest statement passes all the same"
+    );
     crate::dispatch::retire(cluster, &attacker.id).await;
 }
 
@@ -430,7 +473,10 @@ fn report(attack: &Attack, came: &Came, wrong: &mut Vec<String>, unsayable: &mut
             "same".to_owned()
         }
         Came::Refused(code, row) => {
-            wrong.push(format!("{}: {code} {row}, not {} {}", attack.name, attack.code, attack.journal));
+            wrong.push(format!(
+                "{}: {code} {row}, not {} {}",
+                attack.name, attack.code, attack.journal
+            ));
             format!("{code} {row}")
         }
         Came::Unsayable(why) => {

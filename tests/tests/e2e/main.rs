@@ -16,6 +16,7 @@ mod operations;
 mod pairing;
 mod quic;
 mod revocation;
+mod unclean;
 mod workers;
 
 use palyra_tests::runner::{self, Test};
@@ -137,6 +138,9 @@ const TESTS: &[Test] = &[
     // First of those about workers: the cluster has no policy until then.
     ("the_attack_table_over_the_wire", |c| {
         Box::pin(attacks::the_attack_table_over_the_wire(c))
+    }),
+    ("old_fences_and_failed_cleanups", |c| {
+        Box::pin(unclean::old_fences_and_failed_cleanups(c))
     }),
     ("a_policy_is_changed_by_what_was_shown", |c| {
         Box::pin(workers::a_policy_is_changed_by_what_was_shown(c))

@@ -128,7 +128,9 @@ async fn started(cluster: &Cluster, steps: u32, effect: &str, ttl_ms: u64) -> Ru
 
 /// The actions that the journal has of one subject, in their order.
 fn actions(cluster: &Cluster, subject: &str) -> Vec<String> {
-    let tail = cluster.palyra(&["journal", "tail", "--subject", subject, "-o", "jsonl"]).ok();
+    let tail = cluster
+        .palyra(&["journal", "tail", "--subject", subject, "-o", "jsonl"])
+        .ok();
     tail.out
         .lines()
         .map(|line| {
@@ -144,30 +146,45 @@ fn sum(path: &Path) -> String {
 
 /// From the grant to the slot that is free again, with real files in and out, while the leader dies.
 pub(crate) async fn a_run_survives_the_leader(cluster: &mut Cluster) {
-    let mut worker = working(cluster, "summer", 1).await;
+    let worker = working(cluster, "summer", 1).await;
     let tables = tables(cluster, "summer");
-    let (input, results) = (
-        format!("{}=tables", tables.display()),
-        cluster.path().join("results-summer"),
-    );
+    let results = cluster.path().join("results-summer");
     let results_dir = results.display().to_string();
+    let (a, b) = (
+        tables.join("a.csv").display().to_string(),
+        tables.join("b.csv").display().to_string(),
+    );
     let start = [
-        "run", "start", "--tool", "csv.sum", "--input", &input, "--params", "{\"steps\": 30}",
-        "--output-dir", &results_dir, "--evidence", "supervisor", "--ttl", "15s", "--follow",
-        "--summary", "sums of two tables", "-o", "json",
+        "run",
+        "start",
+        "--tool",
+        "csv.sum",
+        "--input",
+        &a,
+        "--input",
+        &b,
+        "--params",
+        "{\"steps\": 30}",
+        "--output-dir",
+        &results_dir,
+        "--evidence",
+        "supervisor",
+        "--ttl",
+        "15s",
+        "--follow",
+        "--summary",
+        "sums of two tables",
+        "-o",
+        "json",
     ];
-    // The tool looks into `in`; what is named `tables/a.csv` lies below it.
-    worker.shop.write_tool(&worker.shop.tool().replace("in/*.csv", "in/tables/*.csv"));
-    cluster.admit(&worker.shop).await;
-    worker.agent.terminate();
-    worker.agent.ended().await;
-    worker.agent = cluster.start_worker(&worker.dir, &worker.shop);
-    cluster.worker_is(&worker.id, "available").await;
     let command = Beside::begin(cluster, "run-start", &start);
     allow_next(cluster).await;
     let client = cluster.client();
     let run = eventually("the run", async || {
-        let listed = client.list_runs(palyra_proto::run::v1::ListRunsRequest::default()).await.ok()?;
+        let listed = client
+            .list_runs(palyra_proto::run::v1::ListRunsRequest::default())
+            .await
+            .ok()?;
         listed.runs.into_iter().find(|run| run.state == "running")
     })
     .await;
@@ -177,7 +194,11 @@ pub(crate) async fn a_run_survives_the_leader(cluster: &mut Cluster) {
     let answer = command.ended().await.ok();
     cluster.start_replica(leader);
     assert_eq!(
-        (answer.field("state"), answer.field("attempt"), answer.field("fence")),
+        (
+            answer.field("state"),
+            answer.field("attempt"),
+            answer.field("fence")
+        ),
         ("succeeded".into(), 1.into(), before.fence.into()),
         "{}",
         answer.out
@@ -195,7 +216,10 @@ pub(crate) async fn a_run_survives_the_leader(cluster: &mut Cluster) {
     assert_eq!((idle.slots_used, idle.unclean.len()), (0, 0));
     let told = actions(cluster, &run.lease_id);
     let order = ["lease.granted", "lease.accepted", "lease.ending", "lease.ended"];
-    let seen: Vec<&String> = told.iter().filter(|told| order.contains(&told.as_str())).collect();
+    let seen: Vec<&String> = told
+        .iter()
+        .filter(|told| order.contains(&told.as_str()))
+        .collect();
     assert_eq!(seen, order, "{told:?}");
     cluster
         .becomes("all three replicas", |status| {
@@ -214,7 +238,9 @@ pub(crate) async fn a_dead_workers_run_goes_on_elsewhere(cluster: &mut Cluster) 
     let before = lease(cluster, &run.lease_id).await;
     first.agent.kill();
     let again = cluster
-        .run_is(&run.id, "to run elsewhere", |run| run.state == "running" && run.attempt == 2)
+        .run_is(&run.id, "to run elsewhere", |run| {
+            run.state == "running" && run.attempt == 2
+        })
         .await;
     assert_eq!(again.worker_id, second.id);
     let (over, next) = (
@@ -242,7 +268,9 @@ pub(crate) async fn a_dead_workers_run_goes_on_elsewhere(cluster: &mut Cluster) 
         .await;
     assert_eq!(third.worker_id, first.id);
     assert!(third.fence > next.fence);
-    let cancel = cluster.palyra(&["run", "cancel", &run.id, "--reason", "seen enough", "--wait"]).ok();
+    let cancel = cluster
+        .palyra(&["run", "cancel", &run.id, "--reason", "seen enough", "--wait"])
+        .ok();
     assert!(cancel.out.contains("cancelled"), "{}", cancel.out);
     cluster.worker_is(&first.id, "available").await;
     retire(cluster, &first.id).await;
@@ -259,7 +287,12 @@ pub(crate) async fn a_runs_lines_are_followed(cluster: &mut Cluster) {
     assert_eq!(lines, wanted, "{}", answer.err);
     let got = cluster.palyra(&["run", "wait", &run.id, "-o", "json"]);
     // There was no table to sum: the tool fails, and says so in its exit code and in ours.
-    assert_eq!((got.code, got.field("state")), (1, "failed".into()), "{}", got.out);
+    assert_eq!(
+        (got.code, got.field("state")),
+        (1, "failed".into()),
+        "{}",
+        got.out
+    );
     retire(cluster, &worker.id).await;
 }
 
@@ -271,29 +304,59 @@ pub(crate) async fn operators_hold_a_worker(cluster: &mut Cluster) {
     let drained = Beside::begin(
         cluster,
         "drain",
-        &["worker", "drain", "held", "--deadline", "1m", "--wait", "-o", "json"],
+        &[
+            "worker",
+            "drain",
+            "held",
+            "--deadline",
+            "1m",
+            "--wait",
+            "-o",
+            "json",
+        ],
     );
     let answer = drained.ended().await.ok();
     assert_eq!(answer.field("lifecycle"), "draining");
     assert!(answer.err.contains("1 lease left"), "{}", answer.err);
-    cluster.run_is(&run.id, "to be over", |run| run.ended_at_ms != 0).await;
+    cluster
+        .run_is(&run.id, "to be over", |run| run.ended_at_ms != 0)
+        .await;
     let _ = cluster.palyra(&["worker", "release", "held"]).ok();
     cluster.worker_is(&worker.id, "available").await;
     let run = started(cluster, 100, "once", 10_000).await;
     let asked = cluster.palyra(&["worker", "quarantine", "held", "--reason", "odd"]);
     assert_eq!(asked.code, 2, "{}", asked.err);
-    assert!(asked.err.contains(&format!("1 lease ends: run {}", run.id)), "{}", asked.err);
+    assert!(
+        asked.err.contains(&format!("1 lease ends: run {}", run.id)),
+        "{}",
+        asked.err
+    );
     let _ = cluster
         .palyra(&["worker", "quarantine", "held", "--reason", "odd", "--yes"])
         .ok();
-    let lost = cluster.run_is(&run.id, "to be lost", |run| run.ended_at_ms != 0).await;
+    let lost = cluster
+        .run_is(&run.id, "to be lost", |run| run.ended_at_ms != 0)
+        .await;
     assert_eq!(lost.state, "lost", "a run of effect `once` is not tried again");
     let over = lease_is(cluster, &run.lease_id, "ended").await;
     assert_eq!(over.end_reason, "quarantined");
     let release = cluster.palyra(&["worker", "release", "held"]);
-    assert_ne!(release.code, 0, "a quarantine is lifted by reverify alone: {}", release.out);
+    assert_ne!(
+        release.code, 0,
+        "a quarantine is lifted by reverify alone: {}",
+        release.out
+    );
     let passed = cluster
-        .palyra(&["worker", "reverify", "held", "--reason", "looked at it", "--wait", "-o", "json"])
+        .palyra(&[
+            "worker",
+            "reverify",
+            "held",
+            "--reason",
+            "looked at it",
+            "--wait",
+            "-o",
+            "json",
+        ])
         .ok();
     assert!(
         passed.field("lifecycle") == "available" || passed.field("lifecycle") == "registered",
@@ -318,12 +381,16 @@ pub(crate) async fn a_changed_tool_is_never_run(cluster: &mut Cluster) {
         ..StartRequest::default()
     };
     let run = cluster.client().start_run(request).await.unwrap().run.unwrap();
-    let ended = cluster.run_is(&run.id, "to be over", |run| run.ended_at_ms != 0).await;
+    let ended = cluster
+        .run_is(&run.id, "to be over", |run| run.ended_at_ms != 0)
+        .await;
     assert_ne!(ended.state, "succeeded", "{ended:?}");
     assert!(ended.result.is_empty());
     let held = cluster.worker_is(&worker.id, "quarantined").await;
     assert_eq!(held.quarantine.unwrap().cause, "digest_drift");
-    let refused = cluster.palyra(&["worker", "reverify", "drifter", "--reason", "try", "--wait", "-o", "json"]);
+    let refused = cluster.palyra(&[
+        "worker", "reverify", "drifter", "--reason", "try", "--wait", "-o", "json",
+    ]);
     assert_eq!(refused.code, 14, "{}\n{}", refused.out, refused.err);
     worker.shop.restore_tool();
     let _ = cluster
@@ -331,7 +398,10 @@ pub(crate) async fn a_changed_tool_is_never_run(cluster: &mut Cluster) {
         .ok();
     cluster.worker_is(&worker.id, "available").await;
     let shown = cluster.palyra(&["worker", "attest", "drifter"]).ok();
-    for part in ["supervisor: the program that starts the tools", "good, verified here"] {
+    for part in [
+        "supervisor: the program that starts the tools",
+        "good, verified here",
+    ] {
         assert!(shown.out.contains(part), "{}", shown.out);
     }
     retire(cluster, &worker.id).await;
@@ -349,17 +419,32 @@ pub(crate) async fn a_revoked_worker_has_nothing(cluster: &mut Cluster) {
     cluster.client().revoke_device(revoke).await.unwrap();
     let end = lease(cluster, &run.lease_id).await;
     assert_eq!(end.end_reason, "device_revoked", "{end:?}");
-    let lost = cluster.run_is(&run.id, "to be lost", |run| run.ended_at_ms != 0).await;
+    let lost = cluster
+        .run_is(&run.id, "to be lost", |run| run.ended_at_ms != 0)
+        .await;
     assert_eq!(lost.state, "lost");
     let over = lease_is(cluster, &run.lease_id, "ended").await;
-    assert!(over.ended_at_ms >= over.deadline_at_ms, "nobody said that it is clean: {over:?}");
+    assert!(
+        over.ended_at_ms >= over.deadline_at_ms,
+        "nobody said that it is clean: {over:?}"
+    );
     assert_eq!(cluster.worker_is(&worker.id, "offline").await.leases.len(), 0);
     let live = ListLeasesRequest {
         worker_id: worker.id.clone(),
         ..ListLeasesRequest::default()
     };
-    assert!(cluster.client().list_leases(live).await.unwrap().leases.is_empty());
-    let reaped = cluster.palyra(&["worker", "reap", "--older-than", "1ms", "-o", "json"]).ok();
+    assert!(
+        cluster
+            .client()
+            .list_leases(live)
+            .await
+            .unwrap()
+            .leases
+            .is_empty()
+    );
+    let reaped = cluster
+        .palyra(&["worker", "reap", "--older-than", "1ms", "-o", "json"])
+        .ok();
     assert!(reaped.field("workers").as_u64().unwrap() >= 1, "{}", reaped.out);
 }
 
@@ -370,24 +455,61 @@ pub(crate) async fn a_policy_is_changed_by_what_was_shown(cluster: &mut Cluster)
     let path = file.display().to_string();
     let shown = cluster.palyra(&["worker", "policy", "show", "-o", "toml"]).ok();
     std::fs::write(&file, &shown.out).unwrap();
-    let same = cluster.palyra(&["worker", "policy", "set", "-f", &path, "-o", "json"]).ok();
-    assert_eq!(same.field("changes"), serde_json::json!([]), "what is shown reads back to the same");
+    let same = cluster
+        .palyra(&["worker", "policy", "set", "-f", &path, "-o", "json"])
+        .ok();
+    assert_eq!(
+        same.field("changes"),
+        serde_json::json!([]),
+        "what is shown reads back to the same"
+    );
     let before = same.field("version");
     let other = "ab".repeat(32);
-    let artifact = worker.shop.digests(cluster)["artifact"].as_str().unwrap().to_owned();
+    let artifact = worker.shop.digests(cluster)["artifact"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     std::fs::write(&file, shown.out.replace(&artifact, &other)).unwrap();
     let dry = cluster
         .palyra(&["worker", "policy", "set", "-f", &path, "--dry-run", "-o", "json"])
         .ok();
-    assert_eq!((dry.field("field"), dry.field("affected")), ("artifacts".into(), 1.into()));
-    assert_eq!(cluster.worker_is(&worker.id, "available").await.lifecycle, "available");
+    assert_eq!(
+        (dry.field("field"), dry.field("affected")),
+        ("artifacts".into(), 1.into())
+    );
+    assert_eq!(
+        cluster.worker_is(&worker.id, "available").await.lifecycle,
+        "available"
+    );
     let asked = cluster.palyra(&["worker", "policy", "set", "-f", &path]);
-    assert_eq!(asked.code, 2, "it is asked for, and nobody is there: {}", asked.err);
-    assert!(asked.err.contains("1 worker's statement fails it"), "{}", asked.err);
-    let stale = cluster.palyra(&["worker", "policy", "set", "-f", &path, "--expect-version", "999999", "--yes"]);
+    assert_eq!(
+        asked.code, 2,
+        "it is asked for, and nobody is there: {}",
+        asked.err
+    );
+    assert!(
+        asked.err.contains("1 worker's statement fails it"),
+        "{}",
+        asked.err
+    );
+    let stale = cluster.palyra(&[
+        "worker",
+        "policy",
+        "set",
+        "-f",
+        &path,
+        "--expect-version",
+        "999999",
+        "--yes",
+    ]);
     assert_eq!(stale.code, 11, "{}", stale.err);
-    let set = cluster.palyra(&["worker", "policy", "set", "-f", &path, "--yes", "-o", "json"]).ok();
-    assert_eq!(set.field("version").as_u64().unwrap(), before.as_u64().unwrap() + 1);
+    let set = cluster
+        .palyra(&["worker", "policy", "set", "-f", &path, "--yes", "-o", "json"])
+        .ok();
+    assert_eq!(
+        set.field("version").as_u64().unwrap(),
+        before.as_u64().unwrap() + 1
+    );
     let held = cluster.worker_is(&worker.id, "quarantined").await;
     assert_eq!(held.quarantine.unwrap().cause, "digest_drift");
     retire(cluster, &worker.id).await;
