@@ -250,60 +250,41 @@ async fn newest_row(cluster: &Cluster, id: &str) -> Option<Row> {
     }
 }
 
-/// Plays one attack.
-async fn play(cluster: &Cluster, attacker: &mut Attacker, attack: &Attack) -> Came {
-    let mut kept = None;
-    let mut open = true;
-    for step in &attack.before {
+/// What a step before the statement leaves behind: a statement that is shown later, whether a challenge is still to be asked for, or
+/// the end of the attack.
+struct Before {
+    kept: Option<Shown>,
+    open: bool,
+    came: Option<Came>,
+}
+
+impl Before {
+    /// Of steps that end the attack, or that need the operator.
+    async fn step(&mut self, cluster: &Cluster, attacker: &mut Attacker, step: &str) {
         let mut words = step.split(' ');
         match (words.next().unwrap(), words.next().unwrap_or_default()) {
             ("policy", "none") => {
                 let policy = cluster.client().worker_policy().await.unwrap().policy;
                 if policy.is_some_and(|policy| policy.version != 0) {
-                    return Came::Unsayable("this cluster has a policy by now, and keeps one");
+                    self.came = Some(Came::Unsayable("this cluster has a policy by now, and keeps one"));
                 }
             }
             ("policy", _) => {
                 let policy = attack::policy_after(step).unwrap();
                 cluster.set_policy(on_the_wire(&policy)).await;
             }
-            ("admitted", _) => assert_eq!(attacker.attests(&[]).await, ""),
-            ("refused", _) => {
-                let at = attacker.challenged().await.unwrap();
-                kept = Some(attacker.forge(&at, &[]));
-                let bad = attacker.forge(&at, &["image other"]);
-                assert_ne!(attacker.show(bad).await, "");
-                open = false;
-            }
-            ("replay", way) => {
-                let at = attacker.challenged().await.unwrap();
-                let honest = attacker.forge(&at, &[]);
-                assert_eq!(attacker.show(honest.clone()).await, "");
-                kept = Some(honest);
-                open = way == "open";
-            }
-            ("challenge", "none") => {
-                assert_eq!(attacker.attests(&["sdk 9"]).await, "E0827");
-                open = false;
-            }
-            // A replica shows an open challenge again; in another session there is another.
-            ("challenge", _) => {
-                let at = attacker.challenged().await.unwrap();
-                kept = Some(attacker.forge(&at, &[]));
-                attacker.attach_again(cluster).await;
-            }
             ("session", "old") => {
-                return Came::Unsayable("the epoch is the replica's to say, not the node's");
+                self.came = Some(Came::Unsayable(
+                    "the epoch is the replica's to say, not the node's",
+                ));
             }
-            ("session", _) => {
-                let at = attacker.challenged().await.unwrap();
-                kept = Some(attacker.forge(&at, &[]));
-                attacker.attach_again(cluster).await;
-                open = false;
+            ("late", _) => {
+                self.came = Some(Came::Unsayable(
+                    "a challenge is good for two minutes of real time",
+                ));
             }
-            ("late", _) => return Came::Unsayable("a challenge is good for two minutes of real time"),
-            ("as", _) => return in_anothers_name(cluster, attacker).await,
-            ("stranger", _) => open = false,
+            ("as", _) => self.came = Some(in_anothers_name(cluster, attacker).await),
+            ("revoked", _) => self.came = Some(after_the_end(cluster, attacker).await),
             ("quarantined", how) => {
                 let request = wire::WorkerRequest {
                     id: attacker.id.clone(),
@@ -311,17 +292,66 @@ async fn play(cluster: &Cluster, attacker: &mut Attacker, attack: &Attack) -> Ca
                     ..wire::WorkerRequest::default()
                 };
                 cluster.client().quarantine_worker(request).await.unwrap();
-                open = how == "reverify";
-                if open {
+                self.open = how == "reverify";
+                if self.open {
                     reverify(cluster, &attacker.id).await;
                 } else {
                     assert_eq!(attacker.challenged().await.unwrap_err(), "E0803");
                 }
             }
-            ("revoked", _) => return after_the_end(cluster, attacker).await,
+            _ => self.say(cluster, attacker, step).await,
+        }
+    }
+
+    /// Of steps that the worker says itself.
+    async fn say(&mut self, cluster: &Cluster, attacker: &mut Attacker, step: &str) {
+        match step {
+            "admitted" => assert_eq!(attacker.attests(&[]).await, ""),
+            "stranger" => self.open = false,
+            "challenge none" => {
+                assert_eq!(attacker.attests(&["sdk 9"]).await, "E0827");
+                self.open = false;
+            }
+            "refused" => {
+                let at = attacker.challenged().await.unwrap();
+                self.kept = Some(attacker.forge(&at, &[]));
+                let bad = attacker.forge(&at, &["image other"]);
+                assert_ne!(attacker.show(bad).await, "");
+                self.open = false;
+            }
+            "replay closed" | "replay open" => {
+                let at = attacker.challenged().await.unwrap();
+                let honest = attacker.forge(&at, &[]);
+                assert_eq!(attacker.show(honest.clone()).await, "");
+                self.kept = Some(honest);
+                self.open = step == "replay open";
+            }
+            // A replica shows an open challenge again; in another session there is another.
+            "challenge again" | "session new" => {
+                let at = attacker.challenged().await.unwrap();
+                self.kept = Some(attacker.forge(&at, &[]));
+                attacker.attach_again(cluster).await;
+                self.open = step == "challenge again";
+            }
             _ => panic!("no such step: {step}"),
         }
     }
+}
+
+/// Plays one attack.
+async fn play(cluster: &Cluster, attacker: &mut Attacker, attack: &Attack) -> Came {
+    let mut before = Before {
+        kept: None,
+        open: true,
+        came: None,
+    };
+    for step in &attack.before {
+        before.step(cluster, attacker, step).await;
+        if let Some(came) = before.came {
+            return came;
+        }
+    }
+    let Before { kept, open, .. } = before;
     let now = Situation {
         cluster_id: Id::ZERO,
         worker_id: Id::parse(&attacker.id).unwrap(),

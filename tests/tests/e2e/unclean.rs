@@ -180,19 +180,8 @@ async fn start(cluster: &Cluster) -> String {
     cluster.client().start_run(request).await.unwrap().run.unwrap().id
 }
 
-/// Every message under an old fence is refused; a cleanup that failed keeps its worker from work until somebody vouches.
-pub(crate) async fn old_fences_and_failed_cleanups(cluster: &mut Cluster) {
-    let shop = Shop::open(cluster, "played", 1);
-    cluster.admit(&shop).await;
-    let dir = cluster.pair_node("played").await;
-    let (id, _) = identity(&dir);
-    let digests = shop.digests(cluster);
-    let mut played = Played::attach(&dir, &cluster.node_addr(1)).await;
-    played.ready(&digests).await;
-    cluster.worker_is(&id, "available").await;
-    let run = start(cluster).await;
-    let offer = played.offered().await;
-    let (lease, fence) = (offer.lease_id.as_str(), offer.fence);
+/// Everything that is said under another fence than the lease's is refused.
+async fn under_other_fences(played: &mut Played, lease: &str, fence: u64) {
     for (request_id, body) in [
         accept(lease, fence - 1),
         accept(lease, fence + 1),
@@ -202,8 +191,6 @@ pub(crate) async fn old_fences_and_failed_cleanups(cluster: &mut Cluster) {
         let said = format!("{body:?}");
         assert_ne!(played.code(&request_id, body).await, "", "taken: {said}");
     }
-    let (request_id, body) = accept(lease, fence);
-    assert_eq!(played.code(&request_id, body).await, "");
     let renew = wire::LeaseRenew {
         sequence: 1,
         leases: vec![wire::LeaseRef {
@@ -218,10 +205,72 @@ pub(crate) async fn old_fences_and_failed_cleanups(cluster: &mut Cluster) {
             _ => None,
         })
         .await;
-    assert!(
-        !renewed.leases[0].renewed && !renewed.leases[0].code.is_empty(),
-        "{renewed:?}"
+    let first = &renewed.leases[0];
+    assert!(!first.renewed && !first.code.is_empty(), "{renewed:?}");
+}
+
+/// A worker that could not clean up is asked to try again, gets nothing, and comes back when somebody vouches.
+async fn until_somebody_vouches(cluster: &Cluster, played: &mut Played) -> wire::LeaseOffer {
+    let waits = start(cluster).await;
+    let asked = cluster
+        .palyra(&["worker", "cleanup", "played", "-o", "json"])
+        .ok();
+    assert_eq!(asked.field("lifecycle"), "failed");
+    played
+        .hear(|order| matches!(order, Order::Cleanup(_)).then_some(()))
+        .await;
+    let unasked = cluster.palyra(&["worker", "cleanup", "played", "--force", "--yes"]);
+    assert_eq!(unasked.code, 2, "whoever vouches says why: {}", unasked.err);
+    let vouched = "worker cleanup played --force --reason unmounted --yes --wait";
+    let vouched: Vec<&str> = vouched.split(' ').collect();
+    let _ = cluster.palyra(&vouched).ok();
+    let next = played.offered().await;
+    assert_eq!(next.run_id, waits, "it gets work again");
+    next
+}
+
+/// A lease that an operator revokes is over for its worker, which is told.
+async fn revoked(cluster: &Cluster, played: &mut Played, offer: &wire::LeaseOffer) {
+    let (lease, fence) = (offer.lease_id.as_str(), offer.fence);
+    let _ = cluster
+        .palyra(&["lease", "revoke", lease, "--reason", "seen enough", "--yes"])
+        .ok();
+    let end = played
+        .hear(|order| match order {
+            Order::End(end) => Some(end),
+            _ => None,
+        })
+        .await;
+    assert_eq!(
+        (end.lease_id.as_str(), end.fence, end.reason.as_str()),
+        (lease, fence, "revoked")
     );
+    let (request_id, body) = finish(lease, fence);
+    assert_ne!(
+        played.code(&request_id, body).await,
+        "",
+        "nothing of a revoked lease is taken"
+    );
+    let (request_id, body) = cleaned(lease, fence, true);
+    assert_eq!(played.code(&request_id, body).await, "");
+}
+
+/// Every message under an old fence is refused; a cleanup that failed keeps its worker from work until somebody vouches.
+pub(crate) async fn old_fences_and_failed_cleanups(cluster: &mut Cluster) {
+    let shop = Shop::open(cluster, "played", 1);
+    cluster.admit(&shop).await;
+    let dir = cluster.pair_node("played").await;
+    let (id, _) = identity(&dir);
+    let digests = shop.digests(cluster);
+    let mut played = Played::attach(&dir, &cluster.node_addr(1)).await;
+    played.ready(&digests).await;
+    cluster.worker_is(&id, "available").await;
+    let run = start(cluster).await;
+    let offer = played.offered().await;
+    let (lease, fence) = (offer.lease_id.as_str(), offer.fence);
+    under_other_fences(&mut played, lease, fence).await;
+    let (request_id, body) = accept(lease, fence);
+    assert_eq!(played.code(&request_id, body).await, "");
     let (request_id, body) = finish(lease, fence);
     assert_eq!(played.code(&request_id, body).await, "");
     let (request_id, body) = finish(lease, fence);
@@ -233,59 +282,9 @@ pub(crate) async fn old_fences_and_failed_cleanups(cluster: &mut Cluster) {
     assert_eq!(played.code(&request_id, body).await, "");
     let failed = cluster.worker_is(&id, "failed").await;
     assert_eq!(failed.failure.unwrap().subject, offer.lease_id);
-    // It gets nothing, and is asked to clean again when an operator wants it.
-    let waits = start(cluster).await;
-    let asked = cluster
-        .palyra(&["worker", "cleanup", "played", "-o", "json"])
-        .ok();
-    assert_eq!(asked.field("lifecycle"), "failed");
-    played
-        .hear(|order| matches!(order, Order::Cleanup(_)).then_some(()))
-        .await;
-    let unasked = cluster.palyra(&["worker", "cleanup", "played", "--force", "--yes"]);
-    assert_eq!(unasked.code, 2, "whoever vouches says why: {}", unasked.err);
-    let vouched = [
-        "worker",
-        "cleanup",
-        "played",
-        "--force",
-        "--reason",
-        "unmounted by hand",
-        "--yes",
-        "--wait",
-    ];
-    let _ = cluster.palyra(&vouched).ok();
-    let next = played.offered().await;
-    assert_eq!(next.run_id, waits, "it gets work again");
+    let next = until_somebody_vouches(cluster, &mut played).await;
     assert!(next.fence > fence);
-    let _ = cluster
-        .palyra(&[
-            "lease",
-            "revoke",
-            &next.lease_id,
-            "--reason",
-            "seen enough",
-            "--yes",
-        ])
-        .ok();
-    let end = played
-        .hear(|order| match order {
-            Order::End(end) => Some(end),
-            _ => None,
-        })
-        .await;
-    assert_eq!(
-        (end.lease_id, end.fence, end.reason.as_str()),
-        (next.lease_id.clone(), next.fence, "revoked")
-    );
-    let (request_id, body) = finish(&next.lease_id, next.fence);
-    assert_ne!(
-        played.code(&request_id, body).await,
-        "",
-        "nothing of a revoked lease is taken"
-    );
-    let (request_id, body) = cleaned(&next.lease_id, next.fence, true);
-    assert_eq!(played.code(&request_id, body).await, "");
+    revoked(cluster, &mut played, &next).await;
     cluster.worker_is(&id, "available").await;
     retire(cluster, &id).await;
 }

@@ -144,39 +144,25 @@ fn sum(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap().trim().to_owned()
 }
 
+/// What starts the run of two tables.
+fn starting(tables: &Path, results: &Path) -> Vec<String> {
+    let words = "run start --tool csv.sum --evidence supervisor --ttl 15s --follow -o json --summary sums";
+    let mut words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+    words.extend(["--params".to_owned(), "{\"steps\": 30}".to_owned()]);
+    for table in ["a.csv", "b.csv"] {
+        words.extend(["--input".to_owned(), tables.join(table).display().to_string()]);
+    }
+    words.extend(["--output-dir".to_owned(), results.display().to_string()]);
+    words
+}
+
 /// From the grant to the slot that is free again, with real files in and out, while the leader dies.
 pub(crate) async fn a_run_survives_the_leader(cluster: &mut Cluster) {
     let worker = working(cluster, "summer", 1).await;
     let tables = tables(cluster, "summer");
     let results = cluster.path().join("results-summer");
-    let results_dir = results.display().to_string();
-    let (a, b) = (
-        tables.join("a.csv").display().to_string(),
-        tables.join("b.csv").display().to_string(),
-    );
-    let start = [
-        "run",
-        "start",
-        "--tool",
-        "csv.sum",
-        "--input",
-        &a,
-        "--input",
-        &b,
-        "--params",
-        "{\"steps\": 30}",
-        "--output-dir",
-        &results_dir,
-        "--evidence",
-        "supervisor",
-        "--ttl",
-        "15s",
-        "--follow",
-        "--summary",
-        "sums of two tables",
-        "-o",
-        "json",
-    ];
+    let start = starting(&tables, &results);
+    let start: Vec<&str> = start.iter().map(String::as_str).collect();
     let command = Beside::begin(cluster, "run-start", &start);
     allow_next(cluster).await;
     let client = cluster.client();
