@@ -296,6 +296,7 @@ fn a_thousand_renewals_are_one_small_entry() {
 fn the_worker_with_most_evidence_then_least_load_then_longest_rest_is_asked_first() {
     let mut world = World::born();
     kit::fleet::policy(&mut world, 2);
+    kit::fleet::lax(&mut world);
     kit::fleet::ready(&mut world, "weak", &["evidence 1", "supervisor none"]);
     kit::fleet::ready(&mut world, "one", &[]);
     kit::fleet::ready(&mut world, "two", &[]);

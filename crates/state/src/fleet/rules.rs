@@ -335,10 +335,15 @@ fn quarantine(txn: &mut Txn<'_>, command: &Quarantine) -> Result<Reply, Reject> 
 fn reverify(txn: &mut Txn<'_>, command: &Reverify) -> Result<Reply, Reject> {
     check::text("the reason", &command.reason, limits::REASON_MAX)?;
     let id = command.worker_id;
-    if known(txn, id)?.barred {
+    let known = known(txn, id)?;
+    if known.barred {
         return Err(Reject::new(Code::WorkerBarred, [&id]));
     }
     let (now, by) = (txn.now, txn.actor.to_string());
+    if known.reverify_at == now && known.reverify_by == by {
+        // Asked for in this very moment.
+        return Ok(Reply::done());
+    }
     change(txn, id, |worker| {
         worker.reverify_at = now;
         worker.reverify_by = by;
@@ -407,6 +412,10 @@ fn cleanup(txn: &mut Txn<'_>, command: &Cleanup) -> Result<Reply, Reject> {
     }
     if !command.force {
         let now = txn.now;
+        if known.cleanup_at == now {
+            // Asked for in this very moment.
+            return Ok(Reply::done());
+        }
         change(txn, id, |worker| worker.cleanup_at = now);
         txn.emit("worker.cleanup_asked", id, [("reason", command.reason.clone())]);
         return Ok(Reply::done());

@@ -73,18 +73,22 @@ pub(super) fn reconcile(txn: &mut Txn<'_>, command: &Reconcile) -> Result<Reply,
         }
     }
     name_unclean(txn, worker_id, &mut answer);
+    // Said again in the same session it changes nothing but what has rows of its own.
+    let first = fleet::worker(txn, worker_id).is_none_or(|worker| worker.reconciled_epoch != command.epoch);
     fleet::reconciled(txn, worker_id, command.epoch)?;
-    txn.emit(
-        "lease.reconciled",
-        worker_id,
-        [
-            ("device", worker_id.to_string()),
-            ("epoch", command.epoch.to_string()),
-            ("held", command.held.len().to_string()),
-            ("kept", answer.keep.len().to_string()),
-            ("end", answer.end.len().to_string()),
-        ],
-    );
+    if first {
+        txn.emit(
+            "lease.reconciled",
+            worker_id,
+            [
+                ("device", worker_id.to_string()),
+                ("epoch", command.epoch.to_string()),
+                ("held", command.held.len().to_string()),
+                ("kept", answer.keep.len().to_string()),
+                ("end", answer.end.len().to_string()),
+            ],
+        );
+    }
     select::fill(txn, worker_id);
     Ok(Reply::Reconciled(answer))
 }

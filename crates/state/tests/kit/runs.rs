@@ -36,11 +36,19 @@ pub(super) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
     if let Some(report) = report(world, step) {
         return report;
     }
-    let next = match step.one {
-        0 | 1 => None,
-        2 => pick(LeaseState::Granted).map(|lease| accept(world, &lease, step)),
-        3 => pick(LeaseState::Active).map(|lease| progress(world, &lease, step)),
-        4 => pick(LeaseState::Ending).map(|lease| cleaned(world, &lease, step)),
+    let (granted, active, ending) = (
+        pick(LeaseState::Granted),
+        pick(LeaseState::Active),
+        pick(LeaseState::Ending),
+    );
+    // What is rare is sought first, so that leases come to their ends.
+    let next = match (step.one, active, granted, ending) {
+        (0, ..) => None,
+        (1..=3, Some(lease), ..) => Some(progress(world, &lease, step)),
+        (1..=3, None, Some(lease), _) => Some(accept(world, &lease, step)),
+        (4, _, _, Some(lease)) => Some(cleaned(world, &lease, step)),
+        (4, _, Some(lease), None) => Some(accept(world, &lease, step)),
+        (1..=4, ..) => None,
         _ => Some(renew(&live, step)),
     };
     next.unwrap_or_else(|| begin(world, step))
