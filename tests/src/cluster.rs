@@ -51,8 +51,7 @@ impl Answer {
         find(&value, name).unwrap_or_else(|| panic!("no field {name} in {}", self.out))
     }
 
-    /// Insists on success.
-    #[must_use]
+    /// Insists on success; often that is all that is wanted of the answer.
     pub fn ok(self) -> Self {
         assert_eq!(
             self.code, 0,

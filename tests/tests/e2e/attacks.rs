@@ -232,7 +232,8 @@ fn on_the_wire(policy: &Policy) -> wire::FleetPolicy {
 /// The newest row of refused statements of a device.
 async fn newest_row(cluster: &Cluster, id: &str) -> Option<Row> {
     let request = TailRequest {
-        last: 1,
+        // The newest rows of all: what followed from it comes behind it.
+        last: 64,
         action_prefix: "worker.attestation_refused".to_owned(),
         subject: id.to_owned(),
         ..TailRequest::default()
@@ -315,7 +316,7 @@ impl Before {
             "refused" => {
                 let at = attacker.challenged().await.unwrap();
                 self.kept = Some(attacker.forge(&at, &[]));
-                let bad = attacker.forge(&at, &["image other"]);
+                let bad = attacker.forge(&at, &["sdk 9"]);
                 assert_ne!(attacker.show(bad).await, "");
                 self.open = false;
             }
@@ -397,7 +398,7 @@ async fn in_anothers_name(cluster: &Cluster, attacker: &mut Attacker) -> Came {
     attacker.puppet.say_as(&other, body).await;
     let code = loop {
         match attacker.puppet.hear().await {
-            Ok(Some(Said::Goodbye(goodbye))) => break goodbye.code,
+            // A goodbye first, and then why.
             Ok(Some(_)) => {}
             Ok(None) => break "ended".to_owned(),
             Err(status) => break refusal(&status).0,

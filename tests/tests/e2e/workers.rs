@@ -270,7 +270,13 @@ pub(crate) async fn a_runs_lines_are_followed(cluster: &mut Cluster) {
     let answer = followed.ended().await.ok();
     let lines: Vec<&str> = answer.out.lines().collect();
     let wanted: Vec<String> = (1..=8).map(|step| format!("step {step} of attempt 1")).collect();
-    assert_eq!(lines, wanted, "{}", answer.err);
+    // Behind them stands what became of it without a table.
+    assert_eq!(
+        lines.get(..8),
+        Some(wanted.iter().map(String::as_str).collect::<Vec<_>>()).as_deref(),
+        "{}",
+        answer.err
+    );
     let got = cluster.palyra(&["run", "wait", &run.id, "-o", "json"]);
     // There was no table to sum: the tool fails, and says so in its exit code and in ours.
     assert_eq!(

@@ -79,6 +79,9 @@ pub(crate) struct Desk {
     /// When renewals were sent that were not answered yet.
     sent: BTreeMap<u64, u64>,
     stopping: bool,
+    /// What is measured was measured for the next statement, and is not in one yet.
+    fresh: bool,
+    measuring: bool,
 }
 
 impl Desk {
@@ -105,6 +108,9 @@ impl Desk {
             sequence: 0,
             sent: BTreeMap::new(),
             stopping: false,
+            // The start measured.
+            fresh: true,
+            measuring: false,
         };
         for record in left.into_values() {
             desk.resume(record)?;
@@ -222,7 +228,7 @@ impl Desk {
     pub(crate) fn hear(&mut self, order: wire::WorkerOrder, link: &dyn Link) -> Vec<Outer> {
         let bodies = match order.body {
             Some(Order::Reconciled(reconciled)) => self.reconciled(reconciled),
-            Some(Order::Challenge(challenge)) => self.proof.challenged(&self.shared, &challenge, link),
+            Some(Order::Challenge(challenge)) => self.challenged(&challenge, link),
             Some(Order::Attested(answer)) => {
                 self.proof.answered(&answer);
                 Vec::new()
@@ -426,13 +432,17 @@ impl Desk {
                         .measured
                         .lock()
                         .unwrap_or_else(std::sync::PoisonError::into_inner) = measured;
+                    (self.measuring, self.fresh) = (false, true);
                     self.proof.ask_now();
                 }
-                Err(why) => tracing::error!(
-                    code = "N1003",
-                    why,
-                    "the tools cannot be digested; no run can be begun"
-                ),
+                Err(why) => {
+                    self.measuring = false;
+                    tracing::error!(
+                        code = "N1003",
+                        why,
+                        "the tools cannot be digested; no run can be begun"
+                    );
+                }
             },
         }
         Vec::new()
@@ -444,6 +454,23 @@ impl Desk {
             why,
             "what would be run is not what was attested; it is attested anew"
         );
+        self.measure();
+    }
+
+    /// Each statement is of what is there now: what was measured before another one is measured again, and then the challenge,
+    /// which is open still, is asked for.
+    fn challenged(&mut self, challenge: &wire::Challenge, link: &dyn Link) -> Vec<Body> {
+        if std::mem::take(&mut self.fresh) {
+            return self.proof.challenged(&self.shared, challenge, link);
+        }
+        self.measure();
+        Vec::new()
+    }
+
+    fn measure(&mut self) {
+        if std::mem::replace(&mut self.measuring, true) {
+            return;
+        }
         let shared = Arc::clone(&self.shared);
         self.tasks.spawn_blocking(move || {
             let measured = tools::measure(&shared.config).map_err(|error| error.to_string());
