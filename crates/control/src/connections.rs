@@ -201,17 +201,17 @@ impl Control {
     /// # Errors
     /// [`Unwelcome`], with what [`Control::admit_node`] and [`Control::admit_operator_local`] refuse, or with
     /// [`Error::Busy`].
-    pub fn accept(&self, peer: &PeerIdentity, source: &str) -> Result<ConnectionGuard, Unwelcome> {
+    pub fn accept(&self, peer: &PeerIdentity, source: &str) -> Result<ConnectionGuard, Box<Unwelcome>> {
         let entered = self.connections().enter(peer.clone(), source.to_owned());
-        let mut guard = entered.map_err(|error| Unwelcome { error, stays: None })?;
+        let mut guard = entered.map_err(|error| Box::new(Unwelcome { error, stays: None }))?;
         match self.may_stay(peer) {
             Ok(()) => Ok(guard),
             Err(error) => {
                 self.connections().refuse(&mut guard, end_of(&error));
-                Err(Unwelcome {
+                Err(Box::new(Unwelcome {
                     error,
                     stays: Some(guard),
-                })
+                }))
             }
         }
     }

@@ -194,8 +194,7 @@ mod tests {
     /// makes.
     #[test]
     fn messages_are_encoded_as_the_protocol_says() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/protocol/attestation.md");
-        let text = std::fs::read_to_string(path).unwrap();
+        let text = include_str!("../../../docs/protocol/attestation.md");
         let vector = text.split("```\n").nth(1).unwrap().replace('\n', "");
         let binding = EgressBinding {
             proxy: "egress-1".to_owned(),

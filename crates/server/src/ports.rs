@@ -152,7 +152,8 @@ fn admit_caller(control: Control) -> Admit {
                 let _ = peer.guard.set(guard.id());
                 guard
             }
-            Err(Unwelcome { error, stays }) => {
+            Err(unwelcome) => {
+                let Unwelcome { error, stays } = *unwelcome;
                 let who = &identity.id;
                 tracing::info!(%who, source = %peer.source, %error, "connection will be refused");
                 stays.ok_or_else(|| error.to_string())?

@@ -258,7 +258,6 @@ pub struct Command {
 
 /// One thing to ask about runs and leases.
 #[derive(Clone, PartialEq, prost::Oneof)]
-#[expect(clippy::large_enum_variant, reason = "one is in memory at a time")]
 pub enum Action {
     /// See [`StartRun`].
     #[prost(message, tag = "1")]

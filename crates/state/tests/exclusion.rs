@@ -145,12 +145,12 @@ impl Sim {
             10..15 => self.work(machine, step),
             15..19 => (0..4).for_each(|_| self.deliver(step)),
             19 | 20 => self.deliver_all(machine),
-            21 if step.two % 4 == 0 => self.restart(machine, step.two % 3 == 0),
+            21 if step.two.is_multiple_of(4) => self.restart(machine, step.two.is_multiple_of(3)),
             21 | 22 if step.two % 4 == 1 => self.report(machine),
-            23 if step.two % 4 == 0 => self.operator_acts(step),
+            23 if step.two.is_multiple_of(4) => self.operator_acts(step),
             24..27 => self.sweep(),
             21..24 | 27 | 28 => self.renew_all(machine),
-            29 if step.two % 4 == 0 => self.letters.clear(),
+            29 if step.two.is_multiple_of(4) => self.letters.clear(),
             _ => self.clean(machine),
         }
     }
@@ -172,7 +172,7 @@ impl Sim {
         self.started += 1;
         let name = format!("run-{}", self.started);
         kit::fleet::grant(&mut self.world, &name, "lint");
-        let effect = if step.two % 3 == 0 {
+        let effect = if step.two.is_multiple_of(3) {
             Effect::Once
         } else {
             Effect::Idempotent
@@ -230,7 +230,7 @@ impl Sim {
             program.fence
         );
         *seen = program.fence;
-        if step.two % 3 != 0 {
+        if !step.two.is_multiple_of(3) {
             return;
         }
         let outcomes = [
@@ -255,7 +255,7 @@ impl Sim {
             return;
         }
         let at = step.two % self.letters.len();
-        let letter = if step.one % 8 == 0 {
+        let letter = if step.one.is_multiple_of(8) {
             self.letters[at].clone()
         } else {
             self.letters.remove(at)
@@ -425,7 +425,7 @@ impl Sim {
         else {
             return;
         };
-        let command: Command = if step.two % 2 == 0 {
+        let command: Command = if step.two.is_multiple_of(2) {
             leases::RevokeLease {
                 lease_id: found.id,
                 reason: "test".to_owned(),

@@ -174,7 +174,7 @@ pub(crate) async fn a_pairing_is_decided_by_another_operator(cluster: &mut Clust
     policy(cluster, &["--four-eyes", "off"]);
 }
 
-pub(crate) async fn what_nobody_decides_ends_in_time(cluster: &mut Cluster) {
+pub(crate) fn what_nobody_decides_ends_in_time(cluster: &mut Cluster) {
     policy(cluster, &["--wait-for", "1s"]);
     let dora = Operator::new(cluster, "dora");
     let waited = create(&dora, &["--wait"]);

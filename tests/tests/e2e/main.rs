@@ -55,7 +55,7 @@ const TESTS: &[Test] = &[
         Box::pin(approvals::a_pairing_is_decided_by_another_operator(c))
     }),
     ("what_nobody_decides_ends_in_time", |c| {
-        Box::pin(approvals::what_nobody_decides_ends_in_time(c))
+        Box::pin(async { approvals::what_nobody_decides_ends_in_time(c) })
     }),
     ("one_code_pairs_one_of_two_machines", |c| {
         Box::pin(pairing::one_code_pairs_one_of_two_machines(c))

@@ -180,6 +180,7 @@ async fn a_stale_fence_is_refused_on_every_message() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one story")]
 async fn files_go_in_and_out_in_pieces() {
     let cluster = Cluster::found().await;
     cluster.hold_workers_to(policy()).await;

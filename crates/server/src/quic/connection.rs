@@ -87,7 +87,8 @@ fn identity(connection: &Connection) -> Result<PeerIdentity, String> {
 async fn stay(shared: &Shared, connection: &Connection, source: SocketAddr, peer: PeerIdentity, slot: &Slot) {
     let (guard, welcome) = match shared.control.accept(&peer, &source.to_string()) {
         Ok(guard) => (guard, true),
-        Err(Unwelcome { error, stays }) => {
+        Err(unwelcome) => {
+            let Unwelcome { error, stays } = *unwelcome;
             tracing::info!(who = %peer.id, %source, %error, "connection will be refused");
             let Some(guard) = stays else {
                 let words = format!("{}: {error}; {}", error.code(), error.next());

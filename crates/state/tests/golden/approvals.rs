@@ -11,6 +11,7 @@ use palyra_state::{Accepted, Actor, Answer, Command, Envelope, Reply, Seen, deco
 use super::kit::fingerprint;
 use super::records::{add, id, text};
 
+#[allow(clippy::too_many_lines, reason = "one list")]
 pub(super) fn records(all: &mut BTreeMap<String, Vec<u8>>) {
     let approval = Approval {
         id: id(1),

@@ -57,7 +57,7 @@ pub(crate) fn command(world: &mut World, step: &Step) -> (Actor, Command) {
         }
         _ => {
             let policy = Policy {
-                four_eyes: step.one % 2 == 0,
+                four_eyes: step.one.is_multiple_of(2),
                 timeout: u64::from(step.one + 1) * 60_000,
                 max_timebox: u64::from(step.two) * 600_000,
                 ..Policy::default()

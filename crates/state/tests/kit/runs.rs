@@ -132,7 +132,7 @@ fn accept(world: &mut World, lease: &Lease, step: &Step) -> (Actor, Command) {
 /// An output, or the result.
 fn progress(world: &mut World, lease: &Lease, step: &Step) -> (Actor, Command) {
     let actor = worker(world, lease.worker_id);
-    if step.actor % 4 == 0 {
+    if step.actor.is_multiple_of(4) {
         return (actor, piece(lease.run_id, step, Some(lease)));
     }
     let outcome = match step.kind % 5 {
