@@ -302,7 +302,12 @@ async fn converse(
                 let bodies = agent.jobs.event(event);
                 wire.send(bodies).await
             }
-            bodies = desk::next(&mut agent.desk) => wire.send(bodies).await,
+            mut bodies = desk::next(&mut agent.desk) => {
+                if let Some(desk) = &mut agent.desk {
+                    bodies.extend(desk.statement(agent.link.as_ref()));
+                }
+                wire.send(bodies).await
+            }
             () = sleep_until(beat_at) => {
                 if heard_at.elapsed() > interval * SILENT_INTERVALS {
                     return End::lost("the server went silent");

@@ -32,6 +32,7 @@ pub(crate) use rules::apply;
 pub use runs::{Artifact, Attempt, Cleanup, Limits, Manifest, ManifestEntry, Run, RunState, Scope};
 pub(crate) use select::{fill, next_for};
 pub(crate) use store::{forget, queue_key};
+pub(crate) use worker::vouch;
 
 use std::collections::BTreeMap;
 

@@ -378,6 +378,11 @@ fn an_operator_may_vouch_that_a_worker_is_clean() {
     );
     let worker = fleet::worker(&world.state, worker_id).unwrap();
     assert!(worker.failure.is_none() && worker.unclean.is_empty());
+    // Its lease is over before its deadline, and the deadline brings nothing back.
+    let over = leases::lease(&world.state, lease.id).unwrap();
+    assert_eq!(over.state(), leases::LeaseState::Ended);
+    assert_eq!(over.cleanup.unwrap().by, "operator/root");
+    assert_eq!((worker.slots_used, worker.lifecycle()), (0, Lifecycle::Available));
 }
 
 #[test]

@@ -82,6 +82,8 @@ pub(crate) struct Desk {
     /// What is measured was measured for the next statement, and is not in one yet.
     fresh: bool,
     measuring: bool,
+    /// A challenge that waits for the measurement.
+    challenge: Option<wire::Challenge>,
 }
 
 impl Desk {
@@ -111,6 +113,7 @@ impl Desk {
             // The start measured.
             fresh: true,
             measuring: false,
+            challenge: None,
         };
         for record in left.into_values() {
             desk.resume(record)?;
@@ -221,6 +224,7 @@ impl Desk {
     /// The session ended. What runs goes on until its deadline.
     pub(crate) fn detached(&mut self) {
         self.phase = Phase::Away;
+        self.challenge = None;
         self.proof.detached();
     }
 
@@ -433,7 +437,9 @@ impl Desk {
                         .lock()
                         .unwrap_or_else(std::sync::PoisonError::into_inner) = measured;
                     (self.measuring, self.fresh) = (false, true);
-                    self.proof.ask_now();
+                    if self.challenge.is_none() {
+                        self.proof.ask_now();
+                    }
                 }
                 Err(why) => {
                     self.measuring = false;
@@ -457,14 +463,25 @@ impl Desk {
         self.measure();
     }
 
-    /// Each statement is of what is there now: what was measured before another one is measured again, and then the challenge,
-    /// which is open still, is asked for.
+    /// Each statement is of what is there now: what was measured before another one is measured again.
     fn challenged(&mut self, challenge: &wire::Challenge, link: &dyn Link) -> Vec<Body> {
         if std::mem::take(&mut self.fresh) {
             return self.proof.challenged(&self.shared, challenge, link);
         }
+        self.challenge = Some(challenge.clone());
         self.measure();
         Vec::new()
+    }
+
+    /// The statement that waited for a measurement, once it is there.
+    pub(crate) fn statement(&mut self, link: &dyn Link) -> Vec<Outer> {
+        if !self.fresh {
+            return Vec::new();
+        }
+        let Some(challenge) = self.challenge.take() else {
+            return Vec::new();
+        };
+        outer(self.challenged(&challenge, link))
     }
 
     fn measure(&mut self) {

@@ -357,9 +357,9 @@ pub(super) fn check_step(
             name,
         );
         let closed_early = !was.is_over() && is.is_over() && new < was.deadline_at;
-        let by_word = is_workers_word(envelope);
+        let by_word = is_word_of_cleanup(envelope);
         findings.expect(
-            "a slot is free after its deadline, or its worker's word",
+            "a slot is free after its deadline, or by a word that it is clean",
             !closed_early || by_word,
             name,
         );
@@ -372,11 +372,17 @@ fn is_renewal(envelope: &Envelope) -> bool {
 }
 
 /// Whether its worker says that nothing of a lease is left, or operators vouch for it.
-fn is_workers_word(envelope: &Envelope) -> bool {
-    let Command::Leases(command) = &envelope.command else {
-        return false;
-    };
-    matches!(command.action, Some(Action::Cleaned(_) | Action::Reconcile(_)))
+/// The worker's, or that of an operator who vouches.
+fn is_word_of_cleanup(envelope: &Envelope) -> bool {
+    match &envelope.command {
+        Command::Leases(command) => {
+            matches!(command.action, Some(Action::Cleaned(_) | Action::Reconcile(_)))
+        }
+        Command::Fleet(command) => {
+            matches!(&command.action, Some(fleet::Action::Cleanup(cleanup)) if cleanup.force)
+        }
+        _ => false,
+    }
 }
 
 /// What an accepted command says under a fence is of a lease that was live under it.

@@ -10,7 +10,7 @@ use super::files::check_manifest;
 use super::store::{put_lease, put_run};
 use super::{
     Accept, Cleaned, Cleanup, EndReason, Finish, Lease, LeaseRef, LeaseState, Outcome, Renew, Run, RunState,
-    lease, run,
+    lease, live_of, run,
 };
 use crate::actor::Actor;
 use crate::dispatch::{Effect, Failure};
@@ -334,6 +334,26 @@ pub(super) fn note_cleanup(txn: &mut Txn<'_>, found: &Lease, cleanup: Cleanup) {
             ],
         );
         tell_fleet(txn, found.worker_id, found.id, ok, &message);
+    }
+}
+
+/// Takes an operator's word for the leases of a worker whose cleanup failed: nothing of them is left.
+pub(crate) fn vouch(txn: &mut Txn<'_>, worker_id: Id, reason: &str) {
+    for found in live_of(txn, worker_id) {
+        let failed = found.cleanup.as_ref().is_some_and(|cleanup| !cleanup.ok);
+        if found.state() != LeaseState::Ending || !failed {
+            continue;
+        }
+        let mut noted = found.clone();
+        noted.cleanup = Some(Cleanup {
+            at: txn.now,
+            ok: true,
+            message: check::cut(reason.to_owned(), limits::REASON_MAX),
+            by: txn.actor.to_string(),
+            ..Cleanup::default()
+        });
+        put_lease(txn, Some(&found), &noted);
+        close(txn, &noted);
     }
 }
 
