@@ -36,11 +36,11 @@ pub(crate) enum Verb {
     /// Starts a tool on a worker: asks for a grant, sends files, waits, takes files back
     #[command(
         after_help = "Example:\n  palyra run start --tool csv.sum --input orders.csv --output-dir results\n  \
-                            palyra run start --tool csv.sum --params '{\"column\":2}' --input data=data --effect idempotent \
-                            --follow\n  palyra run start --tool deploy --grant 01J9ZM --no-wait\n\n\
-                            --timeout is the deadline of the run, 10m without it.\nExit codes: 0 succeeded, 1 failed, 3 \
-                            the grant was denied, 6 refused, 7 cancelled or never given to a worker, 13 timed out, lost \
-                            or still running"
+                            palyra run start --tool csv.sum --params '{\"column\":2}' --input data=data --effect \
+                            idempotent --follow\n  palyra run start --tool deploy --grant 01J9ZM --no-wait\n\n\
+                            --timeout is the deadline of the run, 10m without it.\nExit codes: 0 succeeded, 1 \
+                            failed, 3 the grant was denied, 6 refused, 7 cancelled or never given to a worker, \
+                            13 timed out, lost or still running"
     )]
     Start(Box<start::Start>),
     /// Lists runs
@@ -67,8 +67,8 @@ pub(crate) enum Verb {
     },
     /// Shows what the program of a run has written, and how far it says that it is
     #[command(
-        after_help = "Example:\n  palyra run logs -f 01J9ZM\n\nLines come from the replica that the worker is connected \
-                            to, and only it has them: after its end a run keeps the last 4 KiB."
+        after_help = "Example:\n  palyra run logs -f 01J9ZM\n\nLines come from the replica that the worker is \
+                            connected to, and only it has them: after its end a run keeps the last 4 KiB."
     )]
     Logs {
         /// Run id, or the beginning of one

@@ -1,6 +1,7 @@
 //! `palyra worker`: nodes that run other people's work, as operators see and hold them.
 //!
-//! What never lives here: what a worker may do (the cluster's policy). Invariant: what ends leases says first which, and is
+//! What never lives here: what a worker may do (the cluster's policy). Invariant: what ends leases says first
+//! which, and is
 //! confirmed.
 
 mod act;
@@ -39,11 +40,10 @@ pub(crate) enum Verb {
     #[command(after_help = "Example:\n  palyra worker fleet -o json")]
     Fleet,
     /// On this machine: runs the agent as a worker, in the foreground; pairs first when it is told how
-    #[command(
-        after_help = "Example:\n  palyra worker run --config worker.toml\n  palyra worker run --config worker.toml --digests\n\n\
+    #[command(after_help = "Example:\n  palyra worker run --config worker.toml\n  \
+                            palyra worker run --config worker.toml --digests\n\n\
                             Without --config it is what [worker] of node.toml says, and then `palyra node start`\n\
-                            runs it in the background as well."
-    )]
+                            runs it in the background as well.")]
     Run(Box<run::Run>),
     /// Holds one lease's deadline: started by `palyra worker run`, by nobody else
     #[command(hide = true, after_help = "Example:\n  palyra worker warden")]

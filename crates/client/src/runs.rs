@@ -1,6 +1,7 @@
 //! Calls about runs, their files, and the leases that bind workers to them.
 //!
-//! Invariant: a file is taken piece by piece; losing the replica that sends it costs the pieces that had not come, and none
+//! Invariant: a file is taken piece by piece; losing the replica that sends it costs the pieces that had not come,
+//! and none
 //! that had.
 
 use std::time::Duration;

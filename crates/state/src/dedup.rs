@@ -78,7 +78,8 @@ pub(crate) enum Known {
     Unusable(Reject),
 }
 
-/// Whether requests of this command are remembered. Sweeps are not: doing one again does nothing. Renewals are not, either: there are too
+/// Whether requests of this command are remembered. Sweeps are not: doing one again does nothing. Renewals are not,
+/// either: there are too
 /// many, and one that is done again moves a deadline that its worker does not count on.
 fn remembers(command: &str) -> bool {
     !matches!(

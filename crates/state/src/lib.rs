@@ -3,7 +3,8 @@
 //! Pure: no clock, no randomness, no files, no network, no threads, no logging, no hash maps, no floats. Time
 //! comes with the entry, ids and signatures come with the command. Equal logs make equal bytes on every
 //! replica. Domains, one module each: [`cluster`], [`access`], [`identity`], [`pairing`], [`nodes`],
-//! [`dispatch`], [`ca`], [`fleet`], [`leases`], [`approvals`], [`journal`]. Reading: the queries of the domains, over anything that implements [`Read`].
+//! [`dispatch`], [`ca`], [`fleet`], [`leases`], [`approvals`], [`journal`]. Reading: the queries of the domains,
+//! over anything that implements [`Read`].
 
 pub mod access;
 mod actor;

@@ -3,7 +3,8 @@
 //! What never lives here: PINs, tickets and keys. A code holds a sealed blob that only the edge can open.
 //! Invariants: an attempt is counted before it is answered; a code makes at most one request; at most
 //! `limits::CODES_OPEN` codes are open; an approved request has exactly one certificate, recorded in the same
-//! entry; a request waits with an approval of its own, and ends with it (`approvals`); `limits::FAILURES` unproved attempts within the window close pairing for everybody.
+//! entry; a request waits with an approval of its own, and ends with it (`approvals`); `limits::FAILURES` unproved
+//! attempts within the window close pairing for everybody.
 
 mod attempts;
 mod codes;

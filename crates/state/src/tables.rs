@@ -129,7 +129,8 @@ pub const WORKERS: Table<fleet::Worker> = Table::new(0x51, "workers");
 pub const WORKERS_BY_LIFECYCLE: Table<Present> = Table::new(0x52, "workers_by_lifecycle");
 /// Workers by (when time alone changes something of them, id).
 pub const WORKERS_DUE: Table<Present> = Table::new(0x53, "workers_due");
-/// Workers that may be given a tool now, by (tool, 255 - evidence, slots used, newest fence, id): the order in which they are asked.
+/// Workers that may be given a tool now, by (tool, 255 - evidence, slots used, newest fence, id): the order in
+/// which they are asked.
 pub const WORKERS_READY: Table<Present> = Table::new(0x54, "workers_ready");
 /// Counters of the fleet.
 pub const FLEET_TOTALS: Table<fleet::Totals> = Table::new(0x55, "fleet_totals");

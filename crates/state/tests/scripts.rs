@@ -2,7 +2,8 @@
 //! expected.
 //!
 //! A script is a text of blocks. `+90s` moves the clock. `actor command key=value ..` proposes; the lines
-//! below it, up to the next command, are what came of it. `given ..` makes what a script about leases begins with. `# ..` is a comment. Names stand for ids, `$name`
+//! below it, up to the next command, are what came of it. `given ..` makes what a script about leases begins with.
+//! `# ..` is a comment. Names stand for ids, `$name`
 //! in what is expected.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 

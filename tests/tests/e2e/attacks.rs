@@ -1,7 +1,9 @@
 //! The attack table over the wire: a paired device with its real key, over mutual TLS, against real replicas.
 //!
-//! The table and what makes statements of it are those of `crates/state/tests`: what is refused there with a code is refused
-//! here with the same one, and the journal, read by an operator, has the same row. Each line that this prints is one attack.
+//! The table and what makes statements of it are those of `crates/state/tests`: what is refused there with a code
+//! is refused
+//! here with the same one, and the journal, read by an operator, has the same row. Each line that this prints is
+//! one attack.
 
 use std::path::PathBuf;
 
@@ -251,7 +253,8 @@ async fn newest_row(cluster: &Cluster, id: &str) -> Option<Row> {
     }
 }
 
-/// What a step before the statement leaves behind: a statement that is shown later, whether a challenge is still to be asked for, or
+/// What a step before the statement leaves behind: a statement that is shown later, whether a challenge is still to
+/// be asked for, or
 /// the end of the attack.
 struct Before {
     kept: Option<Shown>,

@@ -1,6 +1,7 @@
 //! What is done to replicas while leases compete.
 //!
-//! What never lives here: what is done to workers (they do it to themselves). Invariants: never more than one replica is away at
+//! What never lives here: what is done to workers (they do it to themselves). Invariants: never more than one
+//! replica is away at
 //! a time; a fault begins only in a cluster that is whole.
 
 use std::time::Duration;

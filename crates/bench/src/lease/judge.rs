@@ -1,6 +1,7 @@
 //! What the journal says of leases, and whether it kept its promises.
 //!
-//! What never lives here: what workers believed (see `resource`). Invariant: every row of every lease is judged, in the order of
+//! What never lives here: what workers believed (see `resource`). Invariant: every row of every lease is judged, in
+//! the order of
 //! the log.
 
 use std::collections::BTreeMap;
@@ -35,7 +36,8 @@ pub(crate) struct Verdict {
     ended: BTreeMap<String, String>,
 }
 
-/// Judges rows of `lease.` and `run.`. `deadlines` are those that the cluster keeps of ended leases: renewals have no rows.
+/// Judges rows of `lease.` and `run.`. `deadlines` are those that the cluster keeps of ended leases: renewals have
+/// no rows.
 pub(crate) fn judge(rows: &[Row], deadlines: &BTreeMap<String, u64>) -> Verdict {
     let mut verdict = Verdict::default();
     let mut taken: BTreeMap<String, String> = BTreeMap::new();

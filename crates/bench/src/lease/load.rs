@@ -1,6 +1,7 @@
 //! Runs for workers: each asked for, permitted, started, and followed to its end.
 //!
-//! What never lives here: what became of their leases. Invariant: one whose start is not known keeps its request id and is asked
+//! What never lives here: what became of their leases. Invariant: one whose start is not known keeps its request id
+//! and is asked
 //! for again until it is.
 
 use std::sync::Arc;

@@ -1,8 +1,11 @@
-//! Leases under faults: thousands of competing ones, replicas that are killed and frozen, workers that sleep longer than their
+//! Leases under faults: thousands of competing ones, replicas that are killed and frozen, workers that sleep longer
+//! than their
 //! leases and go on writing.
 //!
-//! What never lives here: what a worker does (`worker`), and what is right (`judge`, `resource`). The order of a run: a cluster,
-//! workers that attest, all slots leased and nothing else to do (what renewals cost), then competing runs under faults, then the
+//! What never lives here: what a worker does (`worker`), and what is right (`judge`, `resource`). The order of a
+//! run: a cluster,
+//! workers that attest, all slots leased and nothing else to do (what renewals cost), then competing runs under
+//! faults, then the
 //! rest of them in peace, then the judgement.
 
 mod faults;
@@ -42,7 +45,8 @@ use worker::{Shared, Worker};
 
 /// From a deadline that passed without a word to the free slot: an election, and the sweep of the new leader.
 const FREE_BOUND: Duration = Duration::from_secs(10);
-/// Log entries a second that live leases may cost by their renewals, whatever their number: three replicas, four batches each.
+/// Log entries a second that live leases may cost by their renewals, whatever their number: three replicas, four
+/// batches each.
 const RENEWAL_ENTRIES: f64 = 15.0;
 /// For all workers to be admitted, and for the last runs to end.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -1,6 +1,7 @@
 //! What simulated workers prove, and the policy that they meet.
 //!
-//! What never lives here: measuring. A simulated worker has no machine: it says digests that the bench made up, at the level
+//! What never lives here: measuring. A simulated worker has no machine: it says digests that the bench made up, at
+//! the level
 //! `self-reported`, and the policy of the bench's cluster allows them.
 
 use anyhow::{Context, Result};

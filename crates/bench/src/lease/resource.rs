@@ -1,6 +1,7 @@
 //! What leases protect: a resource of the bench's own that looks at fences, and remembers who held what.
 //!
-//! What never lives here: the control plane's opinion. Invariants: a write is taken only under a fence that is not lower than
+//! What never lives here: the control plane's opinion. Invariants: a write is taken only under a fence that is not
+//! lower than
 //! the highest that was seen for its run and for its slot; every try is counted.
 
 use std::collections::BTreeMap;

@@ -1,7 +1,9 @@
 //! A simulated worker: real identity, real mutual TLS, real sessions; what it runs is a pause and some writes.
 //!
-//! What never lives here: judging. Invariants: it holds a lease by its own clock, from the moment at which it sent the renewal
-//! that was answered, less a margin; a worker that is made to pause says and hears nothing meanwhile, writes on under its old
+//! What never lives here: judging. Invariants: it holds a lease by its own clock, from the moment at which it sent
+//! the renewal
+//! that was answered, less a margin; a worker that is made to pause says and hears nothing meanwhile, writes on
+//! under its old
 //! fences, and says so afterwards: what a process does whose supervisor was asleep.
 
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! The files of a run on this machine: what goes in, and what comes out.
 //!
-//! What never lives here: what a run is. Invariants: what is written has the digest that was named, or is not there; nothing is
+//! What never lives here: what a run is. Invariants: what is written has the digest that was named, or is not
+//! there; nothing is
 //! written outside of the folder that was given, whatever a manifest says; no link is followed below it.
 
 use std::fs::{self, File};

@@ -1,6 +1,7 @@
 //! `palyra run start`: a grant, its approval, the input files, the run, its end, and its output files.
 //!
-//! What never lives here: whether it may run (the cluster's). Invariants: an interrupted command can be taken up again, and says
+//! What never lives here: whether it may run (the cluster's). Invariants: an interrupted command can be taken up
+//! again, and says
 //! how; nothing is written before the run has succeeded or failed for good.
 
 use std::io::Read;

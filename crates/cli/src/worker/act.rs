@@ -1,6 +1,7 @@
 //! What operators do to workers, with what it ends said first.
 //!
-//! Invariants: what ends leases has a reason, names them, and is confirmed; a monitor that ends early says what is left.
+//! Invariants: what ends leases has a reason, names them, and is confirmed; a monitor that ends early says what is
+//! left.
 
 use std::time::Duration;
 

@@ -1,7 +1,9 @@
 //! `palyra worker policy`: what workers are held to, as a file that people keep.
 //!
-//! What never lives here: what a policy allows (the cluster's state machine). Invariants: what `show -o toml` prints, `set -f`
-//! reads back to the same; a change is shown, field by field, before it is made, and is made to what was shown or not at all.
+//! What never lives here: what a policy allows (the cluster's state machine). Invariants: what `show -o toml`
+//! prints, `set -f`
+//! reads back to the same; a change is shown, field by field, before it is made, and is made to what was shown or
+//! not at all.
 
 mod file;
 

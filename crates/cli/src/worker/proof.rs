@@ -1,6 +1,7 @@
 //! What a worker proved, verified here, and the keys of egress proxies.
 //!
-//! Invariants: a signature is verified over the bytes that the cluster keeps, on this machine, and what the cluster says of them
+//! Invariants: a signature is verified over the bytes that the cluster keeps, on this machine, and what the cluster
+//! says of them
 //! is compared; a private key is written for its owner alone and printed never.
 
 use std::path::{Path, PathBuf};

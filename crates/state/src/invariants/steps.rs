@@ -39,7 +39,8 @@ pub fn check_step(
     findings.found
 }
 
-/// Commands that change something without a row of the journal: renewals, of which there are thousands a second, and pieces of files.
+/// Commands that change something without a row of the journal: renewals, of which there are thousands a second,
+/// and pieces of files.
 const UNSAID: [&str; 2] = ["leases.renew", "leases.put_artifact"];
 
 fn effects_are_said(envelope: &Envelope, applied: &Applied, findings: &mut Findings) {

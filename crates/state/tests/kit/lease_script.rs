@@ -22,7 +22,8 @@ pub(crate) fn name_all(world: &mut World) {
     }
 }
 
-/// `policy 2` (slots of a worker), `lax policy` (their word is enough), `worker w1 slots 1, evidence 1` (what it shows, as in attacks), `grant run lint`.
+/// `policy 2` (slots of a worker), `lax policy` (their word is enough), `worker w1 slots 1, evidence 1` (what it
+/// shows, as in attacks), `grant run lint`.
 pub(crate) fn given(world: &mut World, made: &str) {
     let mut words = made.splitn(3, ' ');
     let (what, name, rest) = (

@@ -1,6 +1,7 @@
 //! The policy of workers as a file: TOML that people keep beside their other configuration.
 //!
-//! What never lives here: whether it is a good one (the cluster checks it, for every way in). Invariant: what is written is
+//! What never lives here: whether it is a good one (the cluster checks it, for every way in). Invariant: what is
+//! written is
 //! read back to the same.
 
 use std::path::Path;
