@@ -247,7 +247,11 @@ async fn set(global: &Global, client: &Client, ask: Set) -> Result {
     }
     if changes.is_empty() {
         note("nothing changes: the policy is that already");
-        return print(global, would, expected_version, true);
+        let mut same = would;
+        if let Some(policy) = &mut same.policy {
+            policy.version = expected_version;
+        }
+        return print(global, same, expected_version, true);
     }
     let affected = quarantines(would.affected, "are quarantined");
     let what = format!("the policy goes from version {expected_version} on; {affected}");
