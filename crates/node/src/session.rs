@@ -302,12 +302,7 @@ async fn converse(
                 let bodies = agent.jobs.event(event);
                 wire.send(bodies).await
             }
-            mut bodies = desk::next(&mut agent.desk) => {
-                if let Some(desk) = &mut agent.desk {
-                    bodies.extend(desk.statement(agent.link.as_ref()));
-                }
-                wire.send(bodies).await
-            }
+            bodies = desk::next(&mut agent.desk) => wire.send(with_statement(agent, bodies)).await,
             () = sleep_until(beat_at) => {
                 if heard_at.elapsed() > interval * SILENT_INTERVALS {
                     return End::lost("the server went silent");
@@ -343,6 +338,14 @@ async fn converse(
             return end;
         }
     }
+}
+
+/// What the worker says, and its statement, when that waited for a measurement which is there now.
+fn with_statement(agent: &mut Agent, mut bodies: Vec<Body>) -> Vec<Body> {
+    if let Some(desk) = &mut agent.desk {
+        bodies.extend(desk.statement(agent.link.as_ref()));
+    }
+    bodies
 }
 
 /// Takes one message of the server in. Answers what to send.
