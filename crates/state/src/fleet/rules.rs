@@ -367,7 +367,7 @@ fn release(txn: &mut Txn<'_>, command: &Release) -> Result<Reply, Reject> {
 fn drain(txn: &mut Txn<'_>, command: &Drain) -> Result<Reply, Reject> {
     check::text("the reason", &command.reason, limits::REASON_MAX)?;
     let id = command.worker_id;
-    known(txn, id)?;
+    let known = known(txn, id)?;
     let wait = match command.deadline_ms {
         0 => limits::DRAIN,
         asked if asked > limits::DRAIN_MAX => {
@@ -387,6 +387,10 @@ fn drain(txn: &mut Txn<'_>, command: &Drain) -> Result<Reply, Reject> {
         over: command.force,
         ..Hold::default()
     };
+    if known.drain.as_ref() == Some(&hold) {
+        // Asked for in this very moment.
+        return Ok(Reply::done());
+    }
     txn.emit(
         "worker.drain_asked",
         id,

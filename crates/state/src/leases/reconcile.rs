@@ -74,9 +74,10 @@ pub(super) fn reconcile(txn: &mut Txn<'_>, command: &Reconcile) -> Result<Reply,
     }
     name_unclean(txn, worker_id, &mut answer);
     // Said again in the same session it changes nothing but what has rows of its own.
-    let first = fleet::worker(txn, worker_id).is_none_or(|worker| worker.reconciled_epoch != command.epoch);
-    fleet::reconciled(txn, worker_id, command.epoch)?;
+    let first = fleet::worker(txn, worker_id)
+        .is_none_or(|worker| worker.reconciled_epoch != command.epoch || worker.orphaned);
     if first {
+        fleet::reconciled(txn, worker_id, command.epoch)?;
         txn.emit(
             "lease.reconciled",
             worker_id,
