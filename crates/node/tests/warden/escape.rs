@@ -58,7 +58,8 @@ fn nothing_outside_is_written() {
     let outside = tempfile::tempdir().unwrap();
     let file = outside.path().join("file");
     let script = format!(
-        "for f in {} /etc/x /usr/x /work/x /work/../x /palyra/tool/x /proc/sys/kernel/core_pattern /dev/x; do\n\
+        "for f in {} /etc/x /usr/x $PALYRA_WORK/x $PALYRA_WORK/../x /palyra/tool/x \
+           /proc/sys/kernel/core_pattern /dev/x; do\n\
            (echo bad > $f) 2>/dev/null && echo wrote $f\n\
          done\n\
          (echo bad >> $PALYRA_WORK/../params) 2>/dev/null && echo wrote params\n\
@@ -213,7 +214,7 @@ fn a_workspace_is_only_what_the_scope_names() {
                   cat data/fixed/file && echo\n\
                   echo bad > data/fixed/new && echo wrote fixed; echo bad > data/fixed/file && echo changed fixed\n\
                   cat hidden/file && echo read hidden; echo bad > hidden/new && echo wrote hidden\n\
-                  cat data/../hidden/file && echo read hidden; echo x > /work/out/o && echo done";
+                  cat data/../hidden/file && echo read hidden; echo x > $PALYRA_WORK/out/o && echo done";
     let mut lease = Lease::new(script);
     lease.spec.workspace = Some(space.path().to_owned());
     lease.spec.allowed = vec!["data".into()];
