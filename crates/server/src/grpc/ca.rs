@@ -1,5 +1,7 @@
 //! `CaService`: roots, authorities, and who trusts what.
 
+use std::collections::BTreeSet;
+
 use palyra_control::{AuthorityView, CaStatus, RootView};
 use palyra_proto::ca::v1 as wire;
 use palyra_proto::ca::v1::ca_service_server::CaService;
@@ -114,7 +116,19 @@ impl CaService for Gateway {
     }
 }
 
+/// Replicas with an authority that the root which signs now has not signed yet: the rotation's last step is refused until
+/// the leader has seen to that, so they are not ready for it.
+fn unsigned(status: &CaStatus) -> BTreeSet<u64> {
+    let issuing = status.ca.issuing;
+    let lacking = status
+        .authorities
+        .iter()
+        .filter(|one| one.record.under(issuing).is_none());
+    lacking.map(|one| one.record.replica_id).collect()
+}
+
 fn status_response(status: CaStatus) -> wire::StatusResponse {
+    let unsigned = unsigned(&status);
     let state = &status.ca;
     let missing = status.operators_missing.len() as u64;
     wire::StatusResponse {
@@ -133,7 +147,7 @@ fn status_response(status: CaStatus) -> wire::StatusResponse {
             .replicas
             .into_iter()
             .map(|one| wire::ReplicaTrust {
-                ready: one.step >= state.step,
+                ready: one.step >= state.step && !unsigned.contains(&one.id),
                 replica_id: one.id,
                 name: one.name,
                 step: one.step,
