@@ -9,15 +9,17 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 
 /// Our crates, and the crates of ours that each may depend on, not counting dev-dependencies.
 const LAYERS: &[(&str, &[&str])] = &[
+    ("palyra-fault", &[]),
     ("palyra-proto", &[]),
-    ("palyra-state", &[]),
-    ("palyra-pki", &[]),
-    ("palyra-platform", &[]),
-    ("palyra-storage", &["palyra-platform"]),
+    ("palyra-state", &["palyra-fault"]),
+    ("palyra-pki", &["palyra-fault"]),
+    ("palyra-platform", &["palyra-fault"]),
+    ("palyra-storage", &["palyra-fault", "palyra-platform"]),
     ("palyra-quic", &["palyra-proto"]),
     (
         "palyra-replica",
         &[
+            "palyra-fault",
             "palyra-state",
             "palyra-storage",
             "palyra-platform",
@@ -27,11 +29,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "palyra-control",
-        &["palyra-state", "palyra-replica", "palyra-platform", "palyra-pki"],
+        &[
+            "palyra-fault",
+            "palyra-state",
+            "palyra-replica",
+            "palyra-platform",
+            "palyra-pki",
+        ],
     ),
     (
         "palyra-server",
         &[
+            "palyra-fault",
             "palyra-control",
             "palyra-state",
             "palyra-proto",
@@ -42,10 +51,19 @@ const LAYERS: &[(&str, &[&str])] = &[
             "palyra-quic",
         ],
     ),
-    ("palyra-client", &["palyra-proto", "palyra-pki", "palyra-quic"]),
+    (
+        "palyra-client",
+        &["palyra-fault", "palyra-proto", "palyra-pki", "palyra-quic"],
+    ),
     (
         "palyra-node",
-        &["palyra-client", "palyra-state", "palyra-pki", "palyra-proto"],
+        &[
+            "palyra-fault",
+            "palyra-client",
+            "palyra-state",
+            "palyra-pki",
+            "palyra-proto",
+        ],
     ),
     (
         "palyra-cli",
@@ -63,8 +81,24 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Members outside of the product: they may depend on anything, and nothing may depend on them.
-const OUTSIDE: &[&str] = &["palyra-tests", "palyra-jepsen-sim"];
+/// Members outside of the product: they may depend on anything, and nothing of the product may depend on them.
+const OUTSIDE: &[&str] = &[
+    "palyra-tests",
+    "palyra-jepsen",
+    "palyra-jepsen-check",
+    "palyra-jepsen-faultfs",
+    "palyra-jepsen-sim",
+    "palyra-jepsen-skew",
+    "palyra-jepsen-switch",
+];
+
+/// Members that know nothing of ours: a checker that shared code with what it judges would share its mistakes.
+const STRANGERS: &[&str] = &[
+    "palyra-jepsen-check",
+    "palyra-jepsen-faultfs",
+    "palyra-jepsen-skew",
+    "palyra-jepsen-switch",
+];
 
 /// Libraries that one crate owns: only the crates named may depend on them, also for tests.
 const OWNERS: &[(&str, &[&str])] = &[
@@ -164,8 +198,14 @@ fn dependencies_follow_the_layers() {
         for dependency in &package.dependencies {
             let outside = OUTSIDE.contains(&dependency.name.as_str());
             assert!(
-                !outside,
-                "{name} depends on {}, on which nothing may depend",
+                !outside || OUTSIDE.contains(&name.as_str()),
+                "{name} depends on {}, on which nothing of the product may depend",
+                dependency.name
+            );
+            let ours = dependency.name.starts_with("palyra-");
+            assert!(
+                !ours || !STRANGERS.contains(&name.as_str()),
+                "{name} must know nothing of ours, and depends on {}",
                 dependency.name
             );
         }

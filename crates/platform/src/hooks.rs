@@ -86,9 +86,12 @@ pub fn scope_sync<T>(tag: u64, body: impl FnOnce() -> T) -> T {
 }
 
 /// A named place around a disk or network effect. In production it costs one load and never waits; in a
-/// simulation the replica may be delayed here, or die here. Names are stable: `component.before_what`.
+/// simulation, and in the fault harness's build, the replica may be delayed here, or die here. Names are stable:
+/// `component.before_what`.
 pub async fn io_point(name: &'static str) {
-    let Some(hooks) = hooks() else { return };
+    let Some(hooks) = hooks() else {
+        return failpoint(name).await;
+    };
     match hooks.io_point(tag(), name).await {
         IoVerdict::Continue => {}
         IoVerdict::Crash => {
@@ -96,6 +99,19 @@ pub async fn io_point(name: &'static str) {
             // The abort reaches this task at this very await.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// What the fault harness armed here in a real process; nothing in a product.
+async fn failpoint(name: &'static str) {
+    match palyra_fault::hit(name) {
+        palyra_fault::Action::Pass => {}
+        // Nothing is flushed and nothing is told: as a kill in the middle.
+        palyra_fault::Action::Crash => {
+            // A process may always signal itself.
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        }
+        palyra_fault::Action::Sleep(time) => crate::sleep(time).await,
     }
 }
 

@@ -111,6 +111,9 @@ pub fn main() -> ExitCode {
 fn run(file: &ConfigFile) -> Result<(), Failure> {
     let config = Config::load(&file.config)?;
     logging::start(&config.log);
+    if let Err(error) = palyra_fault::serve() {
+        tracing::warn!(cause = %error, "failpoints are not served: PALYRA_FAILPOINTS names no place for a socket");
+    }
     let database = startup::Database::default();
     let done = with_runtime(|| startup::run(config, &database));
     database.close();

@@ -1,0 +1,252 @@
+//! Histories: what clients asked and what they heard, in the order in which that happened.
+//!
+//! The format is Jepsen's: a flat list of events, two for each operation, `invoke` and one of `ok`, `fail`, `info`.
+//! `fail` means that the operation certainly had no effect, `info` that nobody knows. A process has one operation at a
+//! time; after an `info` it is never used again, so that whatever is still under way overlaps everything later.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What an event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The operation was sent.
+    Invoke,
+    /// It took effect.
+    Ok,
+    /// It had no effect and never will.
+    Fail,
+    /// Nobody knows. Of the nemesis: something that it did.
+    Info,
+}
+
+/// Who does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Process {
+    /// A client; never used again after an `info`.
+    Client(u64),
+    /// The one that causes faults. Its events are all `info`.
+    Nemesis(Nemesis),
+}
+
+/// The word `nemesis`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Nemesis {
+    /// Its only value.
+    Nemesis,
+}
+
+/// One line of `history.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its place in the history.
+    pub index: u64,
+    /// Nanoseconds since the run began, on one monotonic clock for the whole run; virtual in a simulation.
+    pub time: u64,
+    /// What it says.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// Who.
+    pub process: Process,
+    /// The operation; the workload's module lists them.
+    pub f: String,
+    /// Its arguments, and in the completion its answer.
+    pub value: Value,
+    /// Name of the replica that was asked: `r2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The log index that the answer reflects: of a change, that of its entry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rev: Option<u64>,
+    /// The request id, which the journal has too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+    /// Why it failed or is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// An operation: a call, and what became of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Op<'a> {
+    /// The call.
+    pub invoke: &'a Event,
+    /// How it ended; `None` when the history ends before it does, which is as good as `info`.
+    pub end: Option<&'a Event>,
+}
+
+/// A whole history.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct History {
+    /// In the order in which they happened.
+    pub events: Vec<Event>,
+}
+
+/// A call that has not ended yet.
+#[derive(Debug)]
+#[must_use = "an operation that is not completed counts as unknown"]
+pub struct Pending {
+    /// Its process.
+    pub process: u64,
+    f: String,
+    node: Option<String>,
+    request: Option<String>,
+}
+
+/// What a completion says besides its kind.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    /// Arguments and answer.
+    pub value: Value,
+    /// See [`Event::rev`].
+    pub rev: Option<u64>,
+    /// See [`Event::error`].
+    pub error: Option<String>,
+    /// The replica that answered in the end, when it is another.
+    pub node: Option<String>,
+}
+
+/// Writes a history down while it happens. The caller brings the clock, so that a simulation can bring its own.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    history: History,
+    next_process: u64,
+}
+
+impl<'a> Op<'a> {
+    /// `ok`, `fail` or `info`.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.end.map_or(Kind::Info, |end| end.kind)
+    }
+
+    /// The answer's value, or the call's when there is none.
+    #[must_use]
+    pub fn value(&self) -> &'a Value {
+        self.end.map_or(&self.invoke.value, |end| &end.value)
+    }
+
+    /// See [`Event::rev`].
+    #[must_use]
+    pub fn rev(&self) -> Option<u64> {
+        self.end.and_then(|end| end.rev)
+    }
+
+    /// When it returned; `None` when nobody knows that it did.
+    #[must_use]
+    pub fn returned(&self) -> Option<u64> {
+        self.end.filter(|end| end.kind != Kind::Info).map(|end| end.time)
+    }
+}
+
+impl History {
+    /// The clients' operations, in the order of their calls.
+    #[must_use]
+    pub fn ops(&self) -> Vec<Op<'_>> {
+        let mut open: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut ops: Vec<Op<'_>> = Vec::new();
+        for event in &self.events {
+            let Process::Client(process) = event.process else {
+                continue;
+            };
+            if event.kind == Kind::Invoke {
+                open.insert(process, ops.len());
+                ops.push(Op {
+                    invoke: event,
+                    end: None,
+                });
+            } else if let Some(at) = open.remove(&process) {
+                ops[at].end = Some(event);
+            }
+        }
+        ops
+    }
+
+    /// What the nemesis did.
+    pub fn faults(&self) -> impl Iterator<Item = &Event> {
+        self.events
+            .iter()
+            .filter(|event| matches!(event.process, Process::Nemesis(_)))
+    }
+}
+
+impl Recorder {
+    /// A process that was never used.
+    pub fn process(&mut self) -> u64 {
+        self.next_process += 1;
+        self.next_process
+    }
+
+    /// A call goes out.
+    pub fn invoke(
+        &mut self,
+        time: u64,
+        process: u64,
+        f: &str,
+        value: Value,
+        node: Option<String>,
+        request: Option<String>,
+    ) -> Pending {
+        let pending = Pending {
+            process,
+            f: f.to_owned(),
+            node,
+            request,
+        };
+        let answer = Answer {
+            value,
+            ..Answer::default()
+        };
+        self.push(time, Kind::Invoke, &pending, answer);
+        pending
+    }
+
+    /// It has ended.
+    pub fn complete(&mut self, time: u64, pending: &Pending, kind: Kind, answer: Answer) {
+        self.push(time, kind, pending, answer);
+    }
+
+    /// The nemesis did something.
+    pub fn fault(&mut self, time: u64, f: &str, value: Value) {
+        let index = self.history.events.len() as u64;
+        self.history.events.push(Event {
+            index,
+            time,
+            kind: Kind::Info,
+            process: Process::Nemesis(Nemesis::Nemesis),
+            f: f.to_owned(),
+            value,
+            node: None,
+            rev: None,
+            request: None,
+            error: None,
+        });
+    }
+
+    fn push(&mut self, time: u64, kind: Kind, pending: &Pending, answer: Answer) {
+        let index = self.history.events.len() as u64;
+        self.history.events.push(Event {
+            index,
+            time,
+            kind,
+            process: Process::Client(pending.process),
+            f: pending.f.clone(),
+            value: answer.value,
+            node: answer.node.or_else(|| pending.node.clone()),
+            rev: answer.rev,
+            request: pending.request.clone(),
+            error: answer.error,
+        });
+    }
+
+    /// What was written down so far.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+}
