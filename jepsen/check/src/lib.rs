@@ -9,7 +9,11 @@
 //! knows may have taken effect or not, at any moment after its call; a history that breaks its own rules (see
 //! [`history`]) is a failure of the harness, not a verdict.
 
+pub mod evidence;
 pub mod history;
+pub mod lease;
+#[cfg(test)]
+mod sketch;
 pub mod verdict;
 
 pub use history::{Event, History, Kind, Op, Process, Recorder};
