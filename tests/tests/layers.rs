@@ -12,7 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("palyra-fault", &[]),
     ("palyra-proto", &[]),
     ("palyra-state", &["palyra-fault"]),
-    ("palyra-pki", &["palyra-fault"]),
+    ("palyra-pki", &[]),
     ("palyra-platform", &["palyra-fault"]),
     ("palyra-storage", &["palyra-fault", "palyra-platform"]),
     ("palyra-quic", &["palyra-proto"]),
@@ -51,19 +51,10 @@ const LAYERS: &[(&str, &[&str])] = &[
             "palyra-quic",
         ],
     ),
-    (
-        "palyra-client",
-        &["palyra-fault", "palyra-proto", "palyra-pki", "palyra-quic"],
-    ),
+    ("palyra-client", &["palyra-proto", "palyra-pki", "palyra-quic"]),
     (
         "palyra-node",
-        &[
-            "palyra-fault",
-            "palyra-client",
-            "palyra-state",
-            "palyra-pki",
-            "palyra-proto",
-        ],
+        &["palyra-client", "palyra-state", "palyra-pki", "palyra-proto"],
     ),
     (
         "palyra-cli",

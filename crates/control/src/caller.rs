@@ -134,7 +134,8 @@ impl Control {
     /// [`Error::Stale`].
     pub fn check_fresh(&self) -> Result<(), Error> {
         let age = self.quorum_age();
-        if age > self.staleness() {
+        // Planted: what this replica knew once is good for ever.
+        if age > self.staleness() && !palyra_fault::planted("stale-serves-on") {
             return Err(Error::Stale { age_ms: millis(age) });
         }
         Ok(())
@@ -203,7 +204,8 @@ impl Control {
             }
             .into());
         }
-        if now_ms > peer.not_after_ms {
+        // Planted: a stream that is open outlives its certificate.
+        if now_ms > peer.not_after_ms && !palyra_fault::planted("expiry-unwatched") {
             return Err(Reject::new(Code::CertificateExpired, [&shown, &peer.not_after_ms]).into());
         }
         let certificate = identity::certificate_by_fingerprint(view, shown)

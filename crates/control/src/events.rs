@@ -189,6 +189,11 @@ impl Control {
             .enter(identity, node, filter.clone(), request.connection)?;
         let view = self.replica().view();
         let at = match request.after {
+            // Planted: a reader goes on one entry too late.
+            Some(after) if palyra_fault::planted("resume-off-by-one") => Cursor {
+                index: after.index + 1,
+                ..after
+            },
             Some(after) => after,
             None if request.from_first => journal::before_first(&view),
             None => end_of(&view),

@@ -81,7 +81,14 @@ impl Control {
             entry.silence()
         };
         let stalled = entry.outbox.stalled();
-        let left = entry.peer.not_after_ms.saturating_sub(platform::wall_ms());
+        // Planted: a stream that is open outlives its certificate.
+        let unwatched = palyra_fault::planted("expiry-unwatched");
+        let expires = if unwatched {
+            u64::MAX
+        } else {
+            entry.peer.not_after_ms
+        };
+        let left = expires.saturating_sub(platform::wall_ms());
         let end = if silence > patience {
             Some(End::Silent)
         } else if stalled > timings.stall_timeout {

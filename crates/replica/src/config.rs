@@ -120,7 +120,8 @@ impl ReplicaConfig {
             enable_pre_vote: Some(true),
             // A restarted leader that lost its unsynced tail would issue the same log ids again with other
             // payloads.
-            enable_leader_restore: Some(false),
+            // Planted: openraft's default.
+            enable_leader_restore: Some(palyra_fault::planted("leader-restored")),
             // A leader that a majority cannot reach must let go, or a bridge partition never elects.
             quorum_loss_probe_interval: Some(election_max * 4),
             ..openraft::Config::default()

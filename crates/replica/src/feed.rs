@@ -4,12 +4,14 @@
 //! replica, and misses nothing by coming late. Rows that were trimmed meanwhile are announced as a gap, never
 //! passed over.
 
+use openraft::EntryPayload;
 use palyra_state::journal::{self, Rows};
-use palyra_state::{Cursor, Row};
-use palyra_storage::Engine;
+use palyra_state::{Cursor, Position, Row};
+use palyra_storage::{Engine, Family};
 use std::sync::Arc;
 use tokio::sync::watch;
 
+use crate::codec;
 use crate::view::View;
 
 /// Rows handed over at a time.
@@ -34,12 +36,21 @@ pub struct Feed {
     cursor: Cursor,
 }
 
+/// Planted: a follower goes on one row too late after it moved.
+fn resumed(after: Cursor) -> Cursor {
+    let late = palyra_fault::planted("resume-off-by-one") && after != Cursor::default();
+    Cursor {
+        index: after.index + u64::from(late),
+        ..after
+    }
+}
+
 impl Feed {
     pub(crate) fn new(engine: Arc<dyn Engine>, applied: watch::Receiver<u64>, after: Cursor) -> Feed {
         Feed {
             engine,
             applied,
-            cursor: after,
+            cursor: resumed(after),
         }
     }
 
@@ -66,15 +77,38 @@ impl Feed {
         self.read()
     }
 
+    /// Planted: the rows of the entry behind those that are applied, committed or not.
+    fn next_in_log(&self, view: &View) -> Option<Vec<Row>> {
+        let index = view.index() + 1;
+        let frame = self.engine.get(Family::Log, &index.to_be_bytes()).ok()??;
+        let entry = codec::unseal_entry(&frame).ok()?;
+        let EntryPayload::Normal(command) = entry.payload else {
+            return None;
+        };
+        let envelope = palyra_state::decode(&command.bytes).ok()?;
+        let term = entry.log_id.leader_id.term;
+        let position = Position { term, index };
+        let applied = palyra_state::apply(view, position, command.at_ms, &envelope, &command.bytes);
+        (applied.rows.first()?.cursor() > self.cursor).then_some(applied.rows)
+    }
+
     fn read(&mut self) -> Option<FeedItem> {
         let view = View::pin(&*self.engine);
         match journal::rows_after(&view, self.cursor, PAGE) {
-            Rows::Rows(rows) => {
+            Rows::Rows(mut rows) => {
+                // Planted: what is in the log is told as if it had happened.
+                if rows.is_empty() && palyra_fault::planted("events-before-commit") {
+                    rows = self.next_in_log(&view).unwrap_or_default();
+                }
                 self.cursor = rows.last()?.cursor();
                 Some(FeedItem::Rows(rows))
             }
             Rows::Gap { first } => {
                 self.cursor = journal::before_first(&view);
+                // Planted: what was trimmed is passed over in silence.
+                if palyra_fault::planted("gap-in-silence") {
+                    return self.read();
+                }
                 Some(FeedItem::Gap { first })
             }
         }

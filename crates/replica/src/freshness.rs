@@ -79,7 +79,9 @@ fn quorum_time(members: &Membership, me: u64, now: u64, acked: impl Fn(u64) -> O
             .filter_map(|id| if *id == me { Some(now) } else { acked(*id) })
             .collect();
         times.sort_unstable_by(|a, b| b.cmp(a));
-        times.get(voters.len() / 2).copied()
+        // Planted: half of the voters is taken for a majority.
+        let short = usize::from(palyra_fault::planted("quorum-miscounted") && voters.len() > 1);
+        times.get(voters.len() / 2 - short).copied()
     };
     let configs = members.get_joint_config();
     if configs.is_empty() {
@@ -171,6 +173,12 @@ impl Freshness {
     /// As follower: the leader had a quorum `age` before it sent this, and it had our answer stamped `echo`
     /// by then. A stamp that another process made here says nothing: the next one will be ours.
     pub(crate) fn heard(&self, commit: u64, echo: u64, age: u64) {
+        // Planted: the leader's word counts from when it arrived.
+        if palyra_fault::planted("fresh-by-arrival") {
+            return self
+                .known()
+                .contact(commit, platform::boot_ms().saturating_sub(age));
+        }
         if echo & !CLOCK == self.life {
             self.known().contact(commit, (echo & CLOCK).saturating_sub(age));
         }
@@ -180,7 +188,8 @@ impl Freshness {
     pub(crate) fn age(&self, applied: u64, now: u64) -> Option<Duration> {
         let mut known = self.known();
         while let Some((commit, at)) = known.pending.front().copied() {
-            if commit > applied {
+            // Planted: a contact counts before what it vouches for is applied.
+            if commit > applied && !palyra_fault::planted("fresh-before-applied") {
                 break;
             }
             known.pending.pop_front();

@@ -173,6 +173,10 @@ impl LogStore {
     /// The state machine waits here before it writes what an entry did: otherwise a power loss could keep an
     /// effect and lose its entry, because a leader applies on its followers' acknowledgements too.
     pub(crate) async fn wait_written(&self, index: u64) -> io::Result<()> {
+        // Planted: effects do not wait for their entries.
+        if palyra_fault::planted("effects-before-entries") {
+            return Ok(());
+        }
         let seq = self.mem().tail.get(&index).map_or(0, |held| held.seq);
         let mut written = self.inner.written.clone();
         match written.wait_for(|at| *at >= seq).await {
@@ -517,6 +521,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut entries = entries.into_iter().peekable();
         if let Some(first) = entries.peek() {
             self.wait_continues(first.log_id.index).await;
+        }
+        let mut callback = callback;
+        // Planted: entries are acknowledged before they are on their way to the disk.
+        if palyra_fault::planted("ack-before-write") {
+            std::mem::replace(&mut callback, IOFlushed::noop()).io_completed(Ok(()));
         }
         let (seq, entries) = self.hold(entries);
         self.send(Op::Append {

@@ -119,6 +119,11 @@ impl Machine {
                 None => batch.delete(Family::State, key),
             };
         }
+        // Planted: what entries did and that they did it are two writes.
+        if palyra_fault::planted("apply-in-two-writes") {
+            self.write(std::mem::take(&mut batch), "the state");
+            platform::io_point("apply.write").await;
+        }
         meta::put_applied(&mut batch, &applied);
         self.write(batch, "the state");
         *self.applied() = applied;
@@ -226,7 +231,14 @@ fn apply_command(overlay: &mut Overlay<'_>, id: LogId, command: &LogCommand) -> 
         term: id.leader_id.term,
         index: id.index,
     };
-    let result = palyra_state::apply(overlay, position, command.at_ms, &envelope, &command.bytes);
+    // Planted: each replica applies by its own clock.
+    let by_own_clock = palyra_fault::planted("apply-by-own-clock");
+    let at_ms = if by_own_clock {
+        platform::wall_ms()
+    } else {
+        command.at_ms
+    };
+    let result = palyra_state::apply(overlay, position, at_ms, &envelope, &command.bytes);
     overlay.absorb(result.writes);
     Answer(Some(result.reply))
 }
@@ -324,6 +336,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut batch = Batch::new();
         meta::put_applied(&mut batch, &applied);
         meta::put_snapshot(&mut batch, meta.last_log_id.as_ref());
+        // Planted: the log goes first, and the state follows in a write of its own.
+        if palyra_fault::planted("install-in-two-writes") {
+            self.shared.log.install(Batch::new(), meta.last_log_id).await?;
+        }
         platform::io_point("snapshot.flip").await;
         self.shared.log.install(batch, meta.last_log_id).await?;
         platform::io_point("snapshot.flipped").await;

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use openraft::errors::{ClientWriteError, RaftError};
 use palyra_platform as platform;
 use palyra_proto::peer::v1 as wire;
-use palyra_state::{Envelope, Reject, Reply, limits};
+use palyra_state::reply::Submitted;
+use palyra_state::{Command, Envelope, Reject, Reply, dispatch, limits};
 use wire::propose_response::Outcome;
 
 use crate::codec;
@@ -103,7 +104,8 @@ impl Core {
             }
             match self.attempt(&bytes, left).await {
                 Attempt::Done { index, answer } => return Ok(Committed { index, reply: answer }),
-                Attempt::Unknown => ambiguous = true,
+                // Planted: a lost answer is taken for a refusal.
+                Attempt::Unknown => ambiguous = !palyra_fault::planted("unknown-told-as-refused"),
                 Attempt::NotLeader(_) | Attempt::Stopped => {}
             }
             self.changed(RETRY.min(end.saturating_duration_since(platform::now())))
@@ -145,6 +147,9 @@ impl Core {
             at_ms: platform::wall_ms(),
             bytes,
         };
+        if let Some(early) = self.answer_early(&command) {
+            return early;
+        }
         match self.raft.client_write(command).await {
             Ok(written) => match written.data.0 {
                 Some(answer) => Attempt::Done {
@@ -166,6 +171,30 @@ impl Core {
                 Attempt::Stopped
             }
         }
+    }
+
+    /// Planted: a submission is answered as soon as a leader has it.
+    fn answer_early(&self, command: &LogCommand) -> Option<Attempt> {
+        if !palyra_fault::planted("ok-before-commit") {
+            return None;
+        }
+        let envelope = palyra_state::decode(&command.bytes).ok()?;
+        let Command::Dispatch(dispatch::Command {
+            action: Some(dispatch::Action::Submit(submit)),
+        }) = envelope.command
+        else {
+            return None;
+        };
+        let (raft, command) = (self.raft.clone(), command.clone());
+        platform::spawn(async move { drop(raft.client_write(command).await) }).detach();
+        let submitted = Submitted {
+            dispatch_id: submit.dispatch_id,
+            ..Submitted::default()
+        };
+        Some(Attempt::Done {
+            index: self.metrics().last_log_index.unwrap_or_default() + 1,
+            answer: Ok(Reply::Submitted(submitted)),
+        })
     }
 
     async fn forward(&self, leader: u64, envelope: Bytes, left: Duration) -> Attempt {

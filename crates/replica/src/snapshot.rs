@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures::stream::{self, Stream};
 use palyra_platform as platform;
 use palyra_proto::peer::v1 as wire;
+use palyra_state::tables;
 use palyra_storage::{Family, Snapshot};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -91,6 +92,14 @@ pub(crate) fn frames(
     })
 }
 
+/// Planted: tables that a snapshot lacks, by the first byte of their keys.
+fn left_behind(table: u8) -> bool {
+    let is = |key: Vec<u8>| key == [table];
+    (palyra_fault::planted("snapshot-without-revocations")
+        && (is(tables::BANS.key(())) || is(tables::REVOKED.key(()))))
+        || (palyra_fault::planted("snapshot-without-journal") && is(tables::JOURNAL.key(())))
+}
+
 /// The next chunk, or the trailer after the last.
 fn page(view: &dyn Snapshot, generation: u32, from: Vec<u8>, mut tally: Tally) -> (Frame, Stage) {
     let mut pairs = Vec::new();
@@ -106,6 +115,9 @@ fn page(view: &dyn Snapshot, generation: u32, from: Vec<u8>, mut tally: Tally) -
             }
             bytes += key.len() + value.len();
             after = [key, &[0]].concat();
+            if left_behind(key[PREFIX]) {
+                return ControlFlow::Continue(());
+            }
             let pair = wire::Pair {
                 key: Bytes::copy_from_slice(&key[PREFIX..]),
                 value: Bytes::copy_from_slice(value),

@@ -18,8 +18,10 @@ mod fleet;
 mod fork;
 mod history;
 mod ledger;
+mod named;
 mod nemesis;
 mod oracle;
+mod planted;
 mod reach;
 mod run;
 mod world;
@@ -65,10 +67,16 @@ struct Args {
     /// Break the product on purpose: the run has to find it
     #[arg(long = "break", value_name = "NAME")]
     broken: Option<Break>,
+    /// Plant a bug in the product: the run has to find it. Names: `jepsen list mutants`
+    #[arg(long, value_name = "NAME")]
+    planted: Option<String>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(code) = planted::plant(args.planted.as_deref()) {
+        return code;
+    }
     if let Some(seed) = args.seed {
         let line = simulate(seed, args.trace, args.broken);
         println!("{line}");
@@ -203,9 +211,9 @@ fn replayed(seed: u64, broken: Option<Break>) -> String {
 /// The options that a replay needs besides its seed.
 fn options(broken: Option<Break>) -> Vec<String> {
     let name = broken.and_then(|broken| broken.to_possible_value());
-    name.map_or_else(Vec::new, |name| {
-        vec!["--break".to_owned(), name.get_name().to_owned()]
-    })
+    let broken = name.map(|name| ["--break".to_owned(), name.get_name().to_owned()]);
+    let planted = planted::name().map(|name| ["--planted".to_owned(), name]);
+    broken.into_iter().chain(planted).flatten().collect()
 }
 
 /// The value of `name=value` in a seed's line.
@@ -248,9 +256,10 @@ fn simulate(seed: u64, trace: bool, broken: Option<Break>) -> String {
         None => format!("ok {facts}"),
         // One line, whatever a panic said.
         Some(first) => format!(
-            "FAIL {} ({} problems) {facts}",
+            "FAIL {} ({} problems) checks={} {facts}",
             first.replace('\n', " "),
-            problems.len()
+            problems.len(),
+            named::checks(&problems)
         ),
     }
 }

@@ -223,6 +223,11 @@ impl Control {
         let renew = Renew {
             leases: batch.iter().map(|wish| wish.wanted).collect(),
         };
+        // Planted: workers are told that it is done before anybody has written it down.
+        if palyra_fault::planted("renewal-before-commit") {
+            let done = renew.leases.iter().map(|wish| self.as_if_renewed(wish.lease_id));
+            self.answer_renewals(std::mem::take(&mut batch), Ok(done.collect()));
+        }
         let (request_id, until) = (self.fresh_id(), platform::now() + 2 * self.timings().call_timeout);
         let mut pause = PAUSE_MIN;
         let outcome = loop {
@@ -245,6 +250,17 @@ impl Control {
             tracing::info!(leases = batch.len(), cause = %error, "renewals were not decided");
         }
         self.answer_renewals(batch, outcome);
+    }
+
+    /// Planted: what the answer would be if the entry were applied now.
+    fn as_if_renewed(&self, lease_id: Id) -> Renewal {
+        let view = self.replica().view();
+        let ttl = palyra_state::leases::lease(&view, lease_id).map_or(0, |known| known.ttl);
+        Renewal {
+            lease_id,
+            deadline_at: self.now_ms(&view) + ttl,
+            refusal: None,
+        }
     }
 
     fn answer_renewals(&self, batch: Vec<Wish>, outcome: Result<Vec<Renewal>, Error>) {

@@ -143,13 +143,19 @@ impl Writer {
                 turn.appends.push(done);
             }
             Op::Vote { vote, done } => {
-                meta::put_vote(turn.batch(), &vote);
+                // Planted: the vote is never written.
+                if !palyra_fault::planted("vote-not-saved") {
+                    meta::put_vote(turn.batch(), &vote);
+                }
                 turn.sync = true;
                 turn.others.push(done);
             }
             Op::Committed(committed) => self.committed = Some(committed),
             Op::Truncate { from, to } => {
-                turn.batch().delete_range(Family::Log, key(from), key(to));
+                // Planted: entries that a new leader overrules stay on the disk.
+                if !palyra_fault::planted("truncation-not-saved") {
+                    turn.batch().delete_range(Family::Log, key(from), key(to));
+                }
             }
             Op::Purge { from, upto } => {
                 let batch = turn.batch();
@@ -179,7 +185,10 @@ impl Writer {
         if turn.seq > 0 {
             self.written.send_replace(turn.seq);
         }
-        if turn.sync {
+        // Planted: entries are told to be durable before they are.
+        let lies =
+            palyra_fault::planted("flush-before-sync") && turn.others.is_empty() && turn.stop.is_none();
+        if turn.sync && !lies {
             platform::io_point("log.sync").await;
             self.engine
                 .sync()

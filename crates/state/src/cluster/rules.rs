@@ -186,6 +186,12 @@ fn allocate(txn: &mut Txn<'_>, command: &AllocateReplica) -> Result<Reply, Rejec
         Some(mut left) if left.status() == ReplicaStatus::Allocated => {
             set_removed(txn, &mut left);
         }
+        // Planted: a replica that lost its disk comes back as who it was.
+        Some(mut known) if palyra_fault::planted("wiped-comes-back") => {
+            known.set_status(ReplicaStatus::Allocated);
+            txn.put(&tables::REPLICAS, known.id, &known);
+            return Ok(Reply::ReplicaAllocated(ReplicaAllocated { replica_id: known.id }));
+        }
         Some(taken) => return Err(Reject::new(Code::ReplicaNameTaken, [&command.name, &taken.id])),
         None => {}
     }

@@ -96,7 +96,8 @@ pub fn of(worker: &Worker, now: u64, policy_version: u64) -> (Lifecycle, &'stati
         (Lifecycle::Degraded, "away")
     } else if worker.reconciled_epoch == 0 {
         (Lifecycle::Degraded, "not_reconciled")
-    } else if !worker.unclean.is_empty() {
+    // Planted: a worker that never said that it is clean is given work.
+    } else if !worker.unclean.is_empty() && !palyra_fault::planted("unclean-given-work") {
         (Lifecycle::Degraded, "unclean")
     } else {
         by_statement(worker, now, policy_version)

@@ -56,7 +56,10 @@ pub fn is_valid(r: &dyn Read, actor: &Actor, now: u64) -> Result<(), Reject> {
         } => match device(r, *device_id) {
             None if bans::ban(r, *device_id).is_some() => Err(Reject::new(Code::DeviceRevoked, [device_id])),
             None => Err(Reject::new(Code::CertificateUnknown, [fingerprint])),
-            Some(device) if device.status() == DeviceStatus::Revoked => {
+            // Planted: only the certificate is looked at, and of it everything but that it is revoked.
+            Some(device)
+                if device.status() == DeviceStatus::Revoked && !palyra_fault::planted("revoked-let-in") =>
+            {
                 Err(Reject::new(Code::DeviceRevoked, [device_id]))
             }
             Some(_) => check_certificate(
@@ -82,7 +85,8 @@ fn check_certificate(
     let Some(certificate) = known else {
         return Err(Reject::new(Code::CertificateUnknown, [&fingerprint]));
     };
-    if certificate.status() == CertificateStatus::Revoked {
+    let let_in = palyra_fault::planted("revoked-let-in");
+    if certificate.status() == CertificateStatus::Revoked && !let_in {
         return Err(Reject::new(Code::CertificateRevoked, [&fingerprint]));
     }
     if certificate.status() == CertificateStatus::Superseded {

@@ -142,7 +142,11 @@ fn has_labels(r: &dyn Read, worker_id: Id, found: &Run) -> bool {
 
 /// Gives a run that waits to a worker with a free slot.
 fn give(txn: &mut Txn<'_>, found: &Run, worker_id: Id) {
-    let fence = (totals(txn).last_fence + 1).max(txn.index);
+    let mut fence = (totals(txn).last_fence + 1).max(txn.index);
+    // Planted: fences are counted from what is held now, and so are given again.
+    if palyra_fault::planted("fence-forgets") {
+        fence = totals(txn).live + 1;
+    }
     let session = nodes::node(txn, worker_id)
         .and_then(|node| node.session)
         .unwrap_or_default();

@@ -97,6 +97,8 @@ fn open(txn: &Txn<'_>, id: Id) -> Result<Request, Reject> {
     let found = request(txn, id).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]))?;
     match (found.status(), request_status(&found, txn.now)) {
         (_, RequestStatus::PendingApproval) => Ok(found),
+        // Planted: an approval may be used again.
+        (RequestStatus::Approved, _) if palyra_fault::planted("approval-used-twice") => Ok(found),
         (RequestStatus::PendingApproval, _) => {
             Err(Reject::new(Code::PairingExpired, [&id, &found.expires_at]))
         }

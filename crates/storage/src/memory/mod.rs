@@ -315,6 +315,11 @@ impl Snapshot for MemEngine {
     }
 }
 
+/// Planted: nobody compares checksums.
+fn believes_the_disk() -> bool {
+    palyra_fault::planted("checksums-unread")
+}
+
 /// A pinned moment of one process's view of the disk.
 struct Pinned {
     disk: Arc<Disk>,
@@ -325,7 +330,7 @@ struct Pinned {
 impl Pinned {
     fn read<T>(&self, read: impl FnOnce(&Versions) -> T) -> Result<T> {
         self.disk.with(self.process, |inside, open| {
-            match inside.take_fault(Fault::ReadFindsCorruption) {
+            match !believes_the_disk() && inside.take_fault(Fault::ReadFindsCorruption) {
                 true => Err(EngineError::Corrupt {
                     folder: self.disk.name.clone(),
                     cause: "injected block checksum mismatch".to_owned(),
@@ -333,6 +338,18 @@ impl Pinned {
                 false => Ok(read(&open.versions)),
             }
         })
+    }
+
+    /// Planted: a damaged block is handed out as it is.
+    fn damaged(&self, value: Bytes) -> Bytes {
+        if !believes_the_disk() || !self.disk.lock().take_fault(Fault::ReadFindsCorruption) {
+            return value;
+        }
+        let mut damaged = value.to_vec();
+        if let Some(last) = damaged.last_mut() {
+            *last ^= 1;
+        }
+        damaged.into()
     }
 
     /// One entry per turn of the lock, so that `visit` may use the engine.
@@ -348,6 +365,7 @@ impl Pinned {
             let next =
                 self.read(|versions| versions.next(family, (from, to), last.as_deref(), direction, self.at))?;
             let Some((key, value)) = next else { return Ok(()) };
+            let value = self.damaged(value);
             if visit(&key, &value).is_break() {
                 return Ok(());
             }
@@ -369,7 +387,8 @@ impl Drop for Pinned {
 
 impl Snapshot for Pinned {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        self.read(|versions| versions.get(family, key, self.at))
+        let found = self.read(|versions| versions.get(family, key, self.at))?;
+        Ok(found.map(|value| self.damaged(value)))
     }
 
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
