@@ -3,8 +3,21 @@
 //! The format is Jepsen's: a flat list of events, two for each operation, `invoke` and one of `ok`, `fail`, `info`.
 //! `fail` means that the operation certainly had no effect, `info` that nobody knows. A process has one operation at a
 //! time; after an `info` it is never used again, so that whatever is still under way overlaps everything later.
+//!
+//! What came before what is told by `index`, never by `time`: a recorder writes `invoke` before it sends and the end
+//! after it heard, so that an end with a lower index than an invocation really came before it, also when the clock has
+//! only a coarse tick.
+//!
+//! Events of the process `nemesis`, all `info`:
+//!
+//! | `f` | `value` |
+//! |---|---|
+//! | name of a fault: `kill`, `partition:leader` | `{"id": 3, "phase": "start" or "stop", "targets": ["r1"], ...}`: a band of the timeline |
+//! | `leader` | `{"replica": "r2", "term": 7}`: it was first seen to lead |
+//! | `healed` | `{}`: the last fault has ended, and all replicas are up; what must happen after faults is timed from here |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -137,6 +150,39 @@ impl<'a> Op<'a> {
         self.end.and_then(|end| end.rev)
     }
 
+    /// Index of its call.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.invoke.index
+    }
+
+    /// Index of its end; `None` when nobody knows that it ended.
+    #[must_use]
+    pub fn stop(&self) -> Option<u64> {
+        self.end.filter(|end| end.kind != Kind::Info).map(|end| end.index)
+    }
+
+    /// Whether it took effect for certain.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        self.kind() == Kind::Ok
+    }
+
+    /// Indexes of its events.
+    #[must_use]
+    pub fn events(&self) -> Vec<u64> {
+        std::iter::once(self.invoke.index)
+            .chain(self.end.map(|end| end.index))
+            .collect()
+    }
+
+    /// A field of the answer's value, or else of the call's.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&'a Value> {
+        let found = self.end.and_then(|end| end.value.get(name));
+        found.or_else(|| self.invoke.value.get(name))
+    }
+
     /// When it returned; `None` when nobody knows that it did.
     #[must_use]
     pub fn returned(&self) -> Option<u64> {
@@ -167,11 +213,117 @@ impl History {
         ops
     }
 
+    /// When the last fault had ended, in nanoseconds; `None` when the run did not say.
+    #[must_use]
+    pub fn healed(&self) -> Option<u64> {
+        self.faults()
+            .filter(|event| event.f == "healed")
+            .map(|event| event.time)
+            .last()
+    }
+
+    /// Where the history breaks its own rules, at most a hundred places. Such a history is the harness's failure, and
+    /// no verdict can be built on it.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut rules = Rules::default();
+        for (at, event) in self.events.iter().enumerate() {
+            rules.see(at as u64, event);
+            if rules.problems.len() >= MAX_PROBLEMS {
+                break;
+            }
+        }
+        rules.problems
+    }
+
     /// What the nemesis did.
     pub fn faults(&self) -> impl Iterator<Item = &Event> {
         self.events
             .iter()
             .filter(|event| matches!(event.process, Process::Nemesis(_)))
+    }
+}
+
+/// How many problems of one history are told: the first ones say what is wrong with the recorder.
+const MAX_PROBLEMS: usize = 100;
+
+/// A place where a history breaks its own rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Position in the history, from 0.
+    pub at: u64,
+    /// Which rule, and how.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "event {}: {}", self.at, self.what)
+    }
+}
+
+/// What the rules of a history need to remember of its beginning.
+#[derive(Default)]
+struct Rules<'a> {
+    time: u64,
+    open: BTreeMap<u64, &'a Event>,
+    ended: BTreeSet<u64>,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Rules<'a> {
+    fn see(&mut self, at: u64, event: &'a Event) {
+        let mut wrong = |what: String| self.problems.push(Problem { at, what });
+        if event.index != at {
+            wrong(format!(
+                "its index is {}, and {at} events stand before it",
+                event.index
+            ));
+        }
+        if event.time < self.time {
+            wrong(format!(
+                "its time, {} ns, is before that of the event before it, {} ns",
+                event.time, self.time
+            ));
+        }
+        self.time = self.time.max(event.time);
+        let process = match event.process {
+            Process::Client(process) => process,
+            Process::Nemesis(_) if event.kind == Kind::Info => return,
+            Process::Nemesis(_) => return wrong("an event of the nemesis that is not `info`".into()),
+        };
+        if event.kind == Kind::Invoke {
+            if self.ended.contains(&process) {
+                wrong(format!(
+                    "process {process} calls `{}` although its last operation ended as `info`",
+                    event.f
+                ));
+            }
+            if let Some(before) = self.open.insert(process, event) {
+                self.problems.push(Problem {
+                    at,
+                    what: format!(
+                        "process {process} calls `{}` while its `{}` (event {}) is under way",
+                        event.f, before.f, before.index
+                    ),
+                });
+            }
+            return;
+        }
+        match self.open.remove(&process) {
+            None => wrong(format!(
+                "process {process} ends a `{}` that it never called",
+                event.f
+            )),
+            Some(call) if call.f != event.f => wrong(format!(
+                "process {process} called `{}` (event {}) and ends `{}`",
+                call.f, call.index, event.f
+            )),
+            Some(_) => {}
+        }
+        if event.kind == Kind::Info {
+            self.ended.insert(process);
+        }
     }
 }
 

@@ -9,12 +9,21 @@
 //! knows may have taken effect or not, at any moment after its call; a history that breaks its own rules (see
 //! [`history`]) is a failure of the harness, not a verdict.
 
+pub mod context;
 pub mod evidence;
 pub mod history;
+pub mod jsonl;
 pub mod lease;
+pub mod linear;
+pub mod registry;
+pub mod resolve;
 #[cfg(test)]
 mod sketch;
 pub mod verdict;
+pub mod wgl;
+pub mod witness;
+pub mod zones;
 
+pub use context::{Context, Facts};
 pub use history::{Event, History, Kind, Op, Process, Recorder};
 pub use verdict::{Check, Outcome, Verdict, Violation};

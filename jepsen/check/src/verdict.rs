@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::history::Op;
+
 /// How one check ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "lowercase")]
@@ -32,6 +34,19 @@ pub struct Violation {
     pub time: u64,
     /// Indexes of the events that show it.
     pub events: Vec<u64>,
+}
+
+impl Violation {
+    /// What operations did: `what` for people, the time and the events from the operations, the last of which gave it away.
+    #[must_use]
+    pub fn of(what: impl Into<String>, ops: &[&Op<'_>]) -> Self {
+        let time = |op: &Op<'_>| op.end.unwrap_or(op.invoke).time;
+        Violation {
+            what: what.into(),
+            time: ops.iter().map(|op| time(op)).max().unwrap_or(0),
+            events: ops.iter().flat_map(|op| op.events()).collect(),
+        }
+    }
 }
 
 /// One named check of a history.
@@ -97,15 +112,23 @@ impl Check {
 }
 
 impl Verdict {
-    /// `Some(true)` when each check holds, `Some(false)` when one is violated, `None` when nobody knows.
+    /// `Some(true)` when each check holds, `Some(false)` when one is violated, `None` when nobody knows: also when nothing
+    /// was checked.
     #[must_use]
     pub fn valid(&self) -> Option<bool> {
         let violated = |check: &Check| matches!(check.outcome, Outcome::Invalid { .. });
         if self.checks.iter().any(violated) {
             Some(false)
         } else {
-            self.checks.iter().all(Check::holds).then_some(true)
+            (!self.checks.is_empty() && self.checks.iter().all(Check::holds)).then_some(true)
         }
+    }
+
+    /// `checks=5/6`: how many hold, of how many.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let holding = self.checks.iter().filter(|check| check.holds()).count();
+        (holding, self.checks.len())
     }
 
     /// The earliest violation, with the name of its check.

@@ -1,0 +1,256 @@
+//! The orders that the answers themselves claim: that of the versions, which decides, and that of the revisions.
+
+use std::collections::BTreeMap;
+
+use super::parse::{ABSENT, Access, Call, Effect, Key, Registers, tell};
+use crate::linear::{Item, Model};
+use crate::verdict::Violation;
+use crate::witness::{self, Broken};
+
+/// One register, as a sequential object.
+pub(super) struct Register;
+
+/// What a register holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct State {
+    version: u64,
+    value: u32,
+}
+
+impl Model for Register {
+    type State = State;
+    type Call = Call;
+
+    fn initial(&self) -> State {
+        State {
+            version: 0,
+            value: ABSENT,
+        }
+    }
+
+    fn step(&self, state: &State, call: &Call) -> Option<State> {
+        let State { version, value } = *state;
+        let next = |told: Option<u64>, value: u32| {
+            let version = version + 1;
+            told.is_none_or(|told| told == version)
+                .then_some(State { version, value })
+        };
+        match *call {
+            Call::Read {
+                version: told,
+                value: read,
+            } => {
+                // An absent key has no version of its own.
+                let fits = told.is_none_or(|told| told == version || (value == ABSENT && told == 0));
+                (read == value && fits).then_some(*state)
+            }
+            Call::Write { version: told, value } => next(told, value),
+            Call::Cas {
+                version: told,
+                from,
+                value: to,
+            } => (from == value).then(|| next(told, to)).flatten(),
+            Call::Delete { version: told } => next(told, ABSENT),
+        }
+    }
+}
+
+/// What became of an order.
+pub(super) enum Order<'k, 'a> {
+    /// It is a linearization.
+    Lines { steps: u64 },
+    /// It is none.
+    Broken(Break<'k, 'a>),
+}
+
+/// Where an order breaks.
+pub(super) enum Break<'k, 'a> {
+    /// Two changes made the same version.
+    Twice(&'k Access<'a>, &'k Access<'a>),
+    /// A version was seen that no operation can have made.
+    Missing { version: u64, seen: &'k Access<'a> },
+    /// The answer is not what was written last.
+    Answer {
+        found: &'k Access<'a>,
+        last: Option<&'k Access<'a>>,
+    },
+    /// The order is against time.
+    Time {
+        called: &'k Access<'a>,
+        returned: &'k Access<'a>,
+    },
+}
+
+impl Break<'_, '_> {
+    /// For people.
+    pub(super) fn tell(&self, key: &str, registers: &Registers<'_>) -> Violation {
+        let (what, ops) = match self {
+            Break::Twice(one, other) => (
+                format!("{} and {} made the same version", tell(&one.op), tell(&other.op)),
+                vec![&one.op, &other.op],
+            ),
+            Break::Missing { version, seen } => (
+                format!(
+                    "{} shows that version {version} was made, but no operation can have made it: an acknowledged \
+                     change was lost, or versions jump",
+                    tell(&seen.op)
+                ),
+                vec![&seen.op],
+            ),
+            Break::Answer { found, last: None } => (
+                format!("{} is not what an absent register answers", tell(&found.op)),
+                vec![&found.op],
+            ),
+            Break::Answer {
+                found,
+                last: Some(last),
+            } => (
+                format!(
+                    "{} does not follow from {}, which left {}",
+                    tell(&found.op),
+                    tell(&last.op),
+                    registers.value(last.item.call.value())
+                ),
+                vec![&last.op, &found.op],
+            ),
+            Break::Time { called, returned } => (
+                format!(
+                    "{} had returned before {} was called, and yet comes after it",
+                    tell(&returned.op),
+                    tell(&called.op)
+                ),
+                vec![&returned.op, &called.op],
+            ),
+        };
+        Violation::of(format!("register {key}: {what}"), &ops)
+    }
+}
+
+/// Checks the order of the versions. It decides: each change makes the next version, so that no other order is possible.
+/// `None` when an answer tells no version, or when a cas or a deletion of unknown outcome leaves more than one order.
+pub(super) fn by_version<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
+    let mut made: BTreeMap<u64, &Access<'a>> = BTreeMap::new();
+    let mut reads: BTreeMap<u64, Vec<&Access<'a>>> = BTreeMap::new();
+    let mut open: Vec<&Access<'a>> = Vec::new();
+    let deletes = key
+        .ops
+        .iter()
+        .any(|op| matches!(op.item.call, Call::Delete { .. }));
+    for op in &key.ops {
+        match (op.item.call, op.item.optional) {
+            (Call::Write { .. }, true) => open.push(op),
+            (_, true) => return None,
+            (
+                Call::Read {
+                    value: ABSENT,
+                    version,
+                },
+                _,
+            ) if deletes && version.is_none_or(|told| told == 0) => return None,
+            (
+                Call::Read {
+                    value: ABSENT,
+                    version: None,
+                },
+                _,
+            ) => reads.entry(0).or_default().push(op),
+            (Call::Read { version, .. }, _) => reads.entry(version?).or_default().push(op),
+            (call, _) => {
+                if let Some(other) = made.insert(call.version()?, op) {
+                    return Some(Order::Broken(Break::Twice(other, op)));
+                }
+            }
+        }
+    }
+    if let Err(broken) = place_open(&mut made, &reads, open) {
+        return Some(Order::Broken(broken));
+    }
+    let mut order: Vec<&Access<'a>> = Vec::with_capacity(key.ops.len());
+    order.extend(reads.remove(&0).unwrap_or_default());
+    for (version, change) in made {
+        order.push(change);
+        order.extend(reads.remove(&version).unwrap_or_default());
+    }
+    Some(walk(&order))
+}
+
+/// Gives the versions that nobody was told of to writes of unknown outcome: to those whose value was read there, and else
+/// the earliest version to the earliest call, which leaves most room to the others.
+fn place_open<'k, 'a>(
+    made: &mut BTreeMap<u64, &'k Access<'a>>,
+    reads: &BTreeMap<u64, Vec<&'k Access<'a>>>,
+    mut open: Vec<&'k Access<'a>>,
+) -> Result<(), Break<'k, 'a>> {
+    for (version, seen) in reads {
+        let read = seen[0];
+        let fits = open
+            .iter()
+            .position(|op| op.item.call.value() == read.item.call.value());
+        if let Some(at) = fits.filter(|_| *version > 0 && !made.contains_key(version)) {
+            made.insert(*version, open.remove(at));
+        }
+    }
+    let highest = made
+        .keys()
+        .next_back()
+        .copied()
+        .max(reads.keys().next_back().copied())
+        .unwrap_or(0);
+    let mut missing: Vec<(u64, u64, &'k Access<'a>)> = Vec::new();
+    let mut due: Option<(u64, &'k Access<'a>)> = None;
+    for version in (1..=highest).rev() {
+        if missing.len() > open.len() {
+            break;
+        }
+        let there = made.get(&version).copied().into_iter();
+        for op in there.chain(reads.get(&version).into_iter().flatten().copied()) {
+            let stop = op.item.stop.unwrap_or(u64::MAX);
+            if due.is_none_or(|(earliest, _)| stop < earliest) {
+                due = Some((stop, op));
+            }
+        }
+        if let (false, Some((deadline, seen))) = (made.contains_key(&version), due) {
+            missing.push((version, deadline, seen));
+        }
+    }
+    let mut candidates = open.into_iter();
+    for (version, deadline, seen) in missing.into_iter().rev() {
+        match candidates.next().filter(|op| op.item.start < deadline) {
+            Some(op) => drop(made.insert(version, op)),
+            None => return Err(Break::Missing { version, seen }),
+        }
+    }
+    Ok(())
+}
+
+/// Checks the order of the revisions, a change before the reads that reflect it. `None` when an operation has none.
+pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
+    let mut order = Vec::with_capacity(key.ops.len());
+    for op in &key.ops {
+        if op.item.optional {
+            return None;
+        }
+        order.push((op.rev?, op.item.call.effect() == Effect::Read, op.item.start, op));
+    }
+    order.sort_by_key(|(rev, is_read, start, _)| (*rev, *is_read, *start));
+    let order: Vec<&Access<'a>> = order.into_iter().map(|(.., op)| op).collect();
+    Some(walk(&order))
+}
+
+fn walk<'k, 'a>(order: &[&'k Access<'a>]) -> Order<'k, 'a> {
+    let items = order.iter().map(|op| -> &Item<Call> { &op.item });
+    match witness::walk(&Register, items) {
+        Ok(steps) => Order::Lines { steps: steps as u64 },
+        Err(Broken::Answer { at }) => {
+            let is_change = |op: &&&Access<'a>| op.item.call.effect() == Effect::Change;
+            Order::Broken(Break::Answer {
+                found: order[at],
+                last: order[..at].iter().rev().find(is_change).copied(),
+            })
+        }
+        Err(Broken::Time { called, returned }) => Order::Broken(Break::Time {
+            called: order[called],
+            returned: order[returned],
+        }),
+    }
+}
