@@ -1,3 +1,7 @@
 //! `jepsen`: attacks a cluster of real processes and says what it did wrong.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(jepsen::cli::main())
+}

@@ -1,0 +1,209 @@
+//! The command line of `jepsen`.
+//!
+//! Exit codes: 0 as it should be, 1 a property was violated, 2 nobody knows or too little was tested, 254 usage, 255 the harness
+//! failed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands;
+use crate::target::Target;
+
+/// Wrong usage.
+pub const USAGE: u8 = 254;
+/// The harness failed.
+pub const BROKEN: u8 = 255;
+
+/// Attacks a cluster of Palyra and says what it did wrong.
+///
+/// Jepsen-style: histories, faults, and checkers that say valid, violated or unknown. It is not Kyle Kingsbury's Jepsen.
+#[derive(Debug, Parser)]
+#[command(name = "jepsen", version, after_help = AFTER)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER: &str = "Exit codes: 0 valid, 1 a property was violated, 2 unknown or too little tested, 254 usage, 255 the \
+                     harness failed.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a workload on real processes under faults
+    Run(RunArgs),
+}
+
+/// Form of what is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// Lines for people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// When data folders are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Keep {
+    /// After each run.
+    Always,
+    /// After one that did not pass.
+    Fail,
+}
+
+/// What `jepsen run` takes.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// What clients do: see jepsen list workloads
+    #[arg(long, short)]
+    pub workload: String,
+    /// What harms the cluster: see jepsen list nemeses; a group such as partition, or all
+    #[arg(long, short, value_delimiter = ',')]
+    pub nemesis: Vec<String>,
+    /// How long clients work: 60s, 5m
+    #[arg(long, short, default_value = "60s", value_parser = duration)]
+    pub time: Duration,
+    /// Decides operations and faults; drawn when absent. It does not decide how threads run: --plan repeats faults, and only
+    /// jepsen sim repeats everything
+    #[arg(long, short)]
+    pub seed: Option<u64>,
+    /// Replicas
+    #[arg(long, short, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=9))]
+    pub replicas: u64,
+    /// Operations a second, of all clients together
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub rate: u64,
+    /// Clients: a number, or 2n for two for each replica
+    #[arg(long, short, default_value = "2n")]
+    pub concurrency: String,
+    /// From one fault to the next, about
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub nemesis_interval: Duration,
+    /// Whom faults strike: one, minority, majority, all, leader, follower, r2; the nemesis's choice when absent
+    #[arg(long)]
+    pub target: Option<Target>,
+    /// The network: bridge, tap, or auto for tap when a fault needs it
+    #[arg(long, default_value = "auto")]
+    pub fabric: String,
+    /// Data folders: tmpfs, faultfs, dir, or auto for faultfs when a fault needs it
+    #[arg(long, default_value = "auto")]
+    pub disk: String,
+    /// Folder of palyrad and palyra
+    #[arg(long, env = "PALYRA_BIN")]
+    pub binary: Option<PathBuf>,
+    /// Folder of the same of an earlier release, for upgrade
+    #[arg(long)]
+    pub old_binary: Option<PathBuf>,
+    /// Apply this plan instead of drawing one
+    #[arg(long)]
+    pub plan: Option<PathBuf>,
+    /// When data folders are kept
+    #[arg(long, value_enum, default_value_t = Keep::Fail)]
+    pub keep: Keep,
+    /// Where runs are kept
+    #[arg(long, default_value = "jepsen/store")]
+    pub store: PathBuf,
+    /// The name that the run is kept under; the workload's when absent
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Form of the answer
+    #[arg(long, short, value_enum, default_value_t = Form::Text)]
+    pub output: Form,
+}
+
+/// Reads `90s`, `5m`, `500ms`, `2h`.
+///
+/// # Errors
+/// When it is no duration.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration; write 500ms, 90s, 5m or 2h");
+    let digits = text
+        .find(|letter: char| !letter.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let ms = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    let total = number
+        .checked_mul(ms)
+        .filter(|total| (1..=7 * 24 * 3_600_000).contains(total));
+    total
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is not between a millisecond and a week"))
+}
+
+/// Runs the program. Answers its exit code.
+#[must_use]
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            drop(error.print());
+            return code;
+        }
+    };
+    let done = match cli.command {
+        Command::Run(args) => commands::run::main(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("jepsen: {error:#}");
+        if error.is::<Usage>() { USAGE } else { BROKEN }
+    })
+}
+
+/// An error that is the caller's.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_are_read() {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("90s", 90_000),
+            ("5m", 300_000),
+            ("2h", 7_200_000),
+            ("7", 7_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for wrong in [
+            "",
+            "s",
+            "5 s",
+            "0s",
+            "-1s",
+            "1d",
+            "99999h",
+            "99999999999999999999s",
+        ] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

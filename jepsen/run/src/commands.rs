@@ -1,0 +1,3 @@
+//! What each command of `jepsen` does.
+
+pub mod run;

@@ -1,0 +1,332 @@
+//! `jepsen run`: one workload under faults, and the verdict.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio_util::sync::CancellationToken;
+
+use crate::abilities::Abilities;
+use crate::cli::{Form, Keep, RunArgs, Usage};
+use crate::cluster::{Cluster, Parts, Programs};
+use crate::conduct::conduct;
+use crate::inside::{self, Ground};
+use crate::judge::{self, Results};
+use crate::nemesis::{self, Asked, Scene};
+use crate::net::bridge::Bridge;
+use crate::net::{Fabric, Net};
+use crate::plan::{self, Step, Wish};
+use crate::record::{Clock, Record};
+use crate::run::{Ingredients, Phase, Run, Settings};
+use crate::store::{self, Kept, KeptEnd};
+use crate::workloads::{self, Workload};
+
+/// Runs it, inside namespaces where there are any.
+///
+/// # Errors
+/// [`Usage`] when it was asked for wrongly; otherwise the harness failed.
+pub fn main(args: &RunArgs) -> Result<u8> {
+    // Before anything is entered: what is wrong with the words is told at once.
+    let settings = settings(args)?;
+    let workload: Arc<dyn Workload> = workloads::find(&settings.workload).map_err(usage)?.into();
+    let (ground, reduced) = match inside::here() {
+        Some(ground) => (ground, None),
+        None => inside::best_ground(),
+    };
+    nemesis::parse(&settings.nemeses, |_| true).map_err(usage)?;
+    Programs::find(settings.binary.as_deref()).map_err(usage)?;
+    if inside::here().is_none() {
+        if let Some(why) = reduced {
+            eprintln!("jepsen: reduced: {why}");
+        }
+        return inside::enter(ground);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let results = runtime.block_on(whole(ground, settings, &workload, args))?;
+    match args.output {
+        Form::Json => println!("{}", serde_json::to_string(&results)?),
+        Form::Text => {
+            tell_checks(&results);
+            println!("{}", results.line());
+        }
+    }
+    // Tasks that still wait for something end with the process.
+    runtime.shutdown_background();
+    Ok(results.exit_code())
+}
+
+fn usage(error: anyhow::Error) -> anyhow::Error {
+    Usage(format!("{error:#}")).into()
+}
+
+fn settings(args: &RunArgs) -> Result<Settings> {
+    let seed = match args.seed {
+        Some(seed) => seed,
+        None => u64::from(std::process::id()) ^ palyra_client::wall_ms() & 0xff_ffff,
+    };
+    let wrong = || {
+        Usage(format!(
+            "--concurrency {}: a number, or one with n such as 2n",
+            args.concurrency
+        ))
+    };
+    let concurrency = match args.concurrency.strip_suffix('n') {
+        Some(each) => each.parse::<u64>().map_err(|_| wrong())? * args.replicas,
+        None => args.concurrency.parse().map_err(|_| wrong())?,
+    };
+    if !(1..=1_000).contains(&concurrency) {
+        return Err(Usage(format!("--concurrency {concurrency}: from 1 to 1000 clients")).into());
+    }
+    let nemeses = args
+        .nemesis
+        .iter()
+        .filter(|name| *name != "none" && !name.is_empty());
+    Ok(Settings {
+        workload: args.workload.clone(),
+        nemeses: nemeses.cloned().collect(),
+        time: args.time,
+        seed,
+        replicas: args.replicas,
+        rate: args.rate,
+        concurrency,
+        interval: args.nemesis_interval,
+        target: args.target.map(|target| target.to_string()),
+        fabric: args.fabric.clone(),
+        disk: args.disk.clone(),
+        binary: args.binary.clone(),
+        old_binary: args.old_binary.clone(),
+        plan: args.plan.clone(),
+        keep: match args.keep {
+            Keep::Always => "always".to_owned(),
+            Keep::Fail => "fail".to_owned(),
+        },
+    })
+}
+
+async fn whole(
+    ground: Ground,
+    settings: Settings,
+    workload: &Arc<dyn Workload>,
+    args: &RunArgs,
+) -> Result<Results> {
+    let stop = inside::asked_to_stop();
+    let name = args.name.as_deref().unwrap_or(&settings.workload);
+    let folder = store::make(&args.store, name, settings.seed)?;
+    let abilities = Abilities::of(ground);
+    let (asked, steps) = planned(&settings, &abilities, workload)?;
+    plan::write(&folder.join("plan.jsonl"), &steps)?;
+    let names: Vec<String> = asked
+        .iter()
+        .map(|asked| asked.nemesis.name().to_owned())
+        .collect();
+    let net = network(ground).await?;
+    let record = Record::new(Clock::begin());
+    let data = data_folder(ground, &folder).await?;
+    let cluster = Cluster::new(Parts {
+        data: data.clone(),
+        logs: folder.join("logs"),
+        programs: Programs::find(settings.binary.as_deref())?,
+        settings: workload
+            .settings()
+            .parse()
+            .context("the workload's settings are no TOML")?,
+        net: net.clone(),
+    })?;
+    let run = Arc::new(Run::new(Ingredients {
+        settings: settings.clone(),
+        cluster: Arc::new(cluster),
+        net,
+        record: record.clone(),
+        abilities,
+        host_count: workload.hosts(),
+        stop: stop.clone(),
+    }));
+    let telling = CancellationToken::new();
+    let _told = telling.clone().drop_guard();
+    if std::io::stderr().is_terminal() {
+        tokio::spawn(progress(Arc::clone(&run), telling.clone()));
+    }
+    let began = palyra_began();
+    let went = async {
+        run.cluster
+            .birth(settings.replicas)
+            .await
+            .context("the cluster's birth")?;
+        conduct(&run, workload, asked, steps).await
+    };
+    let course = went
+        .await
+        .map_err(|error| error.context(format!("see {}", folder.join("logs").display())))?;
+    let kept = keep(&run, workload.as_ref(), ground, names, course, began);
+    let history = record.history();
+    store::write_json(&folder.join("run.json"), &kept)?;
+    store::write_history(&folder.join("history.jsonl"), &history)?;
+    let results = judge::judge(&kept, &history, &folder.display().to_string());
+    store::write_json(&folder.join("results.json"), &results)?;
+    end(&run, &results, &data, &folder, ground).await?;
+    Ok(results)
+}
+
+fn planned(
+    settings: &Settings,
+    abilities: &Abilities,
+    workload: &Arc<dyn Workload>,
+) -> Result<(Vec<Asked>, Vec<Step>)> {
+    let can = |kind: &nemesis::Kind| abilities.have(kind.needs).is_ok();
+    let scene = Scene {
+        replicas: (1..=settings.replicas).collect(),
+        hosts: workload.hosts(),
+    };
+    if let Some(path) = &settings.plan {
+        let steps = plan::read(path)?;
+        let mut names: Vec<String> = steps.iter().map(|step| step.nemesis.clone()).collect();
+        names.dedup();
+        return Ok((nemesis::parse(&names, can)?, steps));
+    }
+    let asked = nemesis::parse(&settings.nemeses, can)?;
+    let wish = Wish {
+        seed: settings.seed,
+        window: settings.window(),
+        interval: settings.interval,
+        target: settings.target(),
+    };
+    let steps = plan::draw(&wish, &asked, &scene);
+    Ok((asked, steps))
+}
+
+async fn network(ground: Ground) -> Result<Net> {
+    if !ground.is_apart() {
+        return Ok(Net::new(None));
+    }
+    // A /run of our own: namespaces and data are named there, and the machine's stays as it is.
+    crate::net::tool(&["mount", "-t", "tmpfs", "-o", "mode=755", "jepsen", "/run"], "").await?;
+    let fabric: Arc<dyn Fabric> = Arc::new(Bridge::build().await?);
+    Ok(Net::new(Some(fabric)))
+}
+
+async fn data_folder(ground: Ground, folder: &Path) -> Result<PathBuf> {
+    let data = if ground.is_apart() {
+        PathBuf::from("/run/jepsen/data")
+    } else {
+        folder.join("data")
+    };
+    tokio::fs::create_dir_all(&data)
+        .await
+        .with_context(|| format!("cannot make {}", data.display()))?;
+    Ok(data)
+}
+
+fn palyra_began() -> String {
+    time::OffsetDateTime::now_utc().to_string()
+}
+
+fn keep(
+    run: &Run,
+    workload: &dyn Workload,
+    ground: Ground,
+    nemeses: Vec<String>,
+    course: crate::conduct::Course,
+    began: String,
+) -> Kept {
+    let ended = run.cluster.ended().into_iter().map(|end| KeptEnd {
+        time: end.time,
+        replica: end.replica,
+        how: end.how,
+        allowed: end.allowed,
+    });
+    let claims = run
+        .leaders
+        .claims()
+        .into_iter()
+        .map(|(term, who)| (term, who.into_iter().collect()));
+    Kept {
+        settings: run.settings.clone(),
+        nemeses,
+        ground,
+        fabric: run.net.name().to_owned(),
+        course,
+        floors: workload.floors().iter().map(|name| (*name).to_owned()).collect(),
+        facts: workload.facts(),
+        ended: ended.collect(),
+        claims: claims.collect(),
+        began,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// Ends the replicas, and keeps their data when that was asked for.
+async fn end(run: &Run, results: &Results, data: &Path, folder: &Path, ground: Ground) -> Result<()> {
+    let stops = run
+        .cluster
+        .replicas()
+        .into_iter()
+        .map(|id| async move { drop(run.cluster.kill(id).await) });
+    futures::future::join_all(stops).await;
+    let kept = run.settings.keep == "always" || results.valid != Some(true);
+    let target = folder.join("data");
+    if kept && ground.is_apart() {
+        let (from, to) = (data.display().to_string(), target.display().to_string());
+        crate::net::tool(&["cp", "-a", &from, &to], "")
+            .await
+            .context("keeping the data folders")?;
+    } else if !kept && !ground.is_apart() {
+        tokio::fs::remove_dir_all(data).await?;
+    }
+    Ok(())
+}
+
+fn tell_checks(results: &Results) {
+    for check in &results.checks {
+        let (word, rest) = match &check.outcome {
+            palyra_jepsen_check::Outcome::Valid => ("ok      ", String::new()),
+            palyra_jepsen_check::Outcome::Unknown { why } => ("unknown ", format!(": {why}")),
+            palyra_jepsen_check::Outcome::Invalid { violations } => {
+                let first = violations
+                    .first()
+                    .map(|violation| violation.what.as_str())
+                    .unwrap_or_default();
+                ("VIOLATED", format!(": {first} ({} in all)", violations.len()))
+            }
+        };
+        println!("{word} {}{rest}", check.name);
+    }
+    if results.starved {
+        println!(
+            "the harness itself was late by {} ms: this machine is too busy for times to mean much",
+            results.late_ms
+        );
+    }
+}
+
+/// One line that is written over and over.
+async fn progress(run: Arc<Run>, stop: CancellationToken) {
+    let began = std::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(500)) => {},
+            () = stop.cancelled() => break,
+        }
+        let phase = match run.phase() {
+            Phase::Prepare => "preparing",
+            Phase::Before => "quiet",
+            Phase::Faults => "faults",
+            Phase::After => "healed",
+            Phase::Final | Phase::Over => "last reads",
+        };
+        let glance = run.record.since(0, judge::glance);
+        let leader = run
+            .leaders
+            .now()
+            .map_or_else(|| "nobody".to_owned(), |leader| format!("r{}", leader.replica));
+        eprint!(
+            "\r\x1b[K{:>5}s {phase:<10} ok {} fail {} info {}  {leader} leads",
+            began.elapsed().as_secs(),
+            glance["ok"],
+            glance["fail"],
+            glance["info"]
+        );
+    }
+    eprint!("\r\x1b[K");
+}

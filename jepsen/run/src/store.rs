@@ -1,0 +1,185 @@
+//! Where a run is kept: `STORE/NAME/UTC-SEED/`, with everything that judging it again needs.
+//!
+//! | file | what |
+//! |---|---|
+//! | `run.json` | [`Kept`]: settings, faults and what became of them, what the cluster itself did |
+//! | `history.jsonl` | the history |
+//! | `plan.jsonl` | the plan, for `--plan` |
+//! | `results.json` | the verdict |
+//! | `logs/` | what replicas, machines and fabric logged |
+//! | `data/` | data folders, of a run that failed |
+
+use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use palyra_jepsen_check::{Event, History};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use crate::conduct::Course;
+use crate::inside::Ground;
+use crate::run::Settings;
+
+/// A line of a history is at most so long.
+const MAX_LINE: usize = 1 << 20;
+
+/// What is kept of a run besides its history.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kept {
+    /// What it was asked to be.
+    pub settings: Settings,
+    /// The names that the nemeses came to.
+    pub nemeses: Vec<String>,
+    /// Where it ran.
+    pub ground: Ground,
+    /// Its network.
+    pub fabric: String,
+    /// How it went.
+    pub course: Course,
+    /// Kinds of operations that must have succeeded.
+    pub floors: Vec<String>,
+    /// What the workload tells the checkers.
+    pub facts: Value,
+    /// Ends of processes that nobody asked for.
+    pub ended: Vec<KeptEnd>,
+    /// By term: who said that it leads.
+    pub claims: Vec<(u64, Vec<u64>)>,
+    /// When it began, for people.
+    pub began: String,
+    /// Version of the harness.
+    pub version: String,
+}
+
+/// An end of a process that nobody asked for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct KeptEnd {
+    /// Nanoseconds since the run began.
+    pub time: u64,
+    /// Which replica.
+    pub replica: u64,
+    /// How, and its last words.
+    pub how: String,
+    /// Whether a fault was at work that may end a process.
+    pub allowed: bool,
+}
+
+/// Makes the folder of a new run. Its name says when and with which seed.
+///
+/// # Errors
+/// When it can't be made, or is there already.
+pub fn make(store: &Path, name: &str, seed: u64) -> Result<PathBuf> {
+    let now = OffsetDateTime::now_utc();
+    let stamp = format!(
+        "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
+        now.year(),
+        u8::from(now.month()),
+        now.day(),
+        now.hour(),
+        now.minute(),
+        now.second()
+    );
+    let folder = std::path::absolute(store)?
+        .join(name)
+        .join(format!("{stamp}-{seed}"));
+    ensure!(
+        !folder.exists(),
+        "{} is there already; wait a second",
+        folder.display()
+    );
+    std::fs::create_dir_all(folder.join("logs"))
+        .with_context(|| format!("cannot make {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// Writes a value as JSON, for people too.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a history, one event a line.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn write_history(path: &Path, history: &History) -> Result<()> {
+    let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut out = BufWriter::new(file);
+    for event in &history.events {
+        serde_json::to_writer(&mut out, event)?;
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Reads a history.
+///
+/// # Errors
+/// When it can't be read, with the number of the line that is wrong.
+pub fn read_history(path: &Path) -> Result<History> {
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut history = History::default();
+    for (at, line) in BufReader::new(file).lines().enumerate() {
+        let line = line.with_context(|| format!("cannot read {}", path.display()))?;
+        ensure!(
+            line.len() <= MAX_LINE,
+            "{}, line {}: too long",
+            path.display(),
+            at + 1
+        );
+        let event: Event = serde_json::from_str(&line)
+            .with_context(|| format!("{}, line {}: no event", path.display(), at + 1))?;
+        history.events.push(event);
+    }
+    Ok(history)
+}
+
+/// Reads what was kept of a run.
+///
+/// # Errors
+/// When the folder is none of a run.
+pub fn read(folder: &Path) -> Result<Kept> {
+    let path = folder.join("run.json");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("{} is no folder of a run: it has no run.json", folder.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is of another version", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palyra_jepsen_check::Recorder;
+    use serde_json::json;
+
+    #[test]
+    fn a_history_is_read_as_it_was_written_and_a_wrong_line_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history.jsonl");
+        let mut recorder = Recorder::default();
+        recorder.fault(1, "leader", json!({"replica": "r1", "term": 1}));
+        let process = recorder.process();
+        let _open = recorder.invoke(
+            2,
+            process,
+            "read",
+            json!({"key": "n1"}),
+            Some("r1".to_owned()),
+            None,
+        );
+        write_history(&path, recorder.history()).unwrap();
+        assert_eq!(&read_history(&path).unwrap(), recorder.history());
+        std::fs::write(&path, "{}\n").unwrap();
+        assert!(format!("{:#}", read_history(&path).unwrap_err()).contains("line 1"));
+        assert!(
+            read(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("no run.json")
+        );
+    }
+}

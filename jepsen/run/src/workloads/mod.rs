@@ -1,0 +1,82 @@
+//! Workloads: what clients do and what must hold of it, and the register of all of them.
+//!
+//! To add one: its operations and conditions are a module of `palyra-jepsen-check`, where it is judged; its driver is a file
+//! here with a type that implements [`Workload`] and a line in [`kinds`]. `jepsen list workloads`, `--workload` and the coverage
+//! floors follow.
+//!
+//! Invariants: each operation is one try at one replica that was chosen for it; what is recorded as `fail` certainly had no
+//! effect; a client's trouble is an outcome of its operation, never an error of the run: an error from here is a failure of the
+//! harness.
+
+pub mod fleet;
+mod registry;
+
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::run::Run;
+
+/// What clients do.
+#[async_trait]
+pub trait Workload: Send + Sync {
+    /// As `--workload` has it; the name of its module of checks.
+    fn name(&self) -> &'static str;
+
+    /// Machines of the fleet that it wants: seats `h1`, `h2` and so on.
+    fn hosts(&self) -> u64 {
+        0
+    }
+
+    /// Settings of `palyrad.toml` that it needs to be other than usual, as TOML.
+    fn settings(&self) -> &'static str {
+        ""
+    }
+
+    /// Kinds of operations of which enough must have succeeded, or the run has tested too little.
+    fn floors(&self) -> &'static [&'static str];
+
+    /// Makes what clients need, while nothing is harmed. Nothing of it is in the history.
+    async fn prepare(&self, run: &Arc<Run>) -> Result<()>;
+
+    /// What one client does, while [`Run::is_loading`]. Numbers are from 0 to below the concurrency.
+    async fn client(&self, run: &Arc<Run>, number: u64) -> Result<()>;
+
+    /// The last reads, when everything is whole again: what each replica has.
+    async fn finish(&self, run: &Arc<Run>) -> Result<()>;
+
+    /// What the checkers must know besides the history: bounds that hold in this run. Stored with it.
+    fn facts(&self) -> Value {
+        Value::Null
+    }
+}
+
+/// One entry of the register.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Its name.
+    pub name: &'static str,
+    /// One line for people.
+    pub does: &'static str,
+    /// Makes one.
+    pub make: fn() -> Box<dyn Workload>,
+}
+
+/// All kinds.
+#[must_use]
+pub fn kinds() -> Vec<Kind> {
+    vec![registry::KIND]
+}
+
+/// The workload of that name.
+///
+/// # Errors
+/// When there is none.
+pub fn find(name: &str) -> Result<Box<dyn Workload>> {
+    match kinds().into_iter().find(|kind| kind.name == name) {
+        Some(kind) => Ok((kind.make)()),
+        None => bail!("{name:?} is no workload; see jepsen list workloads"),
+    }
+}
