@@ -39,6 +39,9 @@ pub struct Done {
     pub began: u64,
     /// See `began`.
     pub ended: u64,
+    /// Replicas that heard no quorum, or stood still, because of it.
+    #[serde(default)]
+    pub isolated: Vec<u64>,
     /// What became of it.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -108,6 +111,7 @@ pub async fn conduct(
         course.broken_off = true;
     } else {
         course.diverged = make_whole(run).await.err().map(|error| format!("{error:#}"));
+        run.record.fault("healed", json!({}));
         workload.finish(run).await.context("the workload's last reads")?;
     }
     run.enter(Phase::Over);
@@ -183,6 +187,7 @@ async fn one_fault(run: &Arc<Run>, asked: &[Asked], step: Step) -> Done {
         targets,
         began,
         ended: began,
+        isolated: Vec::new(),
         outcome: Outcome::Skipped(why),
     };
     if run.stop.is_cancelled() {
@@ -200,16 +205,18 @@ async fn one_fault(run: &Arc<Run>, asked: &[Asked], step: Step) -> Done {
         Err(why) => return skipped(why, Vec::new()),
     };
     let names: Vec<String> = targets.iter().map(|id| format!("r{id}")).collect();
-    let told = json!({"fault": step.number, "nemesis": step.nemesis, "targets": names, "draw": step.draw});
-    run.record.fault("start", told.clone());
+    let mut told = json!({"id": step.number, "phase": "start", "targets": names, "draw": step.draw});
+    run.record.fault(&step.nemesis, told.clone());
+    told["phase"] = "stop".into();
     let fault = match found.nemesis.start(run, &step, &targets).await {
         Ok(fault) => fault,
         Err(error) => {
             let why = format!("{error:#}");
-            run.record.fault("stop", with(told, "skipped", &why));
+            run.record.fault(&step.nemesis, with(told, "skipped", &why));
             return skipped(why, targets);
         }
     };
+    let isolated = fault.isolated();
     pause(run, Duration::from_millis(step.for_ms)).await;
     let outcome = match timeout(END_OF_FAULT, fault.stop(run)).await {
         Ok(Ok(evidence)) if evidence.happened => Outcome::Installed(evidence.seen),
@@ -222,12 +229,13 @@ async fn one_fault(run: &Arc<Run>, asked: &[Asked], step: Step) -> Done {
         Outcome::Skipped(why) => ("skipped", why),
         Outcome::Indeterminate(why) => ("indeterminate", why),
     };
-    run.record.fault("stop", with(told, word, why));
+    run.record.fault(&step.nemesis, with(told, word, why));
     Done {
         step,
         targets,
         began,
         ended: now(),
+        isolated,
         outcome,
     }
 }

@@ -223,6 +223,7 @@ mod tests {
             targets: vec![1],
             began: 0,
             ended: 2 * SECOND,
+            isolated: Vec::new(),
             outcome,
         }
     }

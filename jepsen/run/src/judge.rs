@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use palyra_jepsen_check::{Check, Event, History, Kind, Outcome, Process, Verdict, Violation};
+use palyra_jepsen_check::{
+    Check, Context, Event, History, Kind, Outcome, Process, Verdict, Violation, lease, registry,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -122,9 +124,20 @@ fn checks(kept: &Kept, history: &History) -> Vec<Check> {
     checks
 }
 
-fn workload_checks(kept: &Kept, _history: &History) -> Vec<Check> {
-    let name = format!("{}.checked", kept.settings.workload);
-    vec![Check::unknown(name, "no checker of this workload is built in")]
+/// The checks of the workload's module of `palyra-jepsen-check`.
+fn workload_checks(kept: &Kept, history: &History) -> Vec<Check> {
+    let context = Context {
+        facts: kept.facts.clone(),
+        ..Context::default()
+    };
+    match kept.settings.workload.as_str() {
+        "registry" => registry::check(history, &context),
+        "lease" => lease::check(history, &kept.setting),
+        other => vec![Check::unknown(
+            format!("{other}.checked"),
+            "no checker of this workload is built in",
+        )],
+    }
 }
 
 fn count(history: &History) -> Counts {

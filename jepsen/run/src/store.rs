@@ -9,21 +9,17 @@
 //! | `logs/` | what replicas, machines and fabric logged |
 //! | `data/` | data folders, of a run that failed |
 
-use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use palyra_jepsen_check::{Event, History};
+use palyra_jepsen_check::Facts;
+use palyra_jepsen_check::evidence::Setting;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::conduct::Course;
 use crate::inside::Ground;
 use crate::run::Settings;
-
-/// A line of a history is at most so long.
-const MAX_LINE: usize = 1 << 20;
 
 /// What is kept of a run besides its history.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -40,8 +36,10 @@ pub struct Kept {
     pub course: Course,
     /// Kinds of operations that must have succeeded.
     pub floors: Vec<String>,
-    /// What the workload tells the checkers.
-    pub facts: Value,
+    /// What the checkers are told.
+    pub facts: Facts,
+    /// What else they are told: times of faults and clocks.
+    pub setting: Setting,
     /// Ends of processes that nobody asked for.
     pub ended: Vec<KeptEnd>,
     /// By term: who said that it leads.
@@ -102,43 +100,6 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes a history, one event a line.
-///
-/// # Errors
-/// When the file can't be written.
-pub fn write_history(path: &Path, history: &History) -> Result<()> {
-    let file = std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    let mut out = BufWriter::new(file);
-    for event in &history.events {
-        serde_json::to_writer(&mut out, event)?;
-        out.write_all(b"\n")?;
-    }
-    out.flush()
-        .with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Reads a history.
-///
-/// # Errors
-/// When it can't be read, with the number of the line that is wrong.
-pub fn read_history(path: &Path) -> Result<History> {
-    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut history = History::default();
-    for (at, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.with_context(|| format!("cannot read {}", path.display()))?;
-        ensure!(
-            line.len() <= MAX_LINE,
-            "{}, line {}: too long",
-            path.display(),
-            at + 1
-        );
-        let event: Event = serde_json::from_str(&line)
-            .with_context(|| format!("{}, line {}: no event", path.display(), at + 1))?;
-        history.events.push(event);
-    }
-    Ok(history)
-}
-
 /// Reads what was kept of a run.
 ///
 /// # Errors
@@ -153,33 +114,18 @@ pub fn read(folder: &Path) -> Result<Kept> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use palyra_jepsen_check::Recorder;
-    use serde_json::json;
 
     #[test]
-    fn a_history_is_read_as_it_was_written_and_a_wrong_line_is_named() {
+    fn a_folder_that_is_none_of_a_run_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("history.jsonl");
-        let mut recorder = Recorder::default();
-        recorder.fault(1, "leader", json!({"replica": "r1", "term": 1}));
-        let process = recorder.process();
-        let _open = recorder.invoke(
-            2,
-            process,
-            "read",
-            json!({"key": "n1"}),
-            Some("r1".to_owned()),
-            None,
-        );
-        write_history(&path, recorder.history()).unwrap();
-        assert_eq!(&read_history(&path).unwrap(), recorder.history());
-        std::fs::write(&path, "{}\n").unwrap();
-        assert!(format!("{:#}", read_history(&path).unwrap_err()).contains("line 1"));
         assert!(
             read(folder.path())
                 .unwrap_err()
                 .to_string()
                 .contains("no run.json")
         );
+        let one = make(folder.path(), "x", 7).unwrap();
+        assert!(one.ends_with(one.file_name().unwrap()) && one.join("logs").is_dir());
+        assert!(one.display().to_string().ends_with("Z-7"));
     }
 }

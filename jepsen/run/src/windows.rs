@@ -117,7 +117,7 @@ mod tests {
     fn gaps_are_between_changes_and_belong_to_the_faults_that_they_overlap() {
         let mut recorder = Recorder::default();
         let process = recorder.process();
-        let mut ok = |recorder: &mut Recorder, at: u64, request: Option<&str>| {
+        let ok = |recorder: &mut Recorder, at: u64, request: Option<&str>| {
             let pending = recorder.invoke(at * MS, process, "x", json!({}), None, request.map(str::to_owned));
             recorder.complete(at * MS, &pending, Kind::Ok, Answer::default());
         };
@@ -143,6 +143,7 @@ mod tests {
             targets: vec![1],
             began: began * MS,
             ended: ended * MS,
+            isolated: Vec::new(),
             outcome: Outcome::Installed(String::new()),
         };
         let all = [

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use palyra_jepsen_check::evidence::{Setting, Window};
+use palyra_jepsen_check::{Facts, History};
 use tokio_util::sync::CancellationToken;
 
 use crate::abilities::Abilities;
 use crate::cli::{Form, Keep, RunArgs, Usage};
 use crate::cluster::{Cluster, Parts, Programs};
-use crate::conduct::conduct;
+use crate::conduct::{Course, Done, conduct};
 use crate::inside::{self, Ground};
 use crate::judge::{self, Results};
 use crate::nemesis::{self, Asked, Scene};
@@ -162,7 +164,8 @@ async fn whole(
     let kept = keep(&run, workload.as_ref(), ground, names, course, began);
     let history = record.history();
     store::write_json(&folder.join("run.json"), &kept)?;
-    store::write_history(&folder.join("history.jsonl"), &history)?;
+    history.save(&folder.join("history.jsonl"))?;
+    sound(&history)?;
     let results = judge::judge(&kept, &history, &folder.display().to_string());
     store::write_json(&folder.join("results.json"), &results)?;
     end(&run, &results, &data, &folder, ground).await?;
@@ -227,7 +230,7 @@ fn keep(
     workload: &dyn Workload,
     ground: Ground,
     nemeses: Vec<String>,
-    course: crate::conduct::Course,
+    course: Course,
     began: String,
 ) -> Kept {
     let ended = run.cluster.ended().into_iter().map(|end| KeptEnd {
@@ -246,13 +249,68 @@ fn keep(
         nemeses,
         ground,
         fabric: run.net.name().to_owned(),
-        course,
         floors: workload.floors().iter().map(|name| (*name).to_owned()).collect(),
-        facts: workload.facts(),
+        facts: Facts {
+            bounds: workload.bounds(),
+            replicas: run
+                .cluster
+                .replicas()
+                .into_iter()
+                .map(|id| format!("r{id}"))
+                .collect(),
+            ..Facts::default()
+        },
+        setting: setting(run, &course),
+        course,
         ended: ended.collect(),
         claims: claims.collect(),
         began,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// A history that breaks its own rules is the harness's failure: no verdict can be built on it.
+fn sound(history: &History) -> Result<()> {
+    let problems = history.problems();
+    match problems.first() {
+        None => Ok(()),
+        Some(first) => bail!(
+            "the harness wrote a history that breaks its rules ({} places): {first}",
+            problems.len()
+        ),
+    }
+}
+
+/// When what was wrong, for checkers that have bounds.
+fn setting(run: &Run, course: &Course) -> Setting {
+    let window = |done: &Done| Window {
+        from: done.began,
+        to: done.ended,
+        name: done.step.nemesis.clone(),
+        isolated: done.isolated.iter().map(|id| format!("r{id}")).collect(),
+    };
+    let mut faults: Vec<Window> = course
+        .faults
+        .iter()
+        .filter(|done| done.ended > done.began)
+        .map(window)
+        .collect();
+    let history = run.record.history();
+    let spans = crate::floors::phases(&history);
+    if let Some(last) = spans.get(&Phase::Final) {
+        faults.push(Window {
+            from: last.from,
+            to: history.healed().unwrap_or(last.to),
+            name: "restart of all".to_owned(),
+            isolated: Vec::new(),
+        });
+    }
+    let now = run.record.clock().nanos() / 1_000_000;
+    Setting {
+        faults,
+        epoch_ms: Some(palyra_client::wall_ms().saturating_sub(now)),
+        end: spans.get(&Phase::After).map_or(0, |span| span.to),
+        ..Setting::default()
     }
 }
 

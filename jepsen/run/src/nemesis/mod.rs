@@ -56,6 +56,11 @@ pub trait Nemesis: Send + Sync {
 /// A fault that has begun.
 #[async_trait]
 pub trait Fault: Send {
+    /// Replicas that hear no quorum, or stand still, because of it: what they tell, if anything, is old.
+    fn isolated(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
     /// Ends it, and says what shows that it happened.
     ///
     /// # Errors

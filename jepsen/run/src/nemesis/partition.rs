@@ -103,6 +103,7 @@ struct Partition {
 struct Parted {
     layer: Layer,
     links: usize,
+    isolated: Vec<u64>,
 }
 
 #[async_trait]
@@ -140,13 +141,22 @@ impl Nemesis for Partition {
         let hosts = run.hosts();
         let rules = rules(self.shape, &members, &hosts, &step.draw, targets)?;
         let links = rules.len();
+        let isolated = isolated(&rules, &members);
         let layer = run.net.put(rules).await?;
-        Ok(Box::new(Parted { layer, links }))
+        Ok(Box::new(Parted {
+            layer,
+            links,
+            isolated,
+        }))
     }
 }
 
 #[async_trait]
 impl Fault for Parted {
+    fn isolated(&self) -> Vec<u64> {
+        self.isolated.clone()
+    }
+
     async fn stop(self: Box<Self>, run: &Arc<Run>) -> Result<Evidence> {
         let dropped = run.net.lift(self.layer).await?;
         let seen = format!("{} directions were cut, {dropped} packets dropped", self.links);
@@ -201,6 +211,18 @@ fn rules(shape: Shape, members: &[u64], hosts: &[u64], order: &str, targets: &[u
         }
         Shape::Hosts => hosts_cut(order, &machines)?,
     })
+}
+
+/// Members that can not talk both ways with enough others to be a majority with them.
+fn isolated(rules: &Rules, members: &[u64]) -> Vec<u64> {
+    let cut = |from: u64, to: u64| rules.contains_key(&(Seat::Replica(from), Seat::Replica(to)));
+    let talks = |one: u64, other: u64| one == other || !cut(one, other) && !cut(other, one);
+    let quorum = members.len() / 2 + 1;
+    let alone = members.iter().copied().filter(|id| {
+        let heard = members.iter().filter(|other| talks(*id, **other));
+        heard.count() < quorum
+    });
+    alone.collect()
 }
 
 fn hosts_cut(order: &str, machines: &[Seat]) -> Result<Rules> {
@@ -300,12 +322,13 @@ mod tests {
     #[test]
     fn in_a_ring_each_hears_a_majority_and_no_two_the_same() {
         let rules = cut(Shape::Ring, &FIVE, "r1,r2,r3,r4,r5", &[]);
-        let heard = |id: u64| {
+        let heard = |id: u64| -> Vec<u64> {
             FIVE.iter()
                 .copied()
                 .filter(|from| *from == id || hears(&rules, *from, id))
+                .collect()
         };
-        let sets: BTreeSet<Vec<u64>> = FIVE.iter().map(|id| heard(*id).collect()).collect();
+        let sets: BTreeSet<Vec<u64>> = FIVE.iter().map(|id| heard(*id)).collect();
         assert_eq!(sets.len(), 5);
         assert!(sets.iter().all(|set| set.len() == 3));
         assert!(
@@ -324,6 +347,16 @@ mod tests {
                 .all(|id| hears(&rules, 3, *id) && hears(&rules, *id, 3))
         );
         assert!(!hears(&rules, 1, 4) && hears(&rules, 1, 2) && hears(&rules, 4, 5));
+    }
+
+    #[test]
+    fn who_hears_no_quorum_is_known() {
+        let halves = cut(Shape::Halves, &FIVE, "r3,r5,r1,r2,r4", &[]);
+        assert_eq!(isolated(&halves, &FIVE), [2, 4]);
+        let ring = cut(Shape::Ring, &FIVE, "r1,r2,r3,r4,r5", &[]);
+        assert!(isolated(&ring, &FIVE).is_empty());
+        let deaf = cut(Shape::OneWay(true), &[1, 2, 3], "", &[1]);
+        assert_eq!(isolated(&deaf, &[1, 2, 3]), [1]);
     }
 
     #[test]

@@ -66,6 +66,10 @@ impl Nemesis for Pause {
 
 #[async_trait]
 impl Fault for Paused {
+    fn isolated(&self) -> Vec<u64> {
+        self.stopped.iter().map(|(id, _)| *id).collect()
+    }
+
     async fn stop(self: Box<Self>, run: &Arc<Run>) -> Result<Evidence> {
         let mut happened = true;
         let mut seen = Vec::new();

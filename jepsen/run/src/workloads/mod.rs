@@ -11,11 +11,11 @@
 pub mod fleet;
 mod registry;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use async_trait::async_trait;
-use serde_json::Value;
 
 use crate::run::Run;
 
@@ -47,9 +47,9 @@ pub trait Workload: Send + Sync {
     /// The last reads, when everything is whole again: what each replica has.
     async fn finish(&self, run: &Arc<Run>) -> Result<()>;
 
-    /// What the checkers must know besides the history: bounds that hold in this run. Stored with it.
-    fn facts(&self) -> Value {
-        Value::Null
+    /// Bounds that hold in this run, for the checkers: see `palyra_jepsen_check::Facts`.
+    fn bounds(&self) -> BTreeMap<String, f64> {
+        BTreeMap::new()
     }
 }
 
