@@ -8,7 +8,7 @@
 //!
 //! `rows` is read at the end, page by page. Its `ok` has `{"rows": [ROW, …], "end": BOOL}`; `end` is true when the page
 //! reaches the newest row. A ROW is `{"index", "ordinal", "at_ms", "action", "subject", "detail": {NAME: TEXT}}`, as the
-//! server's journal has it; `at_ms` is the server's time.
+//! server's journal has it, with `"request"` where it has one; `at_ms` is the server's time.
 
 use std::collections::BTreeMap;
 
@@ -138,6 +138,9 @@ pub struct Row {
     pub action: String,
     /// To what.
     pub subject: String,
+    /// Under which request id; empty when it has none.
+    #[serde(default)]
+    pub request: String,
     /// More, by name.
     #[serde(default)]
     pub detail: BTreeMap<String, String>,
@@ -195,6 +198,11 @@ impl Rows {
             event,
             time,
         }))
+    }
+
+    /// Those of one action.
+    pub fn of_action<'r>(&'r self, action: &'r str) -> impl Iterator<Item = &'r Row> {
+        self.rows.iter().filter(move |row| row.action == action)
     }
 
     /// A violation that rows show.

@@ -10,6 +10,7 @@
 //! [`history`]) is a failure of the harness, not a verdict.
 
 pub mod context;
+pub mod dispatch;
 pub mod evidence;
 pub mod history;
 pub mod jsonl;

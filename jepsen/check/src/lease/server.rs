@@ -12,15 +12,11 @@ use crate::verdict::{Check, Violation};
 /// Bound of `lease.grantable-again`, beyond the time that faults and recovery take.
 const GRACE_MS: u64 = 2_000;
 
-fn rows_of<'r>(rows: &'r Rows, action: &'r str) -> impl Iterator<Item = &'r Row> {
-    rows.rows.iter().filter(move |row| row.action == action)
-}
-
 /// Grants whose fences do not rise, or are not what workers were told.
 pub(super) fn fences(rows: &Rows, leases: &BTreeMap<String, Lease<'_>>) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut highest = 0;
-    for row in rows_of(rows, "lease.granted") {
+    for row in rows.of_action("lease.granted") {
         let fence = row.number("fence").unwrap_or(0);
         if fence <= highest {
             let what = format!(
@@ -43,7 +39,8 @@ pub(super) fn fences(rows: &Rows, leases: &BTreeMap<String, Lease<'_>>) -> Vec<V
             }
         }
     }
-    let granted: BTreeSet<&str> = rows_of(rows, "lease.granted")
+    let granted: BTreeSet<&str> = rows
+        .of_action("lease.granted")
         .map(|row| row.subject.as_str())
         .collect();
     for (id, lease) in leases.iter().filter(|(id, _)| !granted.contains(id.as_str())) {
@@ -132,7 +129,7 @@ pub(super) fn grantable_again(rows: &Rows, setting: &Setting) -> Check {
 pub(super) fn one_result(rows: &Rows, ops: &[Op<'_>], leases: &BTreeMap<String, Lease<'_>>) -> Check {
     let mut ends: BTreeMap<&str, &Row> = BTreeMap::new();
     let mut found = Vec::new();
-    for row in rows_of(rows, "run.finished") {
+    for row in rows.of_action("run.finished") {
         if let Some(before) = ends.insert(&row.subject, row) {
             let what = format!(
                 "run {} ended as {} under fence {} and as {} under fence {}",
@@ -183,7 +180,8 @@ pub(super) fn one_result(rows: &Rows, ops: &[Op<'_>], leases: &BTreeMap<String, 
 /// Runs that vanished, hang, or come from nowhere.
 pub(super) fn runs_end(rows: &Rows, ops: &[Op<'_>]) -> Check {
     let name = "lease.runs-end";
-    let submitted: BTreeSet<&str> = rows_of(rows, "run.submitted")
+    let submitted: BTreeSet<&str> = rows
+        .of_action("run.submitted")
         .map(|row| row.subject.as_str())
         .collect();
     let run_of = |op: &Op<'_>| field(op, "run").as_str().unwrap_or("").to_owned();
