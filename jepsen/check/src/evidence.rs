@@ -10,7 +10,7 @@
 //! reaches the newest row. A ROW is `{"index", "ordinal", "at_ms", "action", "subject", "detail": {NAME: TEXT}}`, as the
 //! server's journal has it, with `"request"` where it has one; `at_ms` is the server's time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -61,7 +61,75 @@ impl Default for Setting {
     }
 }
 
+/// Partitions that leave the replicas that they strike without a quorum, when they strike a minority.
+const ISOLATING: [&str; 5] = [
+    "partition:leader",
+    "partition:one",
+    "partition:peers-only",
+    "partition:oneway-in",
+    "isolate-until-snapshot",
+];
+
 impl Setting {
+    /// As the nemesis's events in a history tell it: `start` and `stop` with `{fault, nemesis, targets, draw, outcome}`,
+    /// `phase` with `{phase}`, `ended` of a process, and `whole` when the last stage has everything started and in agreement.
+    #[must_use]
+    pub fn of(history: &History, epoch_ms: Option<u64>) -> Setting {
+        let nodes: BTreeSet<&str> = history
+            .events
+            .iter()
+            .filter_map(|event| event.node.as_deref())
+            .collect();
+        let end = history.events.last().map_or(0, |event| event.time);
+        let mut open: BTreeMap<u64, Window> = BTreeMap::new();
+        let mut setting = Setting {
+            epoch_ms,
+            ..Setting::default()
+        };
+        let point = |time: u64, name: &str| Window {
+            from: time,
+            to: time,
+            name: name.to_owned(),
+            isolated: Vec::new(),
+        };
+        for event in history.faults() {
+            let value = &event.value;
+            let number = value["fault"].as_u64().unwrap_or(0);
+            match event.f.as_str() {
+                "start" => {
+                    let name = value["nemesis"].as_str().unwrap_or("fault");
+                    if name.starts_with("clock") || name.starts_with("cert-expire") {
+                        setting.epoch_ms = None;
+                    }
+                    let mut window = point(event.time, name);
+                    window.isolated = isolated(name, value, nodes.len());
+                    open.insert(number, window);
+                }
+                "stop" => {
+                    let window = open.remove(&number).filter(|_| value["outcome"] != "skipped");
+                    setting.faults.extend(window.map(|window| Window {
+                        to: event.time,
+                        ..window
+                    }));
+                }
+                "phase" if value["phase"] == "final" => {
+                    drop(open.insert(FINAL, point(event.time, "last stage")))
+                }
+                "whole" => setting.faults.extend(open.remove(&FINAL).map(|window| Window {
+                    to: event.time,
+                    ..window
+                })),
+                "ended" => setting.faults.push(point(event.time, "end of a process")),
+                _ => {}
+            }
+        }
+        setting
+            .faults
+            .extend(open.into_values().map(|window| Window { to: end, ..window }));
+        setting.faults.sort_by_key(|window| window.from);
+        setting
+    }
+
     /// Faults with the time that it takes to recover from them, in order, none touching another.
     #[must_use]
     pub fn disturbed(&self) -> Vec<(u64, u64)> {
@@ -123,6 +191,28 @@ impl Setting {
         let last = history.events.last().map_or(0, |event| event.time);
         if self.end == 0 { last } else { self.end.min(last) }
     }
+}
+
+/// The number under which the last stage stands among faults.
+const FINAL: u64 = u64::MAX;
+
+/// Who has no quorum while this lasts.
+fn isolated(nemesis: &str, value: &Value, replicas: usize) -> Vec<String> {
+    let minority = |names: &[String]| names.len() * 2 < replicas;
+    let targets = value["targets"].as_array().into_iter().flatten();
+    let targets: Vec<String> = targets
+        .filter_map(|name| name.as_str().map(str::to_owned))
+        .collect();
+    if ISOLATING.contains(&nemesis) {
+        return Some(targets).filter(|names| minority(names)).unwrap_or_default();
+    }
+    if nemesis == "partition:halves" {
+        let order: Vec<&str> = value["draw"].as_str().unwrap_or("").split(',').collect();
+        let rest = order.get(order.len() / 2 + 1..).unwrap_or_default();
+        let rest: Vec<String> = rest.iter().map(|name| (*name).to_owned()).collect();
+        return Some(rest).filter(|names| minority(names)).unwrap_or_default();
+    }
+    Vec::new()
 }
 
 /// A row of the server's journal.
@@ -282,6 +372,7 @@ pub fn seconds(nanoseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn with(faults: &[(u64, u64)]) -> Setting {
         let faults = faults.iter().map(|&(from, to)| Window {
@@ -294,6 +385,52 @@ mod tests {
             recover_ms: 10,
             ..Setting::default()
         }
+    }
+
+    #[test]
+    fn faults_are_read_from_the_history() {
+        let mut recorder = crate::Recorder::default();
+        let process = recorder.process();
+        for (time, node) in [(1, "r1"), (2, "r2"), (3, "r3")] {
+            let call = recorder.invoke(time, process, "x", json!({}), Some(node.to_owned()), None);
+            recorder.complete(time, &call, Kind::Ok, crate::history::Answer::default());
+        }
+        let fault = |number: u64, nemesis: &str, targets: &[&str], draw: &str| json!({"fault": number, "nemesis": nemesis, "targets": targets, "draw": draw, "outcome": "installed"});
+        let leader = fault(1, "partition:leader", &["r2"], "");
+        let halves = fault(2, "partition:halves", &[], "r3,r1,r2");
+        let most = fault(3, "partition:one", &["r1", "r2"], "");
+        let mut skipped = fault(4, "kill", &["r1"], "");
+        skipped["outcome"] = json!("skipped");
+        recorder.fault(10, "start", leader.clone());
+        recorder.fault(20, "start", halves.clone());
+        recorder.fault(25, "start", skipped.clone());
+        recorder.fault(26, "stop", skipped);
+        recorder.fault(30, "stop", leader);
+        recorder.fault(40, "stop", halves);
+        recorder.fault(50, "start", most);
+        recorder.fault(60, "phase", json!({"phase": "final"}));
+        recorder.fault(70, "whole", json!({}));
+        recorder.fault(80, "ended", json!({"replica": "r1"}));
+        let setting = Setting::of(recorder.history(), Some(5));
+        let times: Vec<_> = setting
+            .faults
+            .iter()
+            .map(|window| (window.from, window.to))
+            .collect();
+        assert_eq!(times, [(10, 30), (20, 40), (50, 80), (60, 70), (80, 80)]);
+        let alone: Vec<String> = setting
+            .faults
+            .iter()
+            .map(|window| window.isolated.join("+"))
+            .collect();
+        assert_eq!(
+            alone,
+            ["r2", "r2", "", "", ""],
+            "a majority that is cut off serves on"
+        );
+        assert_eq!(setting.epoch_ms, Some(5));
+        recorder.fault(90, "start", fault(9, "clock:jump", &["r1"], ""));
+        assert_eq!(Setting::of(recorder.history(), Some(5)).epoch_ms, None);
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub mod lease;
 pub mod linear;
 pub mod registry;
 pub mod resolve;
+pub mod pairing;
+pub mod revocation;
 #[cfg(test)]
 mod sketch;
 pub mod verdict;
