@@ -14,10 +14,10 @@
 //! | `clean` | `{lease, fence}`: all of it is dead and removed | `ok`, `fail` |
 //! | `report` | `{device, held: [{lease, fence, state}]}`, when a session begins; `state` as in the wire's report | `ok` |
 //! | `stop` | `{lease, fence}`, `ok` at once: nothing of it runs from now on | |
-//! | `write` | `{run, slot, fence}` to the harness's fenced resource | `ok`: taken; `fail`: refused |
+//! | `touch` | `{run, slot, fence}`: a write to the harness's fenced resource | `ok`: taken; `fail`: refused |
 //! | `held` | `{run, fence, from, to}`, and `slot` when known: read at the end from what a program left behind | `ok` |
 //!
-//! Operators: `start {run, effect, max_attempts}`, `cancel {run}`; at the end of each run that was started `run {run}`,
+//! Operators: `start {run, effect, max_attempts}`, `cancel-run {run}`; at the end of each run that was started `run {run}`,
 //! whose `ok` adds `state` and `fence` and whose `fail` says that there is none; and `rows` (see [`crate::evidence`]).
 //! A message that is sent again under the same request id belongs to the operation that it repeats.
 //!
@@ -137,7 +137,8 @@ impl<'a> Account<'a> {
         match op.invoke.f.as_str() {
             "accept" | "renew" | "finish" | "clean" | "stop" => self.of_lease(op, said)?,
             "report" => self.report(op)?,
-            "write" => {
+            // The simulation's word for it, before registers share its history.
+            "touch" | "write" if !field(op, "fence").is_null() => {
                 let word = Word {
                     op: *op,
                     fence: number(op, "fence")?,
@@ -225,7 +226,11 @@ impl<'a> Account<'a> {
         let mut checks = vec![self.tokens_rise()];
         for (name, words, took) in fenced {
             let taken: Vec<&Word<'_>> = words.iter().filter(|word| word.op.kind() == Kind::Ok).collect();
-            checks.push(Check::of(name, went_back(&taken, took)).fact("taken", taken.len()));
+            let check = match taken.is_empty() {
+                true => Check::unknown(name, "nothing was tried"),
+                false => Check::of(name, went_back(&taken, took)).fact("taken", taken.len()),
+            };
+            checks.push(check);
         }
         checks.push(self.exclusive());
         checks.push(self.not_early(setting));

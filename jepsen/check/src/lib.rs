@@ -16,9 +16,9 @@ pub mod history;
 pub mod jsonl;
 pub mod lease;
 pub mod linear;
+pub mod pairing;
 pub mod registry;
 pub mod resolve;
-pub mod pairing;
 pub mod revocation;
 #[cfg(test)]
 mod sketch;

@@ -42,7 +42,7 @@ fn good() -> Sketch {
         let until = json!({"until": (at + 1_010) * MS});
         sketch.ok(at + 20, at + 30, "renew", known.clone(), until);
         let write = json!({"run": run, "slot": "a/0", "fence": fence});
-        sketch.ok(at + 100, at + 100, "write", write, json!({}));
+        sketch.ok(at + 100, at + 100, "touch", write, json!({}));
         if lease != "L1" {
             let finish = json!({"lease": lease, "fence": fence, "outcome": "succeeded"});
             sketch.ok(at + 300, at + 320, "finish", finish, json!({}));
@@ -153,7 +153,7 @@ fn tokens_that_do_not_rise_are_found() {
     );
     // Two leases with one number.
     let twice = altered(|s| {
-        for f in ["accept", "renew", "finish", "stop", "clean", "write"] {
+        for f in ["accept", "renew", "finish", "stop", "clean", "touch"] {
             for line in s.each(f).filter(|line| line.value["fence"] == 9) {
                 line.value["fence"] = json!(7);
             }
@@ -172,7 +172,7 @@ fn tokens_that_do_not_rise_are_found() {
 fn a_stale_write_that_is_taken_is_found_and_one_that_is_refused_is_right() {
     let stale = |s: &mut Sketch, kind| {
         let write = json!({"run": "r1", "slot": "a/0", "fence": 5});
-        s.line(1_900, 1_901, kind, "write", write, json!({}));
+        s.line(1_900, 1_901, kind, "touch", write, json!({}));
     };
     assert_eq!(altered(|s| stale(s, Kind::Ok)), ["lease.fenced-resource"]);
     assert!(altered(|s| stale(s, Kind::Fail)).is_empty());
