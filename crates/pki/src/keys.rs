@@ -6,11 +6,15 @@
 //! printed; a request is believed only for its public key, after its signature is checked.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
 };
+use p256::ecdsa::DerSignature;
+use p256::ecdsa::signature::Signer as _;
+use p256::pkcs8::DecodePrivateKey as _;
 use rcgen::{CertificateParams, DistinguishedName, PublicKeyData, SigningKey, SubjectPublicKeyInfo};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
@@ -28,6 +32,16 @@ const KEY_PEM_LABEL: &str = "PRIVATE KEY";
 const PUBLIC_KEY_OID: &str = "1.2.840.10045.2.1";
 const P256_OID: &str = "1.2.840.10045.3.1.7";
 const ECDSA_SHA256_OID: &str = "1.2.840.10045.4.3.2";
+
+/// See [`sign_repeatably`].
+static REPEATABLE: AtomicBool = AtomicBool::new(false);
+
+/// From now on all keys of this process sign with nonces that come from key and message (RFC 6979) instead of the
+/// provider's own randomness: the same message has the same signature. As safe and verified in the same way, but
+/// slower. For simulations, whose runs must repeat byte by byte.
+pub fn sign_repeatably() {
+    REPEATABLE.store(true, Ordering::Relaxed);
+}
 
 /// Why a key or a signing request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -128,6 +142,12 @@ impl KeyPair {
 
     /// Signs a message: ECDSA P-256 with SHA-256, ASN.1. Whoever calls puts a label of its own in front.
     pub(crate) fn sign_message(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        if REPEATABLE.load(Ordering::Relaxed) {
+            let key =
+                p256::ecdsa::SigningKey::from_pkcs8_der(&self.pkcs8).map_err(|_| KeyError::Generation)?;
+            let signature: DerSignature = key.sign(message);
+            return Ok(signature.as_bytes().to_vec());
+        }
         let signature = self.pair.sign(&SystemRandom::new(), message);
         signature
             .map(|signature| signature.as_ref().to_vec())
@@ -162,11 +182,8 @@ impl PublicKeyData for KeyPair {
 
 impl SigningKey for KeyPair {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        let signature = self
-            .pair
-            .sign(&SystemRandom::new(), message)
-            .map_err(|_| rcgen::Error::RemoteKeyError)?;
-        Ok(signature.as_ref().to_vec())
+        self.sign_message(message)
+            .map_err(|_| rcgen::Error::RemoteKeyError)
     }
 }
 

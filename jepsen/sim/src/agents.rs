@@ -1,24 +1,26 @@
 //! Nodes and the operators who give them work: sessions, dispatches, results, across replicas that come and go.
 //!
-//! A node attaches at one replica, runs what that replica's state binds to its session, and reports through any. It
-//! may forget what it holds; then work that must not run twice has to end without it. Never here: sockets and streams,
-//! which live in the server; what a node sees is the state of the replica that it is attached to.
+//! A node attaches at one replica through the real control plane, runs what it is given there, and reports. It may
+//! forget what it holds; then work that must not run twice has to end without it. What ends the dispatches of a node that
+//! does not come back is the leader's own doing. Never here: the line between them.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use palyra_platform as platform;
-use palyra_state::dispatch::{self, Dispatch, Effect, State};
-use palyra_state::{Actor, Code, Id, Reply, clock, nodes};
+use bytes::Bytes;
+use palyra_control::{Assignment, Completion, Inbound, Outbound, ResultAnswer};
+use palyra_platform::{self as platform, Instant};
+use palyra_state::{Id, dispatch};
 
 use crate::chance;
-use crate::cluster::{Answer, Cluster, Phase};
+use crate::cluster::{Cluster, Phase};
 use crate::fleet;
 use crate::history::{Asked, Deed, Outcome};
+use crate::line::{Broken, Line};
 
-/// Dispatches that the sweeper ends at a time.
-const SWEEP: usize = 16;
+/// Code of the refusal of a result from a session that is over.
+const STALE: &str = "E0609";
 
 /// What a node knows of a dispatch that it has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,42 +37,51 @@ enum Begun {
 struct Agent {
     cluster: Rc<Cluster>,
     device: Id,
-    at: u64,
-    /// Of the live session; 0 when there is none.
-    epoch: u64,
+    line: Option<Line>,
     /// Of the session before.
     last_epoch: u64,
     begun: BTreeMap<Id, Begun>,
+    /// Results that were sent and not answered: when, and under which request.
+    sent: BTreeMap<Id, Sent>,
+    sequence: u64,
+    beats_at: Instant,
+}
+
+/// A result that is on its way.
+struct Sent {
+    invoked: u64,
+    request: Id,
+    epoch: u64,
+    outcome: &'static str,
+    stale: bool,
 }
 
 /// A node's life, until the run is over.
 pub(crate) async fn agent(cluster: Rc<Cluster>, device: Id) {
-    let at = cluster.any_member();
     let mut agent = Agent {
         cluster,
         device,
-        at,
-        epoch: 0,
+        line: None,
         last_epoch: 0,
         begun: BTreeMap::new(),
+        sent: BTreeMap::new(),
+        sequence: 0,
+        beats_at: platform::now(),
     };
     while agent.cluster.phase.get() != Phase::Over {
-        if agent.epoch == 0 {
+        if agent.line.is_none() {
             agent.attach().await;
+            platform::sleep(Duration::from_millis(chance::between(20, 150))).await;
         } else {
             agent.work().await;
         }
-        platform::sleep(Duration::from_millis(chance::between(20, 150))).await;
     }
+    agent.leave();
 }
 
 impl Agent {
-    fn actor(&self) -> Actor {
-        fleet::node(self.device, 0)
-    }
-
     async fn attach(&mut self) {
-        self.at = self.cluster.any_member();
+        let at = self.cluster.any_member();
         if chance::percent(15) {
             for begun in self.begun.values_mut().filter(|begun| **begun == Begun::Held) {
                 *begun = Begun::Forgotten;
@@ -82,155 +93,216 @@ impl Agent {
             .filter(|(_, begun)| **begun == Begun::Held)
             .map(|(id, _)| *id)
             .collect();
-        let device = self.device;
-        let envelope = fleet::attach(self.actor(), device, self.at, held);
-        let mut attached = None;
-        self.cluster
-            .ask_noted(self.at, envelope, |answer| {
-                if let Some(Ok(Reply::Attached(reply))) = &answer.reply {
-                    attached = Some(*reply);
-                }
-                let epoch = attached.map_or(0, |reply| reply.epoch);
-                Asked::Command {
-                    deed: Deed::Attach { device, epoch },
-                    request: answer.request,
-                }
-            })
-            .await;
-        let Some(attached) = attached else { return };
-        self.epoch = attached.epoch;
-        let reached = [
-            (attached.rebound, "dispatch-rebound"),
-            (attached.assigned, "dispatch-moved"),
-            (attached.lost, "dispatch-lost"),
-        ];
-        for (_, name) in reached.iter().filter(|(count, _)| *count > 0) {
-            self.cluster.world.reach(name);
-        }
+        let peer = fleet::node_peer(&self.cluster.papers, self.device, 0);
+        let invoked = self.cluster.history.borrow_mut().tick();
+        let Some(line) = Line::open(&self.cluster, at, peer, self.device, &held).await else {
+            return;
+        };
+        let (device, epoch) = (self.device, line.epoch());
+        let attached = Asked::Command {
+            deed: Deed::Attach { device, epoch },
+            // Nobody is told under which request a session was begun.
+            request: Id::ZERO,
+        };
+        self.cluster.record(at, attached, Outcome::Ok(epoch), invoked);
+        self.line = Some(line);
     }
 
-    /// Ends the session from the node's side: it attaches again, perhaps elsewhere.
+    /// Ends the session from the node's side: it attaches again, perhaps elsewhere. What was not answered is unknown.
     fn leave(&mut self) {
-        self.last_epoch = std::mem::take(&mut self.epoch);
-    }
-
-    /// What the replica's own state binds to this session; `None` when the connection, or the session, is gone.
-    async fn given(&self) -> Option<Vec<Dispatch>> {
-        let (device, epoch) = (self.device, self.epoch);
-        let look = move |view: &palyra_replica::View| {
-            let session = nodes::node(view, device).and_then(|node| node.session);
-            let open = dispatch::open_of_device(view, device, None, 64);
-            (view.index(), session.map_or(0, |session| session.epoch), open)
-        };
-        let (index, session, open) = self.cluster.look(self.at, look).await?;
-        if index < epoch {
-            // It has not come to our attach yet.
-            return Some(Vec::new());
+        if let Some(line) = self.line.take() {
+            self.last_epoch = line.epoch();
+            for (id, sent) in std::mem::take(&mut self.sent) {
+                self.judged(line.at, id, &sent, Outcome::Unknown);
+            }
         }
-        (session == epoch).then(|| open.into_iter().filter(|found| found.epoch == epoch).collect())
     }
 
+    /// A while of a session: what comes is begun and mostly reported; now and then something is wrong with the line.
     async fn work(&mut self) {
-        let Some(given) = self.given().await else {
-            return self.leave();
-        };
-        for found in given {
-            if self.epoch == 0 {
-                return;
-            }
-            // What is begun and not reported is held, should the session end now.
-            if self.begin(&found) && chance::percent(60) {
-                self.report(&found).await;
-            }
+        let patience = Duration::from_millis(chance::between(20, 120));
+        let Some(line) = &mut self.line else { return };
+        match line.hear(patience).await {
+            Err(Broken) => return self.leave(),
+            Ok(Some(Outbound::Assignment(found))) => self.given(&found),
+            Ok(Some(Outbound::Result(answer))) => self.answered(&answer),
+            // A cancelled dispatch is over when its node says so.
+            Ok(Some(Outbound::Cancel {
+                dispatch_id,
+                confirm: Some((epoch, _)),
+                ..
+            })) => self.report(dispatch_id, epoch, "cancelled", false),
+            Ok(_) => {}
         }
-        if self.epoch != 0 && chance::percent(6) {
-            if chance::percent(30) {
-                let lost = fleet::lose(self.at, self.device, self.epoch);
-                if counted(&self.cluster.ask(self.at, lost).await) > 0 {
-                    self.cluster.world.reach("node-suspect");
-                    // Long enough away for whoever sweeps, now and then.
-                    platform::sleep(Duration::from_millis(chance::between(0, 2_500))).await;
-                }
-            } else if chance::percent(50) {
-                let detach = fleet::detach(self.actor(), self.device, self.epoch);
-                // Whatever becomes of it: the next attach ends the session as well.
-                drop(self.cluster.ask(self.at, detach).await);
-            }
+        self.beat();
+        if chance::percent(2) {
+            self.trouble().await;
+        }
+    }
+
+    fn beat(&mut self) {
+        let Some(line) = &self.line else { return };
+        if platform::now() < self.beats_at {
+            return;
+        }
+        self.beats_at = platform::now() + line.attached.heartbeat_interval;
+        self.sequence += 1;
+        let sequence = self.sequence;
+        if !line.say(Inbound::Heartbeat { sequence }) {
             self.leave();
         }
     }
 
-    /// Runs a dispatch unless that was done before. True when there is a result to report.
-    fn begin(&mut self, found: &Dispatch) -> bool {
-        match self.begun.get(&found.id) {
-            Some(Begun::Over) => return false,
-            Some(Begun::Forgotten) if found.effect() == Effect::Once => {
+    async fn trouble(&mut self) {
+        let Some(line) = &self.line else { return };
+        match chance::below(3) {
+            // Longer than the silence that ends a session, now and then; and this node is as cut off as its line.
+            0 => line.hold(chance::between(100, 4_000)),
+            // It says that it goes.
+            1 => drop(line.say(Inbound::Leave)),
+            // It is gone, and perhaps for so long that it is given up.
+            _ => {
+                self.leave();
+                platform::sleep(Duration::from_millis(chance::between(0, 2_500))).await;
+            }
+        }
+    }
+
+    /// Runs what it is given unless that was done before, and reports it, most of the time.
+    fn given(&mut self, found: &Assignment) {
+        if self.line.as_ref().is_none_or(|line| line.epoch() != found.epoch) {
+            return self.cluster.problem(format!(
+                "{} was given {} of epoch {} in another session",
+                self.device, found.dispatch_id, found.epoch
+            ));
+        }
+        match self.begun.get(&found.dispatch_id) {
+            Some(Begun::Over) => return,
+            Some(Begun::Forgotten) if found.effect == "once" => {
                 self.cluster.problem(format!(
                     "{} must not run twice, and was given again in epoch {}",
-                    found.id, found.epoch
+                    found.dispatch_id, found.epoch
                 ));
             }
             _ => {}
         }
-        self.begun.insert(found.id, Begun::Held);
-        true
-    }
-
-    async fn report(&mut self, found: &Dispatch) {
-        if found.state() == State::Dispatched && chance::percent(10) {
-            let mediate = fleet::await_mediation(self.actor(), found.id, self.epoch);
-            drop(self.cluster.ask(self.at, mediate).await);
+        // What is begun and not reported is held, should the session end now.
+        self.begun.insert(found.dispatch_id, Begun::Held);
+        if !chance::percent(75) {
+            return;
+        }
+        if chance::percent(10)
+            && let Some(line) = &self.line
+        {
+            line.say(Inbound::Mediation {
+                dispatch_id: found.dispatch_id.to_string(),
+                epoch: found.epoch,
+                waiting: true,
+                request_id: String::new(),
+                prompt: String::new(),
+                host: String::new(),
+            });
         }
         if self.last_epoch != 0 && chance::percent(20) {
-            self.complete(found.id, self.last_epoch, true).await;
+            self.report(found.dispatch_id, self.last_epoch, "succeeded", true);
+        } else {
+            self.report(found.dispatch_id, found.epoch, "succeeded", false);
         }
-        self.complete(found.id, self.epoch, false).await;
     }
 
-    async fn complete(&mut self, id: Id, epoch: u64, stale: bool) {
-        let at = if chance::percent(80) {
-            self.at
-        } else {
-            self.cluster.any_member()
+    fn report(&mut self, id: Id, epoch: u64, outcome: &'static str, stale: bool) {
+        let Some(line) = &self.line else { return };
+        let request = fleet::fresh();
+        let invoked = self.cluster.history.borrow_mut().tick();
+        let completion = Completion {
+            request_id: request.to_string(),
+            dispatch_id: id.to_string(),
+            epoch,
+            outcome: outcome.to_owned(),
+            payload: result_of(id).into(),
+            error_code: String::new(),
+            error_message: String::new(),
+            log_tail: Bytes::new(),
+            attempt: 0,
         };
-        let result = id.to_bytes().to_vec();
-        let envelope = fleet::complete(self.actor(), id, epoch, &result);
-        let answer = self
-            .cluster
-            .ask_noted(at, envelope, |answer| Asked::Command {
-                deed: match &answer.reply {
-                    // Noted beside an end that had come before it: no result of the dispatch.
-                    Some(Ok(Reply::Late(_))) => Deed::Plain("late"),
-                    _ => Deed::Complete {
-                        dispatch: id,
-                        epoch,
-                        result,
-                        stale,
-                    },
-                },
-                request: answer.request,
-            })
-            .await;
-        if let Some(Ok(Reply::Late(_))) = &answer.reply {
-            self.cluster.world.reach("late-result-noted");
+        let sent = Sent {
+            invoked,
+            request,
+            epoch,
+            outcome,
+            stale,
+        };
+        let was_said = line.say(Inbound::Result(completion));
+        if let Some(before) = self.sent.insert(id, sent) {
+            // Two answers may come in any order, and name the dispatch only.
+            let at = self.line.as_ref().map_or(0, |line| line.at);
+            self.judged(at, id, &before, Outcome::Unknown);
         }
-        match (&answer.outcome, &answer.reply) {
-            (Outcome::Ok(_), _) if !stale => {
-                self.begun.insert(id, Begun::Over);
-            }
-            (Outcome::Refused, Some(Err(reject))) if reject.kind() == Code::EpochStale => {
-                if stale {
-                    self.cluster.world.reach("stale-epoch-refused");
-                } else {
-                    self.leave();
-                }
-            }
-            (Outcome::Refused, Some(Err(_))) if !stale => {
-                self.begun.insert(id, Begun::Over);
-            }
-            _ => {}
+        if !was_said {
+            self.leave();
         }
     }
+
+    /// What became of a result.
+    fn answered(&mut self, answer: &ResultAnswer) {
+        let (id, at) = (answer.dispatch_id, self.line.as_ref().map_or(0, |line| line.at));
+        let Some(sent) = self.sent.remove(&id) else { return };
+        let outcome = if answer.accepted {
+            // It is applied where it was answered, at that replica's index or before.
+            let index = self
+                .cluster
+                .replica(at)
+                .map(|(_, replica)| replica.view().index());
+            index.map_or(Outcome::Unknown, Outcome::Ok)
+        } else if answer.retry && answer.error_code != STALE {
+            Outcome::Unknown
+        } else {
+            Outcome::Refused
+        };
+        if answer.late {
+            self.cluster.world.reach("late-result-noted");
+        }
+        if answer.error_code == STALE {
+            self.cluster.world.reach("stale-epoch-refused");
+        }
+        let over = !sent.stale && outcome != Outcome::Unknown && answer.error_code != STALE;
+        if answer.late {
+            // Noted beside an end that had come before it: no result of the dispatch.
+            let (deed, request) = (Deed::Plain("late"), sent.request);
+            self.cluster
+                .record(at, Asked::Command { deed, request }, outcome, sent.invoked);
+        } else {
+            self.judged(at, id, &sent, outcome);
+        }
+        if over {
+            self.begun.insert(id, Begun::Over);
+        } else if sent.stale {
+            // Now in earnest.
+            let epoch = self.line.as_ref().map_or(0, Line::epoch);
+            self.report(id, epoch, "succeeded", false);
+        }
+    }
+
+    fn judged(&self, at: u64, id: Id, sent: &Sent, outcome: Outcome) {
+        let deed = if sent.outcome == "succeeded" {
+            Deed::Complete {
+                dispatch: id,
+                epoch: sent.epoch,
+                result: result_of(id),
+                stale: sent.stale,
+            }
+        } else {
+            Deed::Plain(sent.outcome)
+        };
+        let request = sent.request;
+        self.cluster
+            .record(at, Asked::Command { deed, request }, outcome, sent.invoked);
+    }
+}
+
+/// What every run of a dispatch results in.
+fn result_of(id: Id) -> Vec<u8> {
+    format!("{{\"of\":\"{id}\"}}").into_bytes()
 }
 
 /// An operator who gives nodes work, looks for it at another replica, and sometimes takes it back.
@@ -275,36 +347,6 @@ pub(crate) async fn operator(cluster: Rc<Cluster>, devices: Vec<Id>) {
                     request: answer.request,
                 })
                 .await;
-        }
-    }
-}
-
-/// How much a batch changed.
-fn counted(answer: &Answer) -> u32 {
-    match &answer.reply {
-        Some(Ok(Reply::Counted(counted))) => counted.count,
-        _ => 0,
-    }
-}
-
-/// What the leader's reconciler does in production: ends dispatches whose deadline has passed, and gives up nodes that
-/// are late.
-pub(crate) async fn sweeper(cluster: Rc<Cluster>) {
-    while cluster.phase.get() != Phase::Over {
-        platform::sleep(Duration::from_millis(500)).await;
-        let at = cluster.any_member();
-        // A moment that an entry stamped: the state's own clock moves with entries only.
-        let look =
-            |view: &palyra_replica::View| dispatch::due(view, clock(view).max(platform::wall_ms()), SWEEP);
-        let due = cluster.look(at, look).await.unwrap_or_default();
-        if !due.is_empty() && counted(&cluster.ask(at, fleet::expire(due)).await) > 0 {
-            cluster.world.reach("dispatch-timed-out");
-        }
-        let late =
-            |view: &palyra_replica::View| nodes::due(view, clock(view).max(platform::wall_ms()), SWEEP);
-        let late = cluster.look(at, late).await.unwrap_or_default();
-        if !late.is_empty() && counted(&cluster.ask(at, fleet::lapse(late)).await) > 0 {
-            cluster.world.reach("node-given-up");
         }
     }
 }

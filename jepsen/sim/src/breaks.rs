@@ -24,6 +24,8 @@ pub(crate) enum Break {
     RetryAnew,
     /// Followers of the journal begin one row too late after they moved to another replica
     SkipRow,
+    /// The resource that leases protect takes every write, whatever its fence
+    IgnoreFence,
     /// No fault ever strikes: the run must be refused as one that tests nothing
     NoFaults,
 }

@@ -1,21 +1,21 @@
 //! Changes of the membership, while faults strike: a new replica comes in by a token, catches up, gets its vote; an old
-//! one goes. What `palyra-control` and an operator do together in production, step by step and retried until done.
+//! one goes. What an operator does; the rest is the work of the real reconciler in whoever leads.
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use palyra_platform as platform;
-use palyra_replica::{MemberError, Replica};
+use palyra_replica::{Replica, View};
 use palyra_state::Reply;
+use palyra_state::cluster::{self as state, ReplicaStatus};
 
 use crate::chance;
 use crate::cluster::{Cluster, Phase, REPLICAS};
 use crate::fleet;
+use crate::world::Life;
 
-/// Between two tries of a step.
+/// Between two looks how far it is.
 const AGAIN: Duration = Duration::from_millis(120);
-/// A learner that is at most this many entries behind gets its vote.
-const CAUGHT_UP: u64 = 60;
 
 /// Births the cluster: the first replica alone, then the others, each known to the state before it is known to Raft.
 pub(crate) async fn birth(cluster: &Rc<Cluster>) -> bool {
@@ -26,7 +26,11 @@ pub(crate) async fn birth(cluster: &Rc<Cluster>) -> bool {
     let born = platform::scope_sync(life.tag(), || {
         platform::spawn(async move { first.initialize().await })
     });
-    if !matches!(born.await, Ok(Ok(()))) || cluster.insist(fleet::genesis(cluster.cluster_id)).await.is_none()
+    if !matches!(born.await, Ok(Ok(())))
+        || cluster
+            .insist(fleet::genesis(cluster.cluster_id, &cluster.papers))
+            .await
+            .is_none()
     {
         return false;
     }
@@ -35,7 +39,9 @@ pub(crate) async fn birth(cluster: &Rc<Cluster>) -> bool {
             cluster.problem(format!("replica {id} got another id"));
             return false;
         }
-        join(cluster, id).await;
+    }
+    for id in 2..=REPLICAS {
+        joined(cluster, id).await;
     }
     true
 }
@@ -46,7 +52,7 @@ pub(crate) async fn replace(cluster: Rc<Cluster>, old: u64) {
         cluster.world.note(&format!("r{new} replaces r{old}"));
         cluster.admit(new);
         cluster.start(new).await;
-        join(&cluster, new).await;
+        joined(&cluster, new).await;
         leave(&cluster, old).await;
     }
     cluster.changing.set(false);
@@ -62,89 +68,43 @@ async fn invite(cluster: &Cluster) -> Option<u64> {
         return None;
     };
     let id = allocated.replica_id;
-    cluster.insist(fleet::admit(id)).await?;
+    cluster.insist(fleet::admit(id, &cluster.papers)).await?;
     Some(id)
 }
 
-/// Brings a replica that runs into the group: without a vote first, with one when it has caught up.
-async fn join(cluster: &Rc<Cluster>, id: u64) {
-    until(cluster, move |leader| async move { leader.add_learner(id).await }).await;
-    until(cluster, move |leader| async move {
-        let status = leader.status();
-        // It may have its vote, from a try whose answer was lost, and even lead: a leader is no peer of its own.
-        if status.members.voters.contains(&id) && !status.members.joint {
-            return Ok(());
-        }
-        let matched = status
-            .peers
-            .iter()
-            .find(|peer| peer.id == id)
-            .and_then(|peer| peer.matched);
-        if matched.is_none_or(|index| index + CAUGHT_UP < status.last_log) {
-            return Err(MemberError::Busy("it has not caught up".to_owned()));
-        }
-        leader.promote(id).await
-    })
-    .await;
-    if cluster.insist(fleet::voter(id)).await.is_some() {
-        cluster.world.reach("replica-joined");
-    }
-}
-
-/// Takes a replica out. Its process stays for a while and does not know it.
-async fn leave(cluster: &Rc<Cluster>, id: u64) {
-    until(cluster, move |leader| async move {
-        if leader.id() == id {
-            leader.transfer_leader(None).await?;
-            return Err(MemberError::Busy("somebody else leads now".to_owned()));
-        }
-        leader.remove(id).await?;
-        let members = leader.status().members;
-        if members.joint || members.voters.contains(&id) || members.learners.contains(&id) {
-            return Err(MemberError::Busy("it is still there".to_owned()));
-        }
-        Ok(())
-    })
-    .await;
-    cluster.retire(id);
-    // A refusal is a problem that `insist` has noted.
-    let _ = cluster.insist(fleet::remove(id)).await;
-    platform::sleep(Duration::from_millis(chance::below(2_000))).await;
-    cluster.kill(id, false);
-    cluster.world.reach("replica-removed");
-}
-
-/// Does a step at whoever leads, again and again until it is done or the run is over.
-async fn until<F>(cluster: &Rc<Cluster>, step: impl Fn(Replica) -> F)
-where
-    F: Future<Output = Result<(), MemberError>> + Send + 'static,
-{
+/// Waits until whoever leads has brought a replica that runs into the group: as a learner first, with a vote when it
+/// has caught up.
+async fn joined(cluster: &Rc<Cluster>, id: u64) {
+    let is_voter = move |view: &View| {
+        let found = state::replica(view, id);
+        found.is_some_and(|record| record.status() == ReplicaStatus::Voter)
+    };
     while cluster.phase.get() != Phase::Over {
-        for (life, leader) in cluster.leaders() {
-            let task = platform::scope_sync(life.tag(), || platform::spawn(step(leader)));
-            match task.await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => cluster
-                    .world
-                    .note(&format!("r{} changes no members: {error}", life.replica())),
-                Err(_) => {}
-            }
+        if let Some((_, true)) = cluster.read(cluster.any_member(), is_voter).await {
+            return cluster.world.reach("replica-joined");
         }
         platform::sleep(AGAIN).await;
     }
 }
 
-/// What the leader's reconciler does in production: ends a change that an earlier leader left half done.
-pub(crate) async fn flatten(cluster: Rc<Cluster>) {
+/// Takes a replica out: by its record, and whoever leads takes it out of the group. Its process stays for a while and
+/// does not know it.
+async fn leave(cluster: &Rc<Cluster>, id: u64) {
+    cluster.retire(id);
+    // A refusal is a problem that `insist` has noted.
+    let _ = cluster.insist(fleet::remove(id)).await;
     while cluster.phase.get() != Phase::Over {
-        for (life, leader) in cluster.leaders() {
-            let task = platform::scope_sync(life.tag(), || {
-                platform::spawn(async move { leader.flatten_membership().await })
-            });
-            if matches!(task.await, Ok(Ok(true))) {
-                cluster.world.reach("change-flattened");
-            }
+        let is_out = |(_, leader): &(Life, Replica)| {
+            let members = leader.status().members;
+            !members.joint && !members.voters.contains(&id) && !members.learners.contains(&id)
+        };
+        let leaders = cluster.leaders();
+        if !leaders.is_empty() && leaders.iter().all(is_out) {
+            break;
         }
-        platform::sleep(Duration::from_millis(700)).await;
+        platform::sleep(AGAIN).await;
     }
+    platform::sleep(Duration::from_millis(chance::below(2_000))).await;
+    cluster.kill(id, false);
+    cluster.world.reach("replica-removed");
 }

@@ -9,9 +9,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use palyra_control::{Control, ControlConfig, Limits, Timings};
+use palyra_jepsen_check::history::{Answer as Told, Pending};
+use palyra_jepsen_check::{Kind, Recorder};
 use palyra_platform as platform;
-use palyra_replica::{Committed, Compaction, ProposeError, ReadError, Replica, ReplicaConfig, Timing, View};
+use palyra_replica::{
+    Committed, Compaction, OpenError, ProposeError, ReadError, Replica, ReplicaConfig, Timing, View,
+};
 use palyra_state::{Envelope, Id, Reject, Reply};
+use palyra_storage::Engine;
+use serde_json::Value;
 
 use crate::breaks::Break;
 use crate::bus::Bus;
@@ -20,6 +27,9 @@ use crate::disk::SimDisk;
 use crate::fleet;
 use crate::history::{Asked, History, Op, Outcome};
 use crate::oracle::{self, Glimpse, Oracle};
+use crate::papers::Papers;
+use crate::revocation::Probed;
+use crate::workers::Resource;
 use crate::world::{self, Life, World};
 
 /// Replicas at the cluster's birth.
@@ -50,24 +60,39 @@ pub(crate) struct Answer {
     pub(crate) request: Id,
 }
 
+/// A process of a replica: the replica, and the control plane on it.
+#[derive(Clone)]
+struct Running {
+    replica: Replica,
+    control: Control,
+}
+
 /// The cluster of a run.
 pub(crate) struct Cluster {
     pub(crate) world: &'static World,
     pub(crate) bus: Bus,
     pub(crate) cluster_id: Id,
+    pub(crate) papers: Papers,
     pub(crate) history: RefCell<History>,
+    /// The same for the shared checkers.
+    pub(crate) tape: RefCell<Recorder>,
+    pub(crate) probed: Probed,
+    /// What leases protect.
+    pub(crate) resource: Resource,
     pub(crate) phase: Cell<Phase>,
     /// A change of the members is under way: a replica of it.
     pub(crate) changing: Cell<bool>,
     disks: RefCell<BTreeMap<u64, Arc<SimDisk>>>,
     /// Processes; without a replica while they start.
-    live: RefCell<BTreeMap<u64, (Life, Option<Replica>)>>,
+    live: RefCell<BTreeMap<u64, (Life, Option<Running>)>>,
     /// Replicas that are to run.
     members: RefCell<BTreeSet<u64>>,
     oracle: RefCell<Oracle>,
     problems: RefCell<Vec<String>>,
     timing: Timing,
     compaction: Compaction,
+    /// Of the control planes.
+    pub(crate) timings: Timings,
 }
 
 impl Cluster {
@@ -85,11 +110,16 @@ impl Cluster {
             keep: chance::between(0, 30),
             purge_batch: chance::between(1, 16),
         };
+        let cluster_id = fleet::fresh();
         let cluster = Rc::new(Cluster {
             world,
             bus: Bus::new(world),
-            cluster_id: fleet::fresh(),
+            cluster_id,
+            papers: Papers::new(cluster_id),
             history: RefCell::default(),
+            tape: RefCell::default(),
+            probed: Probed::default(),
+            resource: Resource::default(),
             phase: Cell::new(Phase::Faults),
             changing: Cell::new(false),
             disks: RefCell::default(),
@@ -99,6 +129,7 @@ impl Cluster {
             problems: RefCell::default(),
             timing,
             compaction,
+            timings: timings(),
         });
         (1..=REPLICAS).for_each(|id| cluster.admit(id));
         cluster
@@ -137,6 +168,13 @@ impl Cluster {
         members[usize::try_from(chance::below(members.len() as u64)).unwrap_or(0)]
     }
 
+    /// One of those that run, members or not.
+    pub(crate) fn any_running(&self) -> u64 {
+        let ids: Vec<u64> = self.live.borrow().keys().copied().collect();
+        let at = usize::try_from(chance::below(ids.len() as u64)).unwrap_or(0);
+        ids.get(at).copied().unwrap_or(0)
+    }
+
     /// Its disk.
     pub(crate) fn disk(&self, id: u64) -> Option<Arc<SimDisk>> {
         self.disks.borrow().get(&id).cloned()
@@ -144,9 +182,31 @@ impl Cluster {
 
     /// The replica, unless it is dead or starts, and the life that calls of it belong to.
     pub(crate) fn replica(&self, id: u64) -> Option<(Life, Replica)> {
-        let (life, replica) = self.live.borrow().get(&id).cloned()?;
+        let (life, running) = self.running(id)?;
+        Some((life, running.replica))
+    }
+
+    /// Its control plane.
+    pub(crate) fn control(&self, id: u64) -> Option<(Life, Control)> {
+        let (life, running) = self.running(id)?;
+        Some((life, running.control))
+    }
+
+    fn running(&self, id: u64) -> Option<(Life, Running)> {
+        let (life, running) = self.live.borrow().get(&id).cloned()?;
         self.world.lives(life).then_some(())?;
-        Some((life, replica?))
+        Some((life, running?))
+    }
+
+    /// Calls a replica's control plane in a task of that replica; `None` when it is dead, or dies meanwhile.
+    pub(crate) async fn call<T, F>(&self, id: u64, call: impl FnOnce(Control) -> F) -> Option<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let (life, control) = self.control(id)?;
+        let task = platform::scope_sync(life.tag(), || platform::spawn(call(control)));
+        task.await.ok()
     }
 
     /// Everybody who believes that they lead, whether they are still members or not.
@@ -174,37 +234,54 @@ impl Cluster {
                 return self.kill(id, false);
             }
         };
-        let mut config = ReplicaConfig::new(id, self.cluster_id);
-        config.timing = self.timing.clone();
-        config.compaction = self.compaction.clone();
-        let port = self.bus.port(id);
-        let opened = platform::scope_sync(life.tag(), || {
-            platform::spawn(async move {
-                let replica = Replica::open(config, engine, port).await?;
-                replica.start();
-                Ok::<_, palyra_replica::OpenError>(replica)
-            })
-        })
-        .await;
+        let opened = self.open(life, engine).await;
         if !self.world.lives(life) {
             // It was killed or died while it started; the nemesis starts it again.
             return self.bury();
         }
         match opened {
-            Ok(Ok(replica)) => {
+            Some(Ok(running)) => {
+                let replica = running.replica.clone();
                 self.bus.plug(life, replica.peer_service());
-                self.live.borrow_mut().insert(id, (life, Some(replica.clone())));
+                self.live.borrow_mut().insert(id, (life, Some(running)));
                 tokio::task::spawn_local(self.clone().observe(id, life, replica));
                 self.check_recovered(id).await;
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) => {
                 if !world::by_broken_disk(&error.to_string()) {
                     self.problem(format!("r{id} does not start: {error}"));
                 }
                 self.kill(id, false);
             }
-            Err(_) => self.kill(id, false),
+            None => self.kill(id, false),
         }
+    }
+
+    /// Opens a replica on its disk and starts its control plane, in tasks of its own; `None` when it died meanwhile.
+    async fn open(&self, life: Life, engine: Arc<dyn Engine>) -> Option<Result<Running, OpenError>> {
+        let id = life.replica();
+        let mut config = ReplicaConfig::new(id, self.cluster_id);
+        config.timing = self.timing.clone();
+        config.compaction = self.compaction.clone();
+        let port = self.bus.port(id);
+        let keys = self.papers.keys(id);
+        let control_config = ControlConfig {
+            replica_id: id,
+            cluster_id: self.cluster_id,
+            trust_domain: self.papers.domain().clone(),
+            version: "sim".to_owned(),
+            timings: self.timings,
+            limits: Limits::default(),
+        };
+        let opening = async move {
+            let replica = Replica::open(config, engine, port).await?;
+            let control = Control::start(control_config, replica.clone(), keys);
+            replica.start();
+            Ok::<_, OpenError>(Running { replica, control })
+        };
+        platform::scope_sync(life.tag(), || platform::spawn(opening))
+            .await
+            .ok()
     }
 
     /// What a replica recovers after a crash is sound in itself.
@@ -408,6 +485,39 @@ impl Cluster {
         answer
     }
 
+    /// A process of the shared history that was never used.
+    pub(crate) fn process(&self) -> u64 {
+        self.tape.borrow_mut().process()
+    }
+
+    /// A call goes into the shared history, under a process of its own unless one is given.
+    pub(crate) fn invoke(
+        &self,
+        process: Option<u64>,
+        f: &str,
+        value: Value,
+        at: Option<u64>,
+        request: Option<Id>,
+    ) -> Pending {
+        let process = process.unwrap_or_else(|| self.process());
+        let (node, request) = (at.map(|at| format!("r{at}")), request.map(|id| id.to_string()));
+        self.world.note(&format!("{f} {value} {node:?}"));
+        let now = self.world.elapsed_ns();
+        self.tape
+            .borrow_mut()
+            .invoke(now, process, f, value, node, request)
+    }
+
+    /// It has ended.
+    pub(crate) fn complete(&self, pending: &Pending, kind: Kind, answer: Told) {
+        self.world.note(&format!(
+            "{:?} {kind:?} {} {:?}",
+            pending, answer.value, answer.error
+        ));
+        let now = self.world.elapsed_ns();
+        self.tape.borrow_mut().complete(now, pending, kind, answer);
+    }
+
     /// Puts an operation that has ended into the history.
     pub(crate) fn record(&self, at: u64, asked: Asked, outcome: Outcome, invoked: u64) {
         self.world.note(&format!("r{at}: {asked:?} {outcome:?}"));
@@ -458,6 +568,23 @@ impl Cluster {
         }
         self.problem(format!("{} never committed", envelope.command.name()));
         None
+    }
+}
+
+/// Durations of the control planes, drawn once for all of them: short ones, for a run takes seconds.
+fn timings() -> Timings {
+    let heartbeat = chance::between(200, 600);
+    Timings {
+        heartbeat_interval: Duration::from_millis(heartbeat),
+        heartbeat_timeout: Duration::from_millis(2 * heartbeat + chance::between(200, 1_500)),
+        max_staleness: Duration::from_millis(chance::between(1_000, 2_500)),
+        replica_lost_after: Duration::from_millis(chance::between(1_000, 3_000)),
+        call_timeout: Duration::from_millis(chance::between(1_500, 4_000)),
+        stall_timeout: Duration::from_secs(5),
+        suspect_for: Duration::from_millis(chance::between(150, 1_000)),
+        lost_after: Some(Duration::from_millis(chance::between(400, 2_000))),
+        attach_wait: Duration::from_secs(3),
+        ..Timings::default()
     }
 }
 

@@ -1,19 +1,19 @@
-//! Machines that pair and are revoked: one code and two machines at two replicas, two approvals at once, and a device
-//! that goes on talking while it is revoked.
+//! Machines that pair: one code and two machines at two replicas, and two approvals at once.
 //!
-//! Never here: PAKE and certificates, which live at the edges. The state machine decides who wins; that is what races
-//! here.
+//! Never here: PAKE and certificates, which live at the edges, and what becomes of the machine then, see `revocation`.
+//! The state machine decides who wins; that is what races here.
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use palyra_platform as platform;
-use palyra_state::{Envelope, Id, Reply, clock, identity, pairing};
+use palyra_state::{Envelope, Id, Reply, pairing};
 
 use crate::chance;
 use crate::cluster::{Answer, Cluster, Phase};
 use crate::fleet;
 use crate::history::{Asked, Deed};
+use crate::revocation;
 
 /// Lets machines in and shuts them out, one after another, until faults end.
 pub(crate) async fn door(cluster: Rc<Cluster>) {
@@ -21,13 +21,14 @@ pub(crate) async fn door(cluster: Rc<Cluster>) {
         if let Some((pairing, device)) = race_for_code(&cluster).await
             && let Some(by) = race_for_approval(&cluster, pairing, device).await
         {
-            use_and_revoke(&cluster, device, by).await;
+            revocation::use_and_revoke(&cluster, device, by).await;
         }
         platform::sleep(Duration::from_millis(chance::between(50, 400))).await;
     }
 }
 
-async fn noted(cluster: &Cluster, at: u64, envelope: Envelope, deed: Deed) -> Answer {
+/// A command with its place in the history.
+pub(crate) async fn noted(cluster: &Cluster, at: u64, envelope: Envelope, deed: Deed) -> Answer {
     cluster
         .ask_noted(at, envelope, |answer| Asked::Command {
             deed,
@@ -87,63 +88,4 @@ async fn race_for_approval(cluster: &Cluster, pairing: Id, device: Id) -> Option
         ));
     }
     Some(by)
-}
-
-/// The device registers, attaches, gets work, and is revoked while it goes on talking.
-async fn use_and_revoke(cluster: &Cluster, device: Id, by: u64) {
-    let actor = fleet::node(device, by);
-    let write = |value| fleet::write(actor.clone(), device, value);
-    let deed = || Deed::ByDevice { device };
-    let registered = noted(cluster, cluster.any_member(), write(1), deed()).await;
-    if registered.outcome.index().is_none() {
-        return;
-    }
-    if chance::percent(60) {
-        let at = cluster.any_member();
-        noted(
-            cluster,
-            at,
-            fleet::attach(actor.clone(), device, at, Vec::new()),
-            deed(),
-        )
-        .await;
-        let dispatch = fleet::fresh();
-        let submit = fleet::submit(dispatch, device, fleet::ONCE, 10, 20_000);
-        noted(cluster, at, submit, Deed::Submit { dispatch }).await;
-    }
-    let revoke = noted(
-        cluster,
-        cluster.any_member(),
-        fleet::revoke(device),
-        Deed::Revoke { device },
-    );
-    let talk = async {
-        for value in 2..5 {
-            noted(cluster, cluster.any_member(), write(value), deed()).await;
-        }
-    };
-    let (revoked, ()) = futures::join!(revoke, talk);
-    if let Some(Ok(Reply::Revoked(reply))) = &revoked.reply
-        && reply.cancelled > 0
-    {
-        cluster.world.reach("revoked-with-dispatches");
-    }
-    if revoked.outcome.index().is_none() {
-        return;
-    }
-    let late = noted(cluster, cluster.any_member(), write(9), deed()).await;
-    if matches!(late.reply, Some(Err(_))) {
-        cluster.world.reach("revoked-was-refused");
-    }
-    let at = cluster.any_member();
-    let let_in = cluster
-        .read(at, move |view| {
-            identity::is_valid(view, &actor, clock(view)).is_ok()
-        })
-        .await;
-    if let Some((index, true)) = let_in {
-        cluster.problem(format!(
-            "r{at} lets {device} in at index {index}, after its revocation was answered"
-        ));
-    }
 }

@@ -7,16 +7,27 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use palyra_control::Challenge;
+use palyra_pki::{PeerIdentity, Role};
 use palyra_platform as platform;
 use palyra_state::cluster::{self, Addresses};
+use palyra_state::fleet::{self as workers, Evidence, Policy, TrustedCapability};
 use palyra_state::identity::{self, NewCertificate};
 use palyra_state::nodes::{Capability, Effect};
-use palyra_state::{Actor, Command, Digest, Envelope, Fingerprint, Id, Read, dispatch, nodes, pairing};
+use palyra_state::{
+    Actor, Command, Digest, Envelope, Fingerprint, Id, Read, approvals, dispatch, leases, nodes, pairing,
+};
+
+use crate::papers::Papers;
 
 /// A capability that may be run again.
 pub(crate) const AGAIN: &str = "echo";
 /// A capability that must not be run twice.
 pub(crate) const ONCE: &str = "pay";
+/// The tool that workers have, who vouches for it, and what it speaks.
+const TOOL: &str = "sum";
+const AUTHORITY: &str = "ops";
+const ABI: &str = "0.2.0";
 /// Name of the only operator.
 const OPERATOR: &str = "root";
 const YEAR_MS: u64 = 365 * 24 * 3600 * 1000;
@@ -66,16 +77,34 @@ fn envelope(actor: Actor, command: impl Into<Command>) -> Envelope {
     Envelope::new(fresh(), actor, command)
 }
 
+/// The operator as TLS shows it.
+pub(crate) fn operator_peer(papers: &Papers) -> PeerIdentity {
+    papers.peer(
+        Role::Operator,
+        OPERATOR,
+        &certificate(&format!("operator/{OPERATOR}")),
+    )
+}
+
+/// A device as TLS shows it, with the certificate that `by` signed.
+pub(crate) fn node_peer(papers: &Papers, device_id: Id, by: u64) -> PeerIdentity {
+    papers.peer(
+        Role::Node,
+        &device_id.to_string(),
+        &node_certificate(device_id, by),
+    )
+}
+
 /// The first entry of a cluster.
-pub(crate) fn genesis(cluster_id: Id) -> Envelope {
+pub(crate) fn genesis(cluster_id: Id, papers: &Papers) -> Envelope {
     let genesis = cluster::Genesis {
         cluster_id,
-        trust_domain: "sim.internal".into(),
-        root_cert_der: Bytes::from_static(b"root"),
-        root_key_sealed: Bytes::from_static(b"sealed"),
+        trust_domain: papers.domain().to_string(),
+        root_cert_der: papers.root_der().into(),
+        root_key_sealed: papers.root_key_sealed(cluster_id).into(),
         replica_name: "r1".into(),
         addresses: addresses(1),
-        authority_cert_der: Bytes::from_static(b"authority"),
+        authority_cert_der: papers.authority(1).into(),
         replica_certificate: certificate("replica/1"),
         operator_name: OPERATOR.into(),
         operator_certificate: certificate(&format!("operator/{OPERATOR}")),
@@ -102,23 +131,14 @@ pub(crate) fn invite(name: &str) -> [Envelope; 2] {
 }
 
 /// Records a new replica's certificates.
-pub(crate) fn admit(replica_id: u64) -> Envelope {
+pub(crate) fn admit(replica_id: u64, papers: &Papers) -> Envelope {
     let admit = cluster::AdmitReplica {
         replica_id,
-        authority_cert_der: Bytes::from_static(b"authority"),
+        authority_cert_der: papers.authority(replica_id).into(),
         certificate: certificate(&format!("replica/{replica_id}")),
         root: 0,
     };
     envelope(Actor::System, admit)
-}
-
-/// Records that a replica has a vote.
-pub(crate) fn voter(replica_id: u64) -> Envelope {
-    let status = cluster::SetReplicaStatus {
-        replica_id,
-        status: cluster::ReplicaStatus::Voter.into(),
-    };
-    envelope(Actor::System, status)
 }
 
 /// Removes a replica for good.
@@ -153,7 +173,12 @@ pub(crate) fn begin(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id) 
 
 /// Says that a device proved a code; it asks for a certificate under `pairing_id`.
 pub(crate) fn prove(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id, pairing_id: Id) -> Envelope {
-    let prove = pairing::Prove {
+    let prove = proof(served_by, attempt_id, code_id, device_id, pairing_id);
+    envelope(Actor::Replica { id: served_by }, prove)
+}
+
+fn proof(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id, pairing_id: Id) -> pairing::Prove {
+    pairing::Prove {
         pairing_id,
         attempt_id: Some(attempt_id),
         code_id,
@@ -165,8 +190,7 @@ pub(crate) fn prove(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id, 
         source: SOURCE.into(),
         served_by,
         fetch_token_hash: Digest::of(b"token"),
-    };
-    envelope(Actor::Replica { id: served_by }, prove)
+    }
 }
 
 /// Lets a device in. `by` tells certificates apart that two replicas signed for it at once.
@@ -187,14 +211,28 @@ fn node_certificate(device_id: Id, by: u64) -> NewCertificate {
     }
 }
 
-/// The commands that pair a device, in order.
-pub(crate) fn pair(device_id: Id) -> Vec<Envelope> {
+/// The commands that pair a device, in order; of a worker with the hash of its identity's key.
+pub(crate) fn pair(device_id: Id, key: Option<Fingerprint>) -> Vec<Envelope> {
     let (code_id, attempt_id, pairing_id) = (fresh(), fresh(), fresh());
+    let spki = key.unwrap_or_else(|| certificate(&format!("node/{device_id}")).spki);
+    let prove = Command::from(pairing::Prove {
+        csr_spki: spki,
+        ..proof(1, attempt_id, code_id, device_id, pairing_id)
+    });
+    let approve = Command::from(pairing::Approve {
+        pairing_id,
+        certificate: NewCertificate {
+            spki,
+            ..node_certificate(device_id, 0)
+        },
+        sas: String::new(),
+        reason: String::new(),
+    });
     vec![
         mint(code_id),
         begin(1, attempt_id, code_id, device_id),
-        prove(1, attempt_id, code_id, device_id, pairing_id),
-        approve(pairing_id, device_id, 0),
+        envelope(Actor::Replica { id: 1 }, prove),
+        envelope(operator(), approve),
     ]
 }
 
@@ -234,28 +272,6 @@ pub(crate) fn write(actor: Actor, device_id: Id, value: u64) -> Envelope {
     envelope(actor, register)
 }
 
-/// Begins a session at a replica; the node has begun or finished `held`.
-pub(crate) fn attach(actor: Actor, device_id: Id, replica_id: u64, held: Vec<Id>) -> Envelope {
-    let attach = nodes::Attach {
-        device_id,
-        replica_id,
-        transport: "stream".into(),
-        held,
-        ..nodes::Attach::default()
-    };
-    envelope(actor, attach)
-}
-
-/// Ends a session.
-pub(crate) fn detach(actor: Actor, device_id: Id, epoch: u64) -> Envelope {
-    let detach = nodes::Detach {
-        device_id,
-        epoch,
-        reason: "disconnected".into(),
-    };
-    envelope(actor, detach)
-}
-
 /// Asks a node to do something.
 pub(crate) fn submit(
     dispatch_id: Id,
@@ -285,54 +301,108 @@ pub(crate) fn cancel(dispatch_id: Id) -> Envelope {
     envelope(operator(), cancel)
 }
 
-/// Says that a replica lost a node: it is suspect, offline soon, and gone not much later.
-pub(crate) fn lose(replica_id: u64, device_id: Id, epoch: u64) -> Envelope {
-    let ended = nodes::Ended {
-        device_id,
-        epoch,
-        reason: "silent".into(),
-        how: nodes::How::Lost as i32,
-        silent_for: 100,
+/// What workers must prove, and how long their leases may be.
+pub(crate) fn policy() -> Envelope {
+    let policy = Policy {
+        images: vec![Digest::of(b"image")],
+        builds: vec![Digest::of(b"build")],
+        artifacts: vec![Digest::of(b"artifact")],
+        sdk_protocol_min: 1,
+        sdk_protocol_max: 1,
+        wit_abis: vec![ABI.to_owned()],
+        capabilities: vec![TrustedCapability {
+            name: TOOL.to_owned(),
+            authorities: vec![AUTHORITY.to_owned()],
+            min_evidence: Evidence::SelfReported as i32,
+        }],
+        max_lease_ttl: 5_000,
+        heartbeat_timeout: 2_000,
+        max_workers: 16,
+        leases_per_worker: 8,
+        max_attestation_life: 3_600_000,
+        ..Policy::default()
     };
-    let detach = nodes::DetachMany {
-        ends: vec![ended],
-        suspect_for: 150,
-        lost_after: 400,
+    let set = workers::SetPolicy {
+        policy,
+        expected_version: 0,
+        reason: String::new(),
     };
-    envelope(Actor::Replica { id: replica_id }, detach)
+    envelope(operator(), set)
 }
 
-/// Moves nodes that are late to their next status.
-pub(crate) fn lapse(ids: Vec<Id>) -> Envelope {
-    envelope(Actor::System, nodes::Lapse { ids, lost_after: 400 })
+/// What a worker says of itself over a challenge.
+pub(crate) fn statement(worker: Id, challenge: &Challenge, slots: u32) -> workers::Statement {
+    let bytes = |digest: Digest| Bytes::copy_from_slice(&digest.to_bytes());
+    workers::Statement {
+        cluster_id: Bytes::copy_from_slice(&challenge.cluster_id.to_bytes()),
+        worker_id: Bytes::copy_from_slice(&worker.to_bytes()),
+        nonce: bytes(challenge.nonce),
+        image: bytes(Digest::of(b"image")),
+        build: bytes(Digest::of(b"build")),
+        artifact: bytes(Digest::of(b"artifact")),
+        evidence: Evidence::SelfReported as u32,
+        capabilities: vec![workers::ClaimedCapability {
+            name: TOOL.to_owned(),
+            authority: AUTHORITY.to_owned(),
+        }],
+        sdk_protocol: 1,
+        wit_abi: ABI.to_owned(),
+        issued_at: challenge.now_ms,
+        expires_at: challenge.now_ms + challenge.max_life_ms,
+        slots,
+        ..workers::Statement::default()
+    }
 }
 
-/// Ends dispatches whose time is over.
-pub(crate) fn expire(ids: Vec<Id>) -> Envelope {
-    envelope(Actor::System, dispatch::Expire { ids })
-}
-
-/// Says that a person must act first.
-pub(crate) fn await_mediation(actor: Actor, dispatch_id: Id, epoch: u64) -> Envelope {
-    let wait = dispatch::AwaitMediation {
-        dispatch_id,
-        epoch,
-        ..dispatch::AwaitMediation::default()
+/// Asks for a run's grant.
+pub(crate) fn grant(run_id: Id, approval_id: Id) -> Envelope {
+    let create = approvals::CreateGrant {
+        grant_id: fresh(),
+        run_id,
+        tool: TOOL.to_owned(),
+        session: String::new(),
+        ttl_ms: 0,
+        summary: String::new(),
+        risk: approvals::Risk::Low as i32,
+        approval_id,
     };
-    envelope(actor, wait)
+    envelope(operator(), create)
 }
 
-/// Reports a result.
-pub(crate) fn complete(actor: Actor, dispatch_id: Id, epoch: u64, result: &[u8]) -> Envelope {
-    let complete = dispatch::Complete {
-        dispatch_id,
-        epoch,
-        outcome: dispatch::Outcome::Succeeded.into(),
-        result: Bytes::copy_from_slice(result),
-        error: None,
-        ..dispatch::Complete::default()
+/// Decides about it.
+pub(crate) fn decide(approval_id: Id, allow: bool) -> Envelope {
+    let decide = approvals::Decide {
+        approval_id,
+        allow,
+        scope: approvals::Scope::Once as i32,
+        ttl_ms: 0,
+        reason: String::new(),
     };
-    envelope(actor, complete)
+    envelope(operator(), decide)
+}
+
+/// Starts a run; one that may be run `again` when its lease was lost has three attempts.
+pub(crate) fn start(run_id: Id, again: bool, ttl_ms: u64, timeout_ms: u64) -> Envelope {
+    let effect = if again { Effect::Idempotent } else { Effect::Once };
+    let start = leases::StartRun {
+        run_id,
+        tool: TOOL.to_owned(),
+        effect: effect as i32,
+        max_attempts: if again { 3 } else { 1 },
+        ttl_ms,
+        timeout_ms,
+        ..leases::StartRun::default()
+    };
+    envelope(operator(), start)
+}
+
+/// Takes a run back.
+pub(crate) fn cancel_run(run_id: Id) -> Envelope {
+    let cancel = leases::CancelRun {
+        run_id,
+        reason: String::new(),
+    };
+    envelope(operator(), cancel)
 }
 
 /// Revokes a device.

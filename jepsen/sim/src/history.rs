@@ -67,7 +67,7 @@ pub(crate) enum Asked {
     Write { key: Id, value: u64, request: Id },
     /// A register was read with linearizable consistency and held `value`; 0 is what it holds at first.
     Read { key: Id, value: u64 },
-    /// Any other command, under this request id.
+    /// Any other command, under this request id; zero when nobody was told which.
     Command { deed: Deed, request: Id },
 }
 
@@ -75,7 +75,9 @@ impl Asked {
     /// The request id of a command.
     fn request(&self) -> Option<Id> {
         match self {
-            Asked::Write { request, .. } | Asked::Command { request, .. } => Some(*request),
+            Asked::Write { request, .. } | Asked::Command { request, .. } => {
+                (*request != Id::ZERO).then_some(*request)
+            }
             Asked::Read { .. } => None,
         }
     }

@@ -18,12 +18,17 @@ mod fleet;
 mod fork;
 mod history;
 mod ledger;
+mod line;
 mod named;
 mod nemesis;
 mod oracle;
+mod papers;
 mod planted;
 mod reach;
+mod revocation;
 mod run;
+mod runs;
+mod workers;
 mod world;
 
 use std::collections::BTreeMap;
@@ -234,6 +239,7 @@ fn simulate(seed: u64, trace: bool, broken: Option<Break>) -> String {
         Ok(runtime) => runtime,
         Err(error) => return format!("FAIL no runtime: {error}"),
     };
+    palyra_pki::keys::sign_repeatably();
     // To the end: without it, the world's clock is the wall's.
     let _entered = runtime.enter();
     let world: &'static World = Box::leak(Box::new(World::new(trace, broken)));

@@ -6,8 +6,9 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
+use palyra_pki::KeyPair;
 use palyra_platform as platform;
-use palyra_state::{Id, MemRead};
+use palyra_state::{Fingerprint, Id, MemRead};
 use tokio::task::{JoinHandle, spawn_local};
 
 use crate::agents;
@@ -20,6 +21,9 @@ use crate::history;
 use crate::ledger;
 use crate::nemesis;
 use crate::oracle;
+use crate::revocation;
+use crate::runs;
+use crate::workers;
 use crate::world::World;
 
 /// Registers, each the label of one device.
@@ -28,6 +32,8 @@ const REGISTERS: usize = 3;
 const CLIENTS: u64 = 4;
 /// Nodes that work.
 const NODES: usize = 2;
+/// Workers that hold leases.
+const WORKERS: usize = 2;
 /// Followers of the journal.
 const FOLLOWERS: usize = 2;
 /// Virtual time in which a healed cluster must finish what is open, and then agree and serve.
@@ -39,46 +45,79 @@ pub(crate) async fn whole(world: &'static World) -> (Rc<Cluster>, usize) {
     spawn_local(cluster.clone().watch_over());
     let devices = birth(&cluster).await;
     if cluster.problems().is_empty() {
-        live(&cluster, &devices).await;
+        live(&cluster, devices).await;
     }
     let answered = cluster.history.borrow().answered();
     (cluster, answered)
 }
 
-/// A cluster with paired and registered devices.
-async fn birth(cluster: &Rc<Cluster>) -> Vec<Id> {
+/// Paired and registered devices.
+struct Devices {
+    registers: Vec<Id>,
+    nodes: Vec<Id>,
+    workers: Vec<(Id, KeyPair)>,
+}
+
+/// A cluster with its devices.
+async fn birth(cluster: &Rc<Cluster>) -> Devices {
+    let fresh = |count: usize| (0..count).map(|_| fleet::fresh()).collect::<Vec<Id>>();
+    let devices = Devices {
+        registers: fresh(REGISTERS),
+        nodes: fresh(NODES),
+        workers: fresh(WORKERS)
+            .into_iter()
+            .filter_map(|id| Some((id, KeyPair::generate(&mut platform::fill_random).ok()?)))
+            .collect(),
+    };
     if !change::birth(cluster).await {
         cluster.problem("the cluster was not born".into());
-        return Vec::new();
+        return devices;
     }
-    let devices: Vec<Id> = (0..REGISTERS + NODES).map(|_| fleet::fresh()).collect();
-    for device in &devices {
-        for envelope in fleet::pair(*device) {
+    let plain = devices
+        .registers
+        .iter()
+        .chain(&devices.nodes)
+        .map(|id| (*id, None));
+    let keyed = devices
+        .workers
+        .iter()
+        .map(|(id, key)| (*id, Some(Fingerprint::from_bytes(key.spki_sha256()))));
+    for (device, key) in plain.chain(keyed) {
+        for envelope in fleet::pair(device, key) {
             // What is refused here is noted as a problem, which ends the run.
             let _ = cluster.insist(envelope).await;
         }
     }
-    for node in &devices[REGISTERS..] {
+    let workers = devices.workers.iter().map(|(id, _)| id);
+    for node in devices.nodes.iter().chain(workers) {
         let first = fleet::write(fleet::node(*node, 0), *node, 1);
         let _ = cluster.insist(first).await;
     }
+    let _ = cluster.insist(fleet::policy()).await;
     devices
 }
 
 /// Load and faults, then peace, then the verdict.
-async fn live(cluster: &Rc<Cluster>, devices: &[Id]) {
-    let (registers, nodes) = devices.split_at(REGISTERS);
+async fn live(cluster: &Rc<Cluster>, devices: Devices) {
+    let Devices {
+        registers,
+        nodes,
+        workers,
+    } = devices;
     let mut busy: Vec<JoinHandle<()>> = (0..CLIENTS)
-        .map(|number| spawn_local(clients::registers(cluster.clone(), number, registers.to_vec())))
+        .map(|number| spawn_local(clients::registers(cluster.clone(), number, registers.clone())))
         .collect();
-    busy.push(spawn_local(agents::operator(cluster.clone(), nodes.to_vec())));
+    busy.push(spawn_local(agents::operator(cluster.clone(), nodes.clone())));
     busy.push(spawn_local(enrol::door(cluster.clone())));
+    busy.push(spawn_local(runs::operator(cluster.clone())));
     let mut steady: Vec<JoinHandle<()>> = nodes
         .iter()
         .map(|node| spawn_local(agents::agent(cluster.clone(), *node)))
         .collect();
-    steady.push(spawn_local(agents::sweeper(cluster.clone())));
-    steady.push(spawn_local(change::flatten(cluster.clone())));
+    for (device, key) in workers {
+        steady.push(spawn_local(workers::worker(cluster.clone(), device, key)));
+    }
+    steady.push(spawn_local(revocation::prober(cluster.clone())));
     let followers: Vec<JoinHandle<Seen>> = (0..FOLLOWERS)
         .map(|_| spawn_local(clients::follow(cluster.clone())))
         .collect();
@@ -86,6 +125,7 @@ async fn live(cluster: &Rc<Cluster>, devices: &[Id]) {
     nemesis::strike(cluster).await;
 
     cluster.world.note("calm");
+    let calm = cluster.world.elapsed_ns();
     cluster.phase.set(Phase::Drain);
     cluster.bus.heal(true);
     cluster.world.steady();
@@ -96,6 +136,9 @@ async fn live(cluster: &Rc<Cluster>, devices: &[Id]) {
     if !agents::drained(cluster, SETTLE).await {
         cluster.problem("healed, but dispatches stay open".into());
     }
+    if !runs::ended(cluster, SETTLE).await {
+        cluster.problem("healed, but runs stay open".into());
+    }
     cluster.phase.set(Phase::Over);
     ended(cluster, steady).await;
     let mut seen = Vec::new();
@@ -105,9 +148,10 @@ async fn live(cluster: &Rc<Cluster>, devices: &[Id]) {
             Err(died) => cluster.problem(format!("a follower did not end: {died}")),
         }
     }
-    settle(cluster, registers).await;
+    settle(cluster, &registers).await;
+    revocation::opens(cluster, registers[0]).await;
     keeper.abort();
-    check(cluster, &seen).await;
+    check(cluster, &seen, calm).await;
 }
 
 /// Starts whoever is dead: a fault that was armed may strike late.
@@ -166,7 +210,7 @@ async fn settle(cluster: &Rc<Cluster>, keys: &[Id]) {
 }
 
 /// What must hold at the end: equal states, their invariants, and a history that the journal agrees with.
-async fn check(cluster: &Cluster, followers: &[Seen]) {
+async fn check(cluster: &Cluster, followers: &[Seen], calm: u64) {
     let mut states: Vec<(u64, MemRead)> = Vec::new();
     for id in cluster.members() {
         if let Some(state) = cluster.look(id, oracle::state_of).await {
@@ -179,6 +223,8 @@ async fn check(cluster: &Cluster, followers: &[Seen]) {
         let history = cluster.history.borrow();
         problems.extend(history.check(&rows));
         problems.extend(ledger::check(&history, &rows, state));
+        runs::close(cluster, state, &rows);
+        problems.extend(runs::check(cluster, calm));
         problems.extend(
             followers
                 .iter()

@@ -142,6 +142,11 @@ impl World {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// Virtual nanoseconds since the beginning.
+    pub(crate) fn elapsed_ns(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// Notes what happened: into the digest that two runs of one seed must share, and to standard output when
     /// a trace is wanted.
     pub(crate) fn note(&self, event: &str) {
@@ -178,6 +183,11 @@ impl World {
     /// Moves a replica's wall clock by this much from now on.
     pub(crate) fn skew(&self, replica: u64, ms: i64) {
         self.inner().skew_ms.insert(replica, ms);
+    }
+
+    /// Whether any replica's wall clock was ever wrong.
+    pub(crate) fn clocks_were_wrong(&self) -> bool {
+        !self.inner().skew_ms.is_empty()
     }
 
     /// Lets a replica crash at its `left`th io point from now, of those named `at` if that is given.
