@@ -172,7 +172,7 @@ impl Agent {
     fn given(&mut self, found: &Assignment) {
         if self.line.as_ref().is_none_or(|line| line.epoch() != found.epoch) {
             return self.cluster.problem(format!(
-                "{} was given {} of epoch {} in another session",
+                "dispatch.epochs: {} was given {} of epoch {} in another session",
                 self.device, found.dispatch_id, found.epoch
             ));
         }
@@ -212,6 +212,10 @@ impl Agent {
 
     fn report(&mut self, id: Id, epoch: u64, outcome: &'static str, stale: bool) {
         let Some(line) = &self.line else { return };
+        if self.sent.contains_key(&id) {
+            // Answers name the dispatch only, and come in any order: one at a time.
+            return;
+        }
         let request = fleet::fresh();
         let invoked = self.cluster.history.borrow_mut().tick();
         let completion = Completion {
@@ -233,11 +237,7 @@ impl Agent {
             stale,
         };
         let was_said = line.say(Inbound::Result(completion));
-        if let Some(before) = self.sent.insert(id, sent) {
-            // Two answers may come in any order, and name the dispatch only.
-            let at = self.line.as_ref().map_or(0, |line| line.at);
-            self.judged(at, id, &before, Outcome::Unknown);
-        }
+        self.sent.insert(id, sent);
         if !was_said {
             self.leave();
         }
@@ -248,12 +248,7 @@ impl Agent {
         let (id, at) = (answer.dispatch_id, self.line.as_ref().map_or(0, |line| line.at));
         let Some(sent) = self.sent.remove(&id) else { return };
         let outcome = if answer.accepted {
-            // It is applied where it was answered, at that replica's index or before.
-            let index = self
-                .cluster
-                .replica(at)
-                .map(|(_, replica)| replica.view().index());
-            index.map_or(Outcome::Unknown, Outcome::Ok)
+            Outcome::Told
         } else if answer.retry && answer.error_code != STALE {
             Outcome::Unknown
         } else {
@@ -269,8 +264,12 @@ impl Agent {
         if answer.late {
             // Noted beside an end that had come before it: no result of the dispatch.
             let (deed, request) = (Deed::Plain("late"), sent.request);
-            self.cluster
-                .record(at, Asked::Command { deed, request }, outcome, sent.invoked);
+            self.cluster.record(
+                at,
+                Asked::Command { deed, request },
+                Outcome::Unknown,
+                sent.invoked,
+            );
         } else {
             self.judged(at, id, &sent, outcome);
         }

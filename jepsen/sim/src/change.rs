@@ -14,6 +14,8 @@ use crate::cluster::{Cluster, Phase, REPLICAS};
 use crate::fleet;
 use crate::world::Life;
 
+/// Replacements of one run besides those that are faults, at most: ids are small numbers.
+const CHANGES: u64 = 4;
 /// Between two looks how far it is.
 const AGAIN: Duration = Duration::from_millis(120);
 
@@ -56,6 +58,19 @@ pub(crate) async fn replace(cluster: Rc<Cluster>, old: u64) {
         leave(&cluster, old).await;
     }
     cluster.changing.set(false);
+}
+
+/// Replaces one replica after another, until faults end.
+pub(crate) async fn again_and_again(cluster: Rc<Cluster>) {
+    for _ in 0..CHANGES {
+        platform::sleep(Duration::from_millis(chance::between(200, 2_000))).await;
+        if cluster.phase.get() != Phase::Faults {
+            return;
+        }
+        if !cluster.changing.replace(true) {
+            replace(cluster.clone(), cluster.any_member()).await;
+        }
+    }
 }
 
 /// Makes a replica known to the state; its id comes from the log.

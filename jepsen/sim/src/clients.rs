@@ -39,6 +39,27 @@ pub(crate) async fn registers(cluster: Rc<Cluster>, number: u64, keys: Vec<Id>) 
     }
 }
 
+/// A client that sends at a fixed rate, whatever becomes of it: one that waits for answers would ask nothing just when
+/// nobody is served.
+pub(crate) async fn steady(cluster: Rc<Cluster>, number: u64, keys: Vec<Id>) {
+    let mut value = number * 1_000_000;
+    let mut sent = Vec::new();
+    while cluster.phase.get() == Phase::Faults {
+        value += 1;
+        let key = keys[usize::try_from(value).unwrap_or(0) % keys.len()];
+        let (at, asking) = (cluster.any_member(), cluster.clone());
+        sent.push(tokio::task::spawn_local(async move {
+            write(&asking, at, key, value).await;
+        }));
+        platform::sleep(RATE).await;
+    }
+    for write in sent {
+        if let Err(died) = write.await {
+            cluster.problem(format!("a client did not end: {died}"));
+        }
+    }
+}
+
 /// Sets a register.
 pub(crate) async fn write(cluster: &Cluster, at: u64, key: Id, value: u64) -> Outcome {
     let envelope = fleet::write(fleet::node(key, 0), key, value);
@@ -65,14 +86,20 @@ pub(crate) async fn read(cluster: &Cluster, at: u64, key: Id) -> Outcome {
     outcome
 }
 
+/// Between two writes of a steady client.
+const RATE: Duration = Duration::from_millis(60);
+
 /// What a follower of the journal has seen, in its order.
 pub(crate) type Seen = Vec<(Cursor, Digest)>;
 
-/// Follows the journal until the run is over; gives back what it saw.
-pub(crate) async fn follow(cluster: Rc<Cluster>) -> Seen {
+/// Follows the journal until the run is over, at one replica while that is there, or moving; gives back what it saw.
+pub(crate) async fn follow(cluster: Rc<Cluster>, roams: bool) -> Seen {
     let mut seen = Seen::new();
+    let mut at = cluster.any_member();
     while cluster.phase.get() != Phase::Over {
-        let at = cluster.any_member();
+        if roams || !cluster.members().contains(&at) {
+            at = cluster.any_member();
+        }
         let Some((life, replica)) = cluster.replica(at) else {
             platform::sleep(PATIENCE).await;
             continue;

@@ -26,6 +26,7 @@ use crate::chance;
 use crate::disk::SimDisk;
 use crate::fleet;
 use crate::history::{Asked, History, Op, Outcome};
+use crate::load::Load;
 use crate::oracle::{self, Glimpse, Oracle};
 use crate::papers::Papers;
 use crate::revocation::Probed;
@@ -73,6 +74,7 @@ pub(crate) struct Cluster {
     pub(crate) bus: Bus,
     pub(crate) cluster_id: Id,
     pub(crate) papers: Papers,
+    pub(crate) load: Load,
     pub(crate) history: RefCell<History>,
     /// The same for the shared checkers.
     pub(crate) tape: RefCell<Recorder>,
@@ -97,7 +99,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Draws a configuration; nothing runs yet.
-    pub(crate) fn new(world: &'static World) -> Rc<Self> {
+    pub(crate) fn new(world: &'static World, load: Load) -> Rc<Self> {
         let election_min = chance::between(300, 600);
         let timing = Timing {
             heartbeat: Duration::from_millis(chance::between(60, 120)),
@@ -116,6 +118,7 @@ impl Cluster {
             bus: Bus::new(world),
             cluster_id,
             papers: Papers::new(cluster_id),
+            load,
             history: RefCell::default(),
             tape: RefCell::default(),
             probed: Probed::default(),

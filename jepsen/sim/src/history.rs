@@ -1,7 +1,7 @@
 //! What the clients asked and what they were told, in the one order in which the simulation runs, and the
 //! checks of it against the journal that the cluster ended with.
 //!
-//! A command is `Ok` (told: applied, at or before this index), `Quiet` (told: accepted, there was nothing to change),
+//! A command is `Ok` (told: applied, at or before this index), `Told` (the same without an index), `Quiet` (told: accepted, there was nothing to change),
 //! `Refused` (told: no effect) or `Unknown`. Unknown ones may or may not have happened; every check leaves both open
 //! until the journal, which has passed its own checks, decides. Never here: what single domains promise, see `ledger`.
 
@@ -16,6 +16,8 @@ pub(crate) enum Outcome {
     /// A read reflects the log up to this index; a command was applied there, or before when it had to be asked for
     /// twice.
     Ok(u64),
+    /// It was applied, and nobody said at which index.
+    Told,
     /// It was accepted at this index and changed nothing.
     Quiet(u64),
     /// It is known to have had no effect.
@@ -29,7 +31,7 @@ impl Outcome {
     pub(crate) fn index(&self) -> Option<u64> {
         match self {
             Outcome::Ok(index) | Outcome::Quiet(index) => Some(*index),
-            Outcome::Refused | Outcome::Unknown => None,
+            Outcome::Told | Outcome::Refused | Outcome::Unknown => None,
         }
     }
 }
@@ -139,6 +141,7 @@ impl History {
             let found = at.get(&op.asked.request()?).map_or(&[][..], Vec::as_slice);
             let good = match op.outcome {
                 Outcome::Ok(index) => found.len() == 1 && found[0] <= index,
+                Outcome::Told => found.len() == 1,
                 Outcome::Refused | Outcome::Quiet(_) => found.is_empty(),
                 Outcome::Unknown => found.len() <= 1,
             };

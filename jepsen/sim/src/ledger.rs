@@ -50,7 +50,7 @@ fn results_are_kept(deeds: &[(&Deed, &Op)], rows: &[Row], state: &dyn Read) -> O
         else {
             return None;
         };
-        if !matches!(op.outcome, Outcome::Ok(_)) {
+        if !matches!(op.outcome, Outcome::Ok(_) | Outcome::Told) {
             return None;
         }
         if *stale {

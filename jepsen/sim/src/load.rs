@@ -109,7 +109,11 @@ impl Workload {
 /// Each part of it in most seeds, and all of them in some.
 fn mix() -> Load {
     let some = |percent, most: u64| {
-        let number = if chance::percent(percent) { chance::between(1, most) } else { 0 };
+        let number = if chance::percent(percent) {
+            chance::between(1, most)
+        } else {
+            0
+        };
         usize::try_from(number).unwrap_or(0)
     };
     let doors = some(70, 1);

@@ -19,6 +19,7 @@ mod fork;
 mod history;
 mod ledger;
 mod line;
+mod load;
 mod named;
 mod nemesis;
 mod oracle;
@@ -41,6 +42,7 @@ use clap::{Parser, ValueEnum as _};
 
 use breaks::Break;
 use fork::Ended;
+use load::Workload;
 use reach::Reached;
 use world::World;
 
@@ -69,6 +71,9 @@ struct Args {
     /// Stop at the first seed that fails
     #[arg(long, requires = "seeds")]
     first: bool,
+    /// What clients do
+    #[arg(long, value_name = "NAME", default_value = "mix")]
+    workload: Workload,
     /// Break the product on purpose: the run has to find it
     #[arg(long = "break", value_name = "NAME")]
     broken: Option<Break>,
@@ -83,7 +88,7 @@ fn main() -> ExitCode {
         return code;
     }
     if let Some(seed) = args.seed {
-        let line = simulate(seed, args.trace, args.broken);
+        let line = simulate(seed, args.trace, args.workload, args.broken);
         println!("{line}");
         return ExitCode::from(u8::from(!line.starts_with("ok")));
     }
@@ -119,9 +124,9 @@ impl Many {
         fork::for_each(
             from..=to,
             args.jobs,
-            |seed| simulate(seed, false, args.broken),
+            |seed| simulate(seed, false, args.workload, args.broken),
             |seed, ended| {
-                let good = self.take(seed, ended, args.broken);
+                let good = self.take(seed, ended, args);
                 if good || !args.first {
                     ControlFlow::Continue(())
                 } else {
@@ -146,7 +151,7 @@ impl Many {
         if self.bad + differing > 0 {
             return ExitCode::from(1);
         }
-        let missing = self.reached.missing(to - from + 1);
+        let missing = self.reached.missing(args.workload, to - from + 1);
         if !missing.is_empty() {
             println!("NOT REACHED by any seed: {}", missing.join(", "));
             return ExitCode::from(2);
@@ -155,7 +160,7 @@ impl Many {
     }
 
     /// Takes note of how a seed ended; true when that was well.
-    fn take(&mut self, seed: u64, ended: Ended, broken: Option<Break>) -> bool {
+    fn take(&mut self, seed: u64, ended: Ended, args: &Args) -> bool {
         if seed.is_multiple_of(REPLAY_EVERY) {
             self.lines.insert(seed, ended.clone());
         }
@@ -172,7 +177,7 @@ impl Many {
             Ended::Hung => "it hung".to_owned(),
         };
         self.bad += 1;
-        let options = options(broken).join(" ");
+        let options = options(args.workload, args.broken).join(" ");
         println!("FAIL seed {seed}: {what}\n     replay: jepsen-sim --seed {seed} --trace {options}");
         false
     }
@@ -180,7 +185,7 @@ impl Many {
     /// Runs some of the seeds again, each by a new process of this program; says how many, and how many differed.
     fn replay(&self, args: &Args) -> (usize, u64) {
         let mut differing = 0;
-        let again = |seed| replayed(seed, args.broken);
+        let again = |seed| replayed(seed, args.workload, args.broken);
         fork::for_each(self.lines.keys().copied(), args.jobs, again, |seed, ended| {
             if ended != self.lines[&seed] {
                 differing += 1;
@@ -197,11 +202,11 @@ impl Many {
 
 /// The last line that a new process of this program prints for a seed. A fork would not do: it begins with the
 /// addresses and the statics of its parent.
-fn replayed(seed: u64, broken: Option<Break>) -> String {
+fn replayed(seed: u64, workload: Workload, broken: Option<Break>) -> String {
     let said = std::env::current_exe().and_then(|program| {
         Command::new(program)
             .args(["--seed", &seed.to_string()])
-            .args(options(broken))
+            .args(options(workload, broken))
             .output()
     });
     match said {
@@ -214,11 +219,18 @@ fn replayed(seed: u64, broken: Option<Break>) -> String {
 }
 
 /// The options that a replay needs besides its seed.
-fn options(broken: Option<Break>) -> Vec<String> {
-    let name = broken.and_then(|broken| broken.to_possible_value());
-    let broken = name.map(|name| ["--break".to_owned(), name.get_name().to_owned()]);
-    let planted = planted::name().map(|name| ["--planted".to_owned(), name]);
-    broken.into_iter().chain(planted).flatten().collect()
+fn options(workload: Workload, broken: Option<Break>) -> Vec<String> {
+    let mut options = Vec::new();
+    if workload != Workload::Mix {
+        options.extend(["--workload".to_owned(), workload.name()]);
+    }
+    if let Some(name) = broken.and_then(|broken| broken.to_possible_value()) {
+        options.extend(["--break".to_owned(), name.get_name().to_owned()]);
+    }
+    if let Some(name) = planted::name() {
+        options.extend(["--planted".to_owned(), name]);
+    }
+    options
 }
 
 /// The value of `name=value` in a seed's line.
@@ -229,7 +241,7 @@ fn field<'a>(line: &'a str, name: &str) -> &'a str {
 }
 
 /// One seed, in this process: the line that tells how it ended.
-fn simulate(seed: u64, trace: bool, broken: Option<Break>) -> String {
+fn simulate(seed: u64, trace: bool, workload: Workload, broken: Option<Break>) -> String {
     chance::seed(seed);
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -246,7 +258,9 @@ fn simulate(seed: u64, trace: bool, broken: Option<Break>) -> String {
     palyra_platform::install(world);
     std::panic::set_hook(Box::new(move |info| world.panicked(info.to_string())));
     let local = tokio::task::LocalSet::new();
-    let ran = catch_unwind(AssertUnwindSafe(|| local.block_on(&runtime, run::whole(world))));
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        local.block_on(&runtime, run::whole(world, workload))
+    }));
     let Ok((cluster, answered)) = ran else {
         return format!("FAIL the simulation itself panicked: {:?}", world.panics());
     };
@@ -282,6 +296,10 @@ mod tests {
         assert_eq!(field(line, "absent"), "");
         assert_eq!(range("1..400"), Some((1, 400)));
         assert_eq!(range("5..4"), None);
-        assert_eq!(options(Some(Break::LoseVote)), ["--break", "lose-vote"]);
+        assert_eq!(
+            options(Workload::Mix, Some(Break::LoseVote)),
+            ["--break", "lose-vote"]
+        );
+        assert_eq!(options(Workload::Lease, None), ["--workload", "lease"]);
     }
 }

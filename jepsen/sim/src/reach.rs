@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::load::Workload;
+
 /// Seeds from which on every name of [`NEEDED`] must have been reached at least once.
 pub(crate) const MANY_SEEDS: u64 = 100;
 
@@ -37,22 +39,56 @@ pub(crate) const NEEDED: &[&str] = &[
     "log-truncated",
     "replica-joined",
     "replica-removed",
-    // What clients met.
+    // What every client meets.
     "outcome-unknown",
     "answered-on-retry",
     "command-refused",
     "read-failed",
+];
+
+/// What the load must reach besides, by workload; a mix has all of it.
+fn by_load(workload: Workload) -> &'static [&'static [&'static str]] {
+    match workload {
+        Workload::Registry | Workload::Membership | Workload::Failover => &[],
+        Workload::Pairing => &[PAIRING],
+        Workload::Revocation => &[PAIRING, REVOCATION],
+        Workload::Lease => &[LEASES],
+        Workload::Dispatch => &[DISPATCHES],
+        Workload::Journal => &[PAIRING, DISPATCHES, WATCH],
+        Workload::Watch => &[WATCH],
+        Workload::Mix => &[PAIRING, REVOCATION, LEASES, DISPATCHES, WATCH],
+    }
+}
+
+const PAIRING: &[&str] = &["code-raced", "approval-raced"];
+const REVOCATION: &[&str] = &[
+    "revoked-was-refused",
+    "revoked-with-dispatches",
+    "revoked-was-closed",
+    "revocation-complete",
+    "revocation-pending",
+    "probe-accepted",
+    "probe-revoked",
+    "probe-stale",
+];
+const LEASES: &[&str] = &[
+    "worker-admitted",
+    "worker-paused",
+    "lease-offered",
+    "lease-renewed",
+    "lease-over-by-own-clock",
+    "lease-ending-finished",
+    "lease-ending-expired",
+    "run-requeued",
+];
+const DISPATCHES: &[&str] = &[
+    "line-held",
     "dispatch-rebound",
-    "dispatch-moved",
     "dispatch-lost",
     "dispatch-timed-out",
     "stale-epoch-refused",
-    "code-raced",
-    "approval-raced",
-    "revoked-was-refused",
-    "revoked-with-dispatches",
-    "feed-moved",
 ];
+const WATCH: &[&str] = &["feed-moved"];
 
 /// Seeds from which on every name of [`RARE`] must have been reached, too.
 pub(crate) const VERY_MANY_SEEDS: u64 = 400;
@@ -99,11 +135,17 @@ impl Reached {
     }
 
     /// What so many seeds had to reach, and did not.
-    pub(crate) fn missing(&self, seeds: u64) -> Vec<&'static str> {
+    pub(crate) fn missing(&self, workload: Workload, seeds: u64) -> Vec<&'static str> {
         let needed = if seeds >= MANY_SEEDS { NEEDED } else { &[] };
+        let load = if seeds >= MANY_SEEDS {
+            by_load(workload)
+        } else {
+            &[]
+        };
         let rare = if seeds >= VERY_MANY_SEEDS { RARE } else { &[] };
         needed
             .iter()
+            .chain(load.iter().copied().flatten())
             .chain(rare)
             .copied()
             .filter(|name| !self.0.contains_key(*name))
@@ -125,9 +167,13 @@ mod tests {
         sum.add(&one.encode());
         sum.add(&one.encode());
         assert_eq!(sum.encode(), "kill:4,power:2");
-        assert!(!sum.missing(100).contains(&"kill"));
-        assert_eq!(sum.missing(99).len(), 0, "too few seeds to say");
-        assert_eq!(sum.missing(100).len(), NEEDED.len() - 2);
-        assert_eq!(sum.missing(400).len(), NEEDED.len() - 2 + RARE.len());
+        let missing = |workload, seeds| sum.missing(workload, seeds);
+        assert!(!missing(Workload::Registry, 100).contains(&"kill"));
+        assert_eq!(missing(Workload::Mix, 99).len(), 0, "too few seeds to say");
+        assert_eq!(missing(Workload::Registry, 100).len(), NEEDED.len() - 2);
+        assert_eq!(
+            missing(Workload::Watch, 400).len(),
+            NEEDED.len() - 2 + WATCH.len() + RARE.len()
+        );
     }
 }

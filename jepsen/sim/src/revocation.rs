@@ -134,7 +134,7 @@ fn judge(cluster: &Cluster, at: u64, device: Id, invoked: u64, found: Probe) {
                 && invoked > closed
             {
                 cluster.problem(format!(
-                    "r{at} accepts the certificate of {device} at {invoked} ms; {why} at {closed} ms"
+                    "revocation.enforced: r{at} accepts the certificate of {device} at {invoked} ms; {why} at {closed} ms"
                 ));
             }
         }
@@ -243,7 +243,7 @@ async fn is_closed(cluster: &Cluster, device: Id, mut line: Line) {
         match line.hear(Duration::from_millis(50)).await {
             Ok(Some(Outbound::Heartbeat { sequence: answered })) if answered == sequence => {
                 return cluster.problem(format!(
-                    "r{} serves {device} after its revocation was answered as complete",
+                    "revocation.streams-close: r{} serves {device} after its revocation was answered as complete",
                     line.at
                 ));
             }
@@ -267,7 +267,9 @@ pub(crate) async fn opens(cluster: &Rc<Cluster>, device: Id) {
                 break;
             }
             if platform::now() > end {
-                return cluster.problem(format!("healed, but r{id} accepts nobody: {found:?}"));
+                return cluster.problem(format!(
+                    "revocation.opens-again: healed, but r{id} accepts nobody: {found:?}"
+                ));
             }
             platform::sleep(Duration::from_millis(100)).await;
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use palyra_pki::KeyPair;
 use palyra_platform as platform;
+use palyra_state::journal::Row;
 use palyra_state::{Fingerprint, Id, MemRead};
 use tokio::task::{JoinHandle, spawn_local};
 
@@ -19,6 +20,7 @@ use crate::enrol;
 use crate::fleet;
 use crate::history;
 use crate::ledger;
+use crate::load::Workload;
 use crate::nemesis;
 use crate::oracle;
 use crate::revocation;
@@ -28,20 +30,13 @@ use crate::world::World;
 
 /// Registers, each the label of one device.
 const REGISTERS: usize = 3;
-/// Clients of the registers, each with one operation at a time.
-const CLIENTS: u64 = 4;
-/// Nodes that work.
-const NODES: usize = 2;
-/// Workers that hold leases.
-const WORKERS: usize = 2;
-/// Followers of the journal.
-const FOLLOWERS: usize = 2;
 /// Virtual time in which a healed cluster must finish what is open, and then agree and serve.
 const SETTLE: Duration = Duration::from_secs(60);
 
 /// Runs the whole of it on the paused runtime of this process; gives back how many operations were answered.
-pub(crate) async fn whole(world: &'static World) -> (Rc<Cluster>, usize) {
-    let cluster = Cluster::new(world);
+pub(crate) async fn whole(world: &'static World, workload: Workload) -> (Rc<Cluster>, usize) {
+    let cluster = Cluster::new(world, workload.draw());
+    world.note(&format!("{} {:?}", workload.name(), cluster.load));
     spawn_local(cluster.clone().watch_over());
     let devices = birth(&cluster).await;
     if cluster.problems().is_empty() {
@@ -63,8 +58,8 @@ async fn birth(cluster: &Rc<Cluster>) -> Devices {
     let fresh = |count: usize| (0..count).map(|_| fleet::fresh()).collect::<Vec<Id>>();
     let devices = Devices {
         registers: fresh(REGISTERS),
-        nodes: fresh(NODES),
-        workers: fresh(WORKERS)
+        nodes: fresh(cluster.load.nodes),
+        workers: fresh(cluster.load.workers)
             .into_iter()
             .filter_map(|id| Some((id, KeyPair::generate(&mut platform::fill_random).ok()?)))
             .collect(),
@@ -97,19 +92,35 @@ async fn birth(cluster: &Rc<Cluster>) -> Devices {
     devices
 }
 
-/// Load and faults, then peace, then the verdict.
-async fn live(cluster: &Rc<Cluster>, devices: Devices) {
-    let Devices {
-        registers,
-        nodes,
-        workers,
-    } = devices;
-    let mut busy: Vec<JoinHandle<()>> = (0..CLIENTS)
-        .map(|number| spawn_local(clients::registers(cluster.clone(), number, registers.clone())))
-        .collect();
-    busy.push(spawn_local(agents::operator(cluster.clone(), nodes.clone())));
-    busy.push(spawn_local(enrol::door(cluster.clone())));
-    busy.push(spawn_local(runs::operator(cluster.clone())));
+/// Those who ask for something, until faults end.
+fn asking(cluster: &Rc<Cluster>, registers: &[Id], nodes: &[Id]) -> Vec<JoinHandle<()>> {
+    let load = cluster.load;
+    let mut busy = Vec::new();
+    for number in 0..load.clients {
+        let client = clients::registers(cluster.clone(), number, registers.to_vec());
+        busy.push(spawn_local(client));
+    }
+    for number in 0..load.steady {
+        let client = clients::steady(cluster.clone(), load.clients + number, registers.to_vec());
+        busy.push(spawn_local(client));
+    }
+    if !nodes.is_empty() {
+        busy.push(spawn_local(agents::operator(cluster.clone(), nodes.to_vec())));
+    }
+    for _ in 0..load.doors {
+        busy.push(spawn_local(enrol::door(cluster.clone())));
+    }
+    if load.workers > 0 {
+        busy.push(spawn_local(runs::operator(cluster.clone())));
+    }
+    if load.replaced {
+        busy.push(spawn_local(change::again_and_again(cluster.clone())));
+    }
+    busy
+}
+
+/// Those who do what is asked, and look on, until everything is over.
+fn serving(cluster: &Rc<Cluster>, nodes: &[Id], workers: Vec<(Id, KeyPair)>) -> Vec<JoinHandle<()>> {
     let mut steady: Vec<JoinHandle<()>> = nodes
         .iter()
         .map(|node| spawn_local(agents::agent(cluster.clone(), *node)))
@@ -117,9 +128,26 @@ async fn live(cluster: &Rc<Cluster>, devices: Devices) {
     for (device, key) in workers {
         steady.push(spawn_local(workers::worker(cluster.clone(), device, key)));
     }
-    steady.push(spawn_local(revocation::prober(cluster.clone())));
-    let followers: Vec<JoinHandle<Seen>> = (0..FOLLOWERS)
-        .map(|_| spawn_local(clients::follow(cluster.clone())))
+    for _ in 0..cluster.load.probes {
+        steady.push(spawn_local(revocation::prober(cluster.clone())));
+    }
+    steady
+}
+
+/// Load and faults, then peace, then the verdict.
+async fn live(cluster: &Rc<Cluster>, devices: Devices) {
+    let Devices {
+        registers,
+        nodes,
+        workers,
+    } = devices;
+    let busy = asking(cluster, &registers, &nodes);
+    let steady = serving(cluster, &nodes, workers);
+    let followers: Vec<JoinHandle<Seen>> = (0..cluster.load.roaming + cluster.load.settled)
+        .map(|number| {
+            let roams = number < cluster.load.roaming;
+            spawn_local(clients::follow(cluster.clone(), roams))
+        })
         .collect();
 
     nemesis::strike(cluster).await;
@@ -209,22 +237,47 @@ async fn settle(cluster: &Rc<Cluster>, keys: &[Id]) {
     }
 }
 
+/// The states of all members at one index: whoever leads goes on with its own work, so that they are looked at again
+/// until nothing came in between.
+async fn final_states(cluster: &Cluster) -> Vec<(u64, MemRead)> {
+    let end = platform::now() + SETTLE;
+    loop {
+        let mut states = Vec::new();
+        let mut indexes = BTreeSet::new();
+        for id in cluster.members() {
+            let found = cluster
+                .look(id, |view| (view.index(), oracle::state_of(view)))
+                .await;
+            indexes.insert(found.as_ref().map(|(index, _)| *index));
+            states.extend(found.map(|(_, state)| (id, state)));
+        }
+        if indexes.len() == 1 && !indexes.contains(&None) {
+            return states;
+        }
+        if platform::now() > end {
+            cluster.problem(format!(
+                "healed, but replicas do not come to one index: {indexes:?}"
+            ));
+            return Vec::new();
+        }
+        platform::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// What must hold at the end: equal states, their invariants, and a history that the journal agrees with.
 async fn check(cluster: &Cluster, followers: &[Seen], calm: u64) {
-    let mut states: Vec<(u64, MemRead)> = Vec::new();
-    for id in cluster.members() {
-        if let Some(state) = cluster.look(id, oracle::state_of).await {
-            states.push((id, state));
-        }
-    }
+    let states = final_states(cluster).await;
     let mut problems = oracle::agreement(&states);
     if let Some((_, state)) = states.first() {
         let rows = history::journal(state);
         let history = cluster.history.borrow();
         problems.extend(history.check(&rows));
         problems.extend(ledger::check(&history, &rows, state));
-        runs::close(cluster, state, &rows);
-        problems.extend(runs::check(cluster, calm));
+        if cluster.load.workers > 0 {
+            runs::close(cluster, state, &rows);
+            problems.extend(runs::check(cluster, calm));
+        }
+        note_paths(cluster, &rows);
         problems.extend(
             followers
                 .iter()
@@ -240,5 +293,25 @@ async fn check(cluster: &Cluster, followers: &[Seen], calm: u64) {
     );
     for problem in problems {
         cluster.problem(problem);
+    }
+}
+
+/// Counts what only the journal shows of the paths that were taken.
+fn note_paths(cluster: &Cluster, rows: &[Row]) {
+    let reach = |name: &str| cluster.world.reach(name);
+    for row in rows {
+        match (row.action.as_str(), row.detail("state")) {
+            ("dispatch.finished", "timed_out") => reach("dispatch-timed-out"),
+            ("dispatch.finished", "session_lost") => reach("dispatch-lost"),
+            ("dispatch.rebound", _) => reach("dispatch-rebound"),
+            ("run.requeued", _) => reach("run-requeued"),
+            ("lease.rebound", _) => reach("lease-rebound"),
+            _ => {}
+        }
+        match (row.action.as_str(), row.detail("reason")) {
+            ("lease.ending", reason) => reach(&format!("lease-ending-{reason}")),
+            ("node.gone" | "node.offline", _) => reach("node-given-up"),
+            _ => {}
+        }
     }
 }

@@ -89,7 +89,7 @@ async fn cancel(cluster: &Cluster, run: Id) {
 
 fn kind(outcome: &Outcome) -> Kind {
     match outcome {
-        Outcome::Ok(_) | Outcome::Quiet(_) => Kind::Ok,
+        Outcome::Ok(_) | Outcome::Told | Outcome::Quiet(_) => Kind::Ok,
         Outcome::Refused => Kind::Fail,
         Outcome::Unknown => Kind::Info,
     }
@@ -100,9 +100,8 @@ pub(crate) async fn ended(cluster: &Cluster, limit: Duration) -> bool {
     let end = platform::now() + limit;
     while platform::now() < end {
         let open = |view: &palyra_replica::View| {
-            let open = [RunState::AwaitingInput, RunState::Queued, RunState::Leased];
-            open.into_iter()
-                .any(|state| !leases::runs_in_state(view, state, None, 1).is_empty())
+            let mut open = RunState::ALL.into_iter().filter(|state| !state.is_terminal());
+            open.any(|state| !leases::runs_in_state(view, state, None, 1).is_empty())
         };
         if let Some((_, false)) = cluster.read(cluster.any_member(), open).await {
             return true;
