@@ -304,6 +304,27 @@ mod tests {
         assert_eq!(broken.problem, "it is not where it says");
     }
 
+    /// The fault harness has its own copy of the definition, and pins the same row to the same hash
+    /// (`jepsen/check/src/journal/tests.rs`).
+    #[test]
+    fn the_hash_of_a_row_is_pinned() {
+        let detail = [("generation", "2"), ("platform", "linux/x86_64")];
+        let row = Row {
+            index: 258,
+            ordinal: 3,
+            at_ms: 1_700_000_000_123,
+            actor: "operator/x".into(),
+            action: "node.registered".into(),
+            subject: "a".into(),
+            request_id: Id::parse("01J00000000000000000000007").unwrap(),
+            detail: detail.map(|(name, value)| (name.into(), value.into())).into(),
+            prev_hash: Digest::from_bytes([0x11; 32]),
+            hash: Digest::ZERO,
+        };
+        let pinned = "408b2a5d04584c5242bcab21ee6ac0ffbc7a6e33839389f16651d37cf6823745";
+        assert_eq!(row_hash(&row).to_string(), pinned);
+    }
+
     #[test]
     fn last_rows_come_in_order() {
         let mut state = MemRead::new();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::evidence::Setting;
 use crate::resolve::Canonical;
 use crate::wgl::Limits;
 
@@ -15,8 +16,25 @@ pub struct Facts {
     pub bounds: BTreeMap<String, f64>,
     /// Actors whose every request is in the history, as the journal names them.
     pub actors: Vec<String>,
-    /// Replicas by name, in the order in which they are shown.
+    /// Replicas by name, in the order in which they are shown; each is read at the end.
     pub replicas: Vec<String>,
+    /// Operations whose changes leave entries in the journal, besides those that always do.
+    pub journaled: Vec<String>,
+    /// No request of a client was under way any more when the journal was last read: what it does not have never was.
+    pub settled: bool,
+    /// How rows of the journal tell of registers; `None` when they do not.
+    pub registers: Option<RegisterRows>,
+    /// When something was broken on purpose, and how long things may take.
+    pub setting: Setting,
+}
+
+/// Which rows of the journal tell of registers: their subject is the key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisterRows {
+    /// Their action.
+    pub action: String,
+    /// Name of the detail that holds the version.
+    pub version: String,
 }
 
 /// What checkers are given.

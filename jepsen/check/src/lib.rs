@@ -13,7 +13,9 @@ pub mod context;
 pub mod dispatch;
 pub mod evidence;
 pub mod history;
+pub mod journal;
 pub mod jsonl;
+pub mod judge;
 pub mod lease;
 pub mod linear;
 pub mod pairing;
@@ -23,10 +25,12 @@ pub mod revocation;
 #[cfg(test)]
 mod sketch;
 pub mod verdict;
+pub mod watch;
 pub mod wgl;
 pub mod witness;
 pub mod zones;
 
 pub use context::{Context, Facts};
 pub use history::{Event, History, Kind, Op, Process, Recorder};
+pub use judge::{NoVerdict, judge};
 pub use verdict::{Check, Outcome, Verdict, Violation};
