@@ -12,6 +12,7 @@
 pub mod context;
 pub mod dispatch;
 pub mod evidence;
+pub mod export;
 pub mod history;
 pub mod journal;
 pub mod jsonl;

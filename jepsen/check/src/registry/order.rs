@@ -127,7 +127,8 @@ impl Break<'_, '_> {
 }
 
 /// Checks the order of the versions. It decides: each change makes the next version, so that no other order is possible.
-/// `None` when an answer tells no version, or when a cas or a deletion of unknown outcome leaves more than one order.
+/// `None` when an answer tells no version, or when a deletion of unknown outcome, or a cas of one where a version is missing,
+/// leaves more than one order.
 pub(super) fn by_version<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
     let mut made: BTreeMap<u64, &Access<'a>> = BTreeMap::new();
     let mut reads: BTreeMap<u64, Vec<&Access<'a>>> = BTreeMap::new();
@@ -138,7 +139,7 @@ pub(super) fn by_version<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
         .any(|op| matches!(op.item.call, Call::Delete { .. }));
     for op in &key.ops {
         match (op.item.call, op.item.optional) {
-            (Call::Write { .. }, true) => open.push(op),
+            (Call::Write { .. } | Call::Cas { .. }, true) => open.push(op),
             (_, true) => return None,
             (
                 Call::Read {
@@ -162,7 +163,7 @@ pub(super) fn by_version<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
             }
         }
     }
-    if let Err(broken) = place_open(&mut made, &reads, open) {
+    if let Err(broken) = place_open(&mut made, &reads, open)? {
         return Some(Order::Broken(broken));
     }
     let mut order: Vec<&Access<'a>> = Vec::with_capacity(key.ops.len());
@@ -175,12 +176,12 @@ pub(super) fn by_version<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
 }
 
 /// Gives the versions that nobody was told of to writes of unknown outcome: to those whose value was read there, and else
-/// the earliest version to the earliest call, which leaves most room to the others.
+/// the earliest version to the earliest call, which leaves most room to the others. `None` when that is not so.
 fn place_open<'k, 'a>(
     made: &mut BTreeMap<u64, &'k Access<'a>>,
     reads: &BTreeMap<u64, Vec<&'k Access<'a>>>,
     mut open: Vec<&'k Access<'a>>,
-) -> Result<(), Break<'k, 'a>> {
+) -> Option<Result<(), Break<'k, 'a>>> {
     for (version, seen) in reads {
         let read = seen[0];
         let fits = open
@@ -213,14 +214,18 @@ fn place_open<'k, 'a>(
             missing.push((version, deadline, seen));
         }
     }
+    let is_write = |op: &&Access<'a>| matches!(op.item.call, Call::Write { .. });
+    if !missing.is_empty() && !open.iter().all(is_write) {
+        return None;
+    }
     let mut candidates = open.into_iter();
     for (version, deadline, seen) in missing.into_iter().rev() {
         match candidates.next().filter(|op| op.item.start < deadline) {
             Some(op) => drop(made.insert(version, op)),
-            None => return Err(Break::Missing { version, seen }),
+            None => return Some(Err(Break::Missing { version, seen })),
         }
     }
-    Ok(())
+    Some(Ok(()))
 }
 
 /// Checks the order of the revisions, a change before the reads that reflect it. `None` when an operation has none.
