@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::evidence::Setting;
 use crate::resolve::Canonical;
+use crate::revocation;
 use crate::wgl::Limits;
 
 /// What a run tells of itself to the judge; stored as `facts.json`. Each workload's module names the bounds that it uses.
@@ -26,6 +27,8 @@ pub struct Facts {
     pub registers: Option<RegisterRows>,
     /// When something was broken on purpose, and how long things may take.
     pub setting: Setting,
+    /// Within what time revocations must hold.
+    pub revocation: revocation::Bounds,
 }
 
 /// Which rows of the journal tell of registers: their subject is the key.

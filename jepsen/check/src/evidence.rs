@@ -71,8 +71,8 @@ const ISOLATING: [&str; 5] = [
 ];
 
 impl Setting {
-    /// As the nemesis's events in a history tell it: `start` and `stop` with `{fault, nemesis, targets, draw, outcome}`,
-    /// `phase` with `{phase}`, `ended` of a process, and `whole` when the last stage has everything started and in agreement.
+    /// As the nemesis's events in a history tell it (see [`crate::history`]): faults with their `start` and `stop`, `phase`
+    /// with `{"phase"}`, `ended` of a process, and `healed` when the last stage has everything started and in agreement.
     #[must_use]
     pub fn of(history: &History, epoch_ms: Option<u64>) -> Setting {
         let nodes: BTreeSet<&str> = history
@@ -94,10 +94,14 @@ impl Setting {
         };
         for event in history.faults() {
             let value = &event.value;
-            let number = value["fault"].as_u64().unwrap_or(0);
-            match event.f.as_str() {
+            let number = value["id"].as_u64().unwrap_or(0);
+            let name = event.f.as_str();
+            let what = match value["phase"].as_str() {
+                Some(phase @ ("start" | "stop")) => phase,
+                _ => name,
+            };
+            match what {
                 "start" => {
-                    let name = value["nemesis"].as_str().unwrap_or("fault");
                     if name.starts_with("clock") || name.starts_with("cert-expire") {
                         setting.epoch_ms = None;
                     }
@@ -115,7 +119,7 @@ impl Setting {
                 "phase" if value["phase"] == "final" => {
                     drop(open.insert(FINAL, point(event.time, "last stage")))
                 }
-                "whole" => setting.faults.extend(open.remove(&FINAL).map(|window| Window {
+                "healed" => setting.faults.extend(open.remove(&FINAL).map(|window| Window {
                     to: event.time,
                     ..window
                 })),
@@ -395,21 +399,25 @@ mod tests {
             let call = recorder.invoke(time, process, "x", json!({}), Some(node.to_owned()), None);
             recorder.complete(time, &call, Kind::Ok, crate::history::Answer::default());
         }
-        let fault = |number: u64, nemesis: &str, targets: &[&str], draw: &str| json!({"fault": number, "nemesis": nemesis, "targets": targets, "draw": draw, "outcome": "installed"});
-        let leader = fault(1, "partition:leader", &["r2"], "");
-        let halves = fault(2, "partition:halves", &[], "r3,r1,r2");
-        let most = fault(3, "partition:one", &["r1", "r2"], "");
-        let mut skipped = fault(4, "kill", &["r1"], "");
-        skipped["outcome"] = json!("skipped");
-        recorder.fault(10, "start", leader.clone());
-        recorder.fault(20, "start", halves.clone());
-        recorder.fault(25, "start", skipped.clone());
-        recorder.fault(26, "stop", skipped);
-        recorder.fault(30, "stop", leader);
-        recorder.fault(40, "stop", halves);
-        recorder.fault(50, "start", most);
+        let mut fault = |time: u64, id: u64, name: &str, phase: &str, outcome: &str| {
+            let (targets, draw) = match name {
+                "partition:leader" => (json!(["r2"]), ""),
+                "partition:halves" => (json!([]), "r3,r1,r2"),
+                _ => (json!(["r1", "r2"]), ""),
+            };
+            let value =
+                json!({"id": id, "phase": phase, "targets": targets, "draw": draw, "outcome": outcome});
+            recorder.fault(time, name, value);
+        };
+        fault(10, 1, "partition:leader", "start", "");
+        fault(20, 2, "partition:halves", "start", "");
+        fault(25, 4, "kill", "start", "");
+        fault(26, 4, "kill", "stop", "skipped");
+        fault(30, 1, "partition:leader", "stop", "installed");
+        fault(40, 2, "partition:halves", "stop", "installed");
+        fault(50, 3, "partition:one", "start", "");
         recorder.fault(60, "phase", json!({"phase": "final"}));
-        recorder.fault(70, "whole", json!({}));
+        recorder.fault(70, "healed", json!({}));
         recorder.fault(80, "ended", json!({"replica": "r1"}));
         let setting = Setting::of(recorder.history(), Some(5));
         let times: Vec<_> = setting
@@ -429,7 +437,11 @@ mod tests {
             "a majority that is cut off serves on"
         );
         assert_eq!(setting.epoch_ms, Some(5));
-        recorder.fault(90, "start", fault(9, "clock:jump", &["r1"], ""));
+        recorder.fault(
+            90,
+            "clock:jump",
+            json!({"id": 9, "phase": "start", "targets": ["r1"]}),
+        );
         assert_eq!(Setting::of(recorder.history(), Some(5)).epoch_ms, None);
     }
 

@@ -43,11 +43,17 @@ pub struct Error {
 }
 
 /// Writes everything that is made from a history and its verdict into a folder: `history.edn`, `independent/KEY/history.edn`,
-/// `results.edn`, `results.json`, `junit.xml`, `timeline.html`.
+/// `results.edn`, `results.json`, `junit.xml`, `timeline.html`. `results` is what the results say: those of [`results`], or more.
 ///
 /// # Errors
 /// The first file that cannot be written.
-pub fn write_all(folder: &Path, title: &Title, history: &History, verdict: &Verdict) -> Result<(), Error> {
+pub fn write_all(
+    folder: &Path,
+    title: &Title,
+    history: &History,
+    verdict: &Verdict,
+    results: &Value,
+) -> Result<(), Error> {
     let put = |name: &str, write: &dyn Fn(&mut dyn Write) -> io::Result<()>| put(&folder.join(name), write);
     put("history.edn", &|to| edn::history(to, history))?;
     for (key, events) in edn::independent(history) {
@@ -55,13 +61,12 @@ pub fn write_all(folder: &Path, title: &Title, history: &History, verdict: &Verd
             edn::events(to, &events)
         })?;
     }
-    let results = results(title, history, verdict);
     put("results.edn", &|to| {
-        edn::value(to, &results)?;
+        edn::value(to, results)?;
         writeln!(to)
     })?;
     put("results.json", &|to| {
-        serde_json::to_writer_pretty(&mut *to, &results)?;
+        serde_json::to_writer_pretty(&mut *to, results)?;
         writeln!(to)
     })?;
     put("junit.xml", &|to| {

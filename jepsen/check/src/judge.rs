@@ -9,7 +9,7 @@ use crate::context::{Context, Facts};
 use crate::history::{History, Problem};
 use crate::resolve::Canonical;
 use crate::verdict::{Check, Verdict};
-use crate::{journal, lease, registry, watch};
+use crate::{dispatch, journal, lease, pairing, registry, revocation, watch};
 
 /// Why a history has no verdict: that is a failure of the harness.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +54,23 @@ const MODULES: &[Module] = &[
         functions: &["accept", "renew", "start"],
         check: |history, context| lease::check(history, &context.facts.setting),
     },
+    Module {
+        name: "dispatch",
+        functions: &["submit", "deliver", "complete"],
+        check: |history, _| dispatch::check(history),
+    },
+    Module {
+        name: "pairing",
+        functions: &["mint", "redeem", "approve"],
+        check: |history, context| pairing::check(history, &context.facts.setting),
+    },
+    Module {
+        name: "revocation",
+        functions: &["revoke", "probe", "stream"],
+        check: |history, context| {
+            revocation::check(history, &context.facts.setting, &context.facts.revocation)
+        },
+    },
 ];
 
 /// The workloads that can be judged.
@@ -81,20 +98,21 @@ pub fn judge(workload: &str, history: &History, facts: &Facts) -> Result<Verdict
         ..Context::default()
     };
     context.canonical = journal::canonical(history, &context);
-    let mut verdict = Verdict::default();
-    for module in MODULES {
-        let has_something = history
+    let called = |module: &Module| {
+        let functions = module.functions;
+        history
             .events
             .iter()
-            .any(|event| module.functions.contains(&event.f.as_str()));
-        if has_something {
+            .any(|event| functions.contains(&event.f.as_str()))
+    };
+    let mut verdict = Verdict::default();
+    for module in MODULES {
+        if called(module) {
             verdict.checks.extend((module.check)(history, &context));
         } else if module.name == workload {
             let name = format!("{workload}.coverage");
-            let why = format!(
-                "the history has no operation of {workload}: {}",
-                module.functions.join(", ")
-            );
+            let functions = module.functions.join(", ");
+            let why = format!("the history has no operation of {workload}, such as {functions}");
             verdict.checks.push(Check::unknown(name, why));
         }
     }

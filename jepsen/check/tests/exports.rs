@@ -329,7 +329,8 @@ fn a_run_leaves_all_its_files() {
     let kept = std::env::var_os("PALYRA_JEPSEN_SAMPLE");
     let temporary = tempfile::tempdir().unwrap();
     let folder = kept.map_or(temporary.path().to_owned(), Into::into);
-    export::write_all(&folder, &title(), &history, &verdict).unwrap();
+    let results = export::results(&title(), &history, &verdict);
+    export::write_all(&folder, &title(), &history, &verdict, &results).unwrap();
     for name in [
         "history.edn",
         "results.edn",
