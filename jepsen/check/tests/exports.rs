@@ -56,7 +56,15 @@ fn story(ops: usize, broken: bool) -> (History, Verdict) {
         told.fault(end / 100 * from, f, value("start"));
         told.fault(end / 100 * to, f, value("stop"));
     }
-    told.fault(end / 100 * 90, "healed", json!({}));
+    for (part, phase) in [(0, "before"), (20, "faults"), (84, "after"), (90, "final")] {
+        told.fault(end / 100 * part, "phase", json!({"phase": phase}));
+    }
+    told.fault(
+        end / 100 * 33,
+        "ended",
+        json!({"replica": "r2", "how": "killed by signal 9"}),
+    );
+    told.fault(end / 100 * 93, "healed", json!({}));
     history.events.extend(told.history().events.iter().cloned());
     history.events.sort_by_key(|event| event.time);
     if broken {
