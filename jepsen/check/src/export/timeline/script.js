@@ -68,16 +68,26 @@
   const t = (px) => view.a + (px - LEFT) / (width - LEFT) * (view.b - view.a);
   const y = (lane) => top + lane * laneHeight;
 
-  const label = (o) => {
-    let v = {};
-    try { v = JSON.parse(o.answer || o.call) || {}; } catch { /* a value that was cut short is shown as it is */ }
-    const call = (() => { try { return JSON.parse(o.call) || {}; } catch { return {}; } })();
-    const key = v.key ?? call.key ?? v.lease ?? call.lease ?? v.run ?? call.run ?? v.watcher ?? call.watcher;
-    const value = v.value !== undefined ? v.value : call.value;
-    const from = call.from !== undefined ? JSON.stringify(call.from) + "→" : "";
-    return [o.f, key, value === undefined ? "" : (o.f === "read" ? "= " : "") + from + JSON.stringify(value)]
-      .filter((part) => part !== undefined && part !== "").join(" ");
+  const parse = (words) => {
+    // A value that was cut short cannot be read, and is shown as it is.
+    try { return JSON.parse(words) || {}; } catch { return {}; }
   };
+  const parts = (o) => o.parts ||= (() => {
+    const call = parse(o.call), answer = o.answer ? parse(o.answer) : call;
+    const first = (...names) => names.map((name) => answer[name] ?? call[name]).find((found) => found !== undefined);
+    const value = answer.value !== undefined ? answer.value : call.value;
+    const from = call.from !== undefined && o.f === "cas" ? JSON.stringify(call.from) + "→" : "";
+    return {
+      of: first("key", "lease", "run", "job", "device", "code", "pairing", "watcher"),
+      value: value === undefined ? "" : from + JSON.stringify(value),
+    };
+  })();
+  const label = (o) => {
+    const { of, value } = parts(o);
+    return [o.f, of, value && o.f === "read" ? "= " + value : value].filter((part) => part !== undefined && part !== "").join(" ");
+  };
+  // Where there is no room for more: `w 17`.
+  const brief = (o) => (o.f[0] + " " + (parts(o).value || parts(o).of || "")).trim();
 
   function palette() {
     const style = getComputedStyle(document.documentElement);
@@ -100,17 +110,17 @@
     return [1, 2, 5, 10].map((m) => m * power).find((step) => step >= raw);
   }
 
-  function text(g, words, left, right, middle, colour, font) {
+  function text(g, words, left, right, middle, colour, font, brief) {
     const room = right - left;
-    if (room < 14) return;
+    if (room < 8) return;
     g.font = font || "12px system-ui, sans-serif";
     g.fillStyle = colour;
     g.textBaseline = "middle";
-    let fit = words;
+    let fit = brief && g.measureText(words).width > room ? brief : words;
     if (g.measureText(fit).width > room) {
-      const most = Math.floor(words.length * room / g.measureText(words).width) - 1;
+      const most = Math.floor(fit.length * room / g.measureText(fit).width) - 1;
       if (most < 2) return;
-      fit = words.slice(0, most) + "…";
+      fit = fit.slice(0, most) + "…";
     }
     g.fillText(fit, left, middle);
   }
@@ -254,7 +264,7 @@
     }
     if (tall >= 12) {
       const ink = o.kind === 1 ? colours.ink : colours[name + "-ink"];
-      text(g, label(o), Math.max(a, LEFT) + 4, b - 3, upper + tall / 2 + .5, ink);
+      text(g, label(o), Math.max(a, LEFT) + 4, b - 3, upper + tall / 2 + .5, ink, "", brief(o));
     }
     if ($("points").checked && o.point != null) {
       g.fillStyle = colours.ink;
