@@ -10,6 +10,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
+use crate::scenario::Level;
 use crate::target::Target;
 
 /// Wrong usage.
@@ -34,6 +35,8 @@ const AFTER: &str = "Exit codes: 0 valid, 1 a property was violated, 2 unknown o
 enum Command {
     /// Run a workload on real processes under faults
     Run(RunArgs),
+    /// Run the regression of a bug with a name
+    Scenario(ScenarioArgs),
 }
 
 /// Form of what is printed.
@@ -88,6 +91,9 @@ pub struct RunArgs {
     /// The network: bridge, tap, or auto for tap when a fault needs it
     #[arg(long, default_value = "auto")]
     pub fabric: String,
+    /// Give each replica's clock since boot another beginning, up to a month apart
+    #[arg(long)]
+    pub boot_offsets: bool,
     /// Data folders: tmpfs, faultfs, dir, or auto for faultfs when a fault needs it
     #[arg(long, default_value = "auto")]
     pub disk: String,
@@ -109,6 +115,28 @@ pub struct RunArgs {
     /// The name that the run is kept under; the workload's when absent
     #[arg(long)]
     pub name: Option<String>,
+    /// Form of the answer
+    #[arg(long, short, value_enum, default_value_t = Form::Text)]
+    pub output: Form,
+}
+
+/// What `jepsen scenario` takes.
+#[derive(Clone, Debug, Args)]
+pub struct ScenarioArgs {
+    /// Its name, see jepsen list scenarios; or a file that ends in .toml
+    pub name: String,
+    /// Tell what it is about, and run nothing
+    #[arg(long)]
+    pub show: bool,
+    /// Only its stages of this level
+    #[arg(long, value_enum)]
+    pub level: Option<Level>,
+    /// Folder of palyrad and palyra
+    #[arg(long, env = "PALYRA_BIN")]
+    pub binary: Option<PathBuf>,
+    /// Where runs are kept
+    #[arg(long, default_value = "jepsen/store")]
+    pub store: PathBuf,
     /// Form of the answer
     #[arg(long, short, value_enum, default_value_t = Form::Text)]
     pub output: Form,
@@ -153,6 +181,7 @@ pub fn main() -> u8 {
     };
     let done = match cli.command {
         Command::Run(args) => commands::run::main(&args),
+        Command::Scenario(args) => commands::scenario::main(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("jepsen: {error:#}");

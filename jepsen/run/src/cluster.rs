@@ -22,6 +22,7 @@ use palyra_client::{Client, ConnectOptions, Contexts, Endpoints};
 use palyra_pki::Credential;
 use tokio::process::Child;
 
+use crate::clock::Clocks;
 use crate::door::{Door, Identity};
 use crate::net::{Net, Seat};
 
@@ -82,6 +83,7 @@ pub struct Cluster {
     programs: Programs,
     settings: toml::Table,
     net: Net,
+    clocks: Clocks,
     /// Loopback only: the first port of r1.
     loopback: Option<u16>,
     members: Mutex<BTreeMap<u64, Member>>,
@@ -102,6 +104,8 @@ pub struct Parts {
     pub settings: toml::Table,
     /// The network.
     pub net: Net,
+    /// Their clocks.
+    pub clocks: Clocks,
 }
 
 impl Cluster {
@@ -121,6 +125,7 @@ impl Cluster {
             programs: parts.programs,
             settings: parts.settings,
             net: parts.net,
+            clocks: parts.clocks,
             loopback,
             members: Mutex::default(),
             turns: Mutex::default(),
@@ -424,6 +429,12 @@ impl Cluster {
         metrics::fetch(&self.address(id, 5))
             .await
             .with_context(|| format!("r{id} tells no metrics"))
+    }
+
+    /// The replicas' clocks.
+    #[must_use]
+    pub fn clocks(&self) -> &Clocks {
+        &self.clocks
     }
 
     /// The network.

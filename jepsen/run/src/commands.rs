@@ -1,3 +1,4 @@
 //! What each command of `jepsen` does.
 
 pub mod run;
+pub mod scenario;

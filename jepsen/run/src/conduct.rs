@@ -249,6 +249,7 @@ fn with(mut told: serde_json::Value, outcome: &str, why: &str) -> serde_json::Va
 /// Lifts everything, starts everyone, and waits until all have applied the same.
 async fn make_whole(run: &Arc<Run>) -> Result<()> {
     run.net.heal().await?;
+    run.cluster.clocks().heal()?;
     for id in run.cluster.replicas() {
         run.cluster.resume(id)?;
     }

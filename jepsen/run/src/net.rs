@@ -5,6 +5,8 @@
 //! Invariants: a rule is about one direction; nothing but the namespaces of this run is touched.
 
 pub mod bridge;
+mod filter;
+pub mod tap;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +14,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
+use palyra_jepsen_switch::Counters;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
@@ -34,6 +37,19 @@ impl Seat {
             Seat::Clients => "10.77.0.1".to_owned(),
             Seat::Replica(id) => format!("10.77.1.{id}"),
             Seat::Host(number) => format!("10.77.2.{number}"),
+        }
+    }
+
+    /// Whose address that is.
+    #[must_use]
+    pub fn at(address: &str) -> Option<Seat> {
+        let (net, number) = address.strip_prefix("10.77.")?.split_once('.')?;
+        let number = number.parse().ok()?;
+        match net {
+            "0" if number == 1 => Some(Seat::Clients),
+            "1" => Some(Seat::Replica(number)),
+            "2" => Some(Seat::Host(number)),
+            _ => None,
         }
     }
 
@@ -163,6 +179,11 @@ pub trait Fabric: Send + Sync {
 
     /// Packets or frames that rules have struck, by direction, since the beginning.
     async fn struck(&self) -> Result<BTreeMap<Way, u64>>;
+
+    /// What became of the frames of each direction, since the beginning; empty where frames pass by themselves.
+    async fn frames(&self) -> Result<BTreeMap<Way, Counters>> {
+        Ok(BTreeMap::new())
+    }
 }
 
 /// The network, shared by all nemeses. Cheap to clone.
@@ -261,6 +282,14 @@ impl Net {
             .iter()
             .map(|way| count(&after, way).saturating_sub(count(&layer.before, way)));
         Ok(struck.sum())
+    }
+
+    /// What became of the frames of each direction so far.
+    ///
+    /// # Errors
+    /// When the fabric has failed.
+    pub async fn frames(&self) -> Result<BTreeMap<Way, Counters>> {
+        self.fabric()?.frames().await
     }
 
     /// Lifts everything.
@@ -378,6 +407,17 @@ mod tests {
         assert_eq!(rules().len(), 2);
         assert_eq!(net.lift(loss).await.unwrap(), 20 * 2);
         assert!(rules().is_empty());
+    }
+
+    #[test]
+    fn an_address_leads_back_to_its_seat() {
+        for seat in [Seat::Clients, Seat::Replica(3), Seat::Host(12)] {
+            assert_eq!(Seat::at(&seat.address()), Some(seat));
+        }
+        assert_eq!(
+            [Seat::at("10.77.9.1"), Seat::at("10.1.1.1"), Seat::at("x")],
+            [None, None, None]
+        );
     }
 
     #[test]

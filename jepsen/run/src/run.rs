@@ -40,6 +40,9 @@ pub struct Settings {
     pub target: Option<String>,
     /// Network: `auto`, `bridge`, `tap`.
     pub fabric: String,
+    /// Whether each replica's clock since boot starts at another time.
+    #[serde(default)]
+    pub boot_offsets: bool,
     /// Data folders: `auto`, `tmpfs`, `faultfs`, `dir`.
     pub disk: String,
     /// Folder of the binaries.
@@ -222,6 +225,7 @@ pub(crate) fn settings_for_tests() -> Settings {
         interval: Duration::from_secs(5),
         target: None,
         fabric: "auto".to_owned(),
+        boot_offsets: false,
         disk: "auto".to_owned(),
         binary: None,
         old_binary: None,

@@ -40,6 +40,8 @@ pub struct Counters {
     pub corrupted: u64,
     /// Dropped because too many were under way.
     pub overflowed: u64,
+    /// Came out later than they went in, because of a delay, jitter, a rate, or to be overtaken.
+    pub slowed: u64,
     /// Nanoseconds that delivered frames were held, in total.
     pub held_ns: u64,
     /// Nanoseconds by which the worst delivery was later than it was due: the machine's fault, not the rule's.
@@ -66,6 +68,7 @@ impl Counters {
             duplicated: self.duplicated - earlier.duplicated,
             corrupted: self.corrupted - earlier.corrupted,
             overflowed: self.overflowed - earlier.overflowed,
+            slowed: self.slowed - earlier.slowed,
             held_ns: self.held_ns - earlier.held_ns,
             late_ns_max: self.late_ns_max,
         }
@@ -83,6 +86,7 @@ impl AddAssign for Counters {
         self.duplicated += other.duplicated;
         self.corrupted += other.corrupted;
         self.overflowed += other.overflowed;
+        self.slowed += other.slowed;
         self.held_ns += other.held_ns;
         self.late_ns_max = self.late_ns_max.max(other.late_ns_max);
     }
@@ -332,6 +336,7 @@ impl Engine {
                 continue;
             }
             link.counters.delivered += 1;
+            link.counters.slowed += u64::from(held.due > held.arrived);
             link.counters.held_ns += now - held.arrived.min(now);
             link.counters.late_ns_max = link.counters.late_ns_max.max(now - held.due);
             return Some(Delivery {

@@ -108,7 +108,10 @@ fn without_rules_frames_pass_at_once_and_in_order() {
     let (out, counters) = through(Rule::default(), 100, MS);
     let expected: Vec<(u64, u32)> = (0..100).map(|n| (u64::from(n) * MS, n)).collect();
     assert_eq!(out, expected);
-    assert_eq!((counters.held_ns, counters.late_ns_max), (0, 0));
+    assert_eq!(
+        (counters.held_ns, counters.late_ns_max, counters.slowed),
+        (0, 0, 0)
+    );
     assert_eq!(counters.bytes, 100 * 1014);
 }
 
@@ -124,7 +127,7 @@ fn delay_is_exact_and_jitter_keeps_the_order() {
         MS,
     );
     assert!(out.iter().all(|(at, n)| *at == u64::from(*n) * MS + 25 * MS));
-    assert_eq!(counters.held_mean(), delay);
+    assert_eq!((counters.held_mean(), counters.slowed), (delay, 50));
 
     let jitter = Duration::from_millis(40);
     let rule = Rule {

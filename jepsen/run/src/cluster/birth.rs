@@ -102,12 +102,14 @@ impl Cluster {
             "r{id}: a run has at most 199 replicas, removed ones included"
         );
         self.net.attach(Seat::Replica(id)).await?;
+        let mut launch = super::Launch::default();
+        self.clocks.equip(id, &mut launch)?;
         let member = Member {
             state: State::Down,
             child: None,
             pid: None,
             starts: 0,
-            launch: super::Launch::default(),
+            launch,
             may_end: 0,
         };
         self.members().insert(id, member);

@@ -14,11 +14,11 @@ use crate::abilities::Abilities;
 use crate::cli::{Form, Keep, RunArgs, Usage};
 use crate::cluster::{Cluster, Parts, Programs};
 use crate::conduct::{Course, Done, conduct};
+use crate::equipment;
 use crate::inside::{self, Ground};
 use crate::judge::{self, Results};
 use crate::nemesis::{self, Asked, Scene};
-use crate::net::bridge::Bridge;
-use crate::net::{Fabric, Net};
+use crate::net::Net;
 use crate::plan::{self, Step, Wish};
 use crate::record::{Clock, Record};
 use crate::run::{Ingredients, Phase, Run, Settings};
@@ -96,6 +96,7 @@ fn settings(args: &RunArgs) -> Result<Settings> {
         interval: args.nemesis_interval,
         target: args.target.map(|target| target.to_string()),
         fabric: args.fabric.clone(),
+        boot_offsets: args.boot_offsets,
         disk: args.disk.clone(),
         binary: args.binary.clone(),
         old_binary: args.old_binary.clone(),
@@ -116,14 +117,14 @@ async fn whole(
     let stop = inside::asked_to_stop();
     let name = args.name.as_deref().unwrap_or(&settings.workload);
     let folder = store::make(&args.store, name, settings.seed)?;
-    let abilities = Abilities::of(ground);
+    let abilities = equipment::abilities(ground, &settings);
     let (asked, steps) = planned(&settings, &abilities, workload)?;
     plan::write(&folder.join("plan.jsonl"), &steps)?;
     let names: Vec<String> = asked
         .iter()
         .map(|asked| asked.nemesis.name().to_owned())
         .collect();
-    let net = network(ground).await?;
+    let net = network(ground, &settings, &asked).await?;
     let record = Record::new(Clock::begin());
     let data = data_folder(ground, &folder).await?;
     let cluster = Cluster::new(Parts {
@@ -135,6 +136,7 @@ async fn whole(
             .parse()
             .context("the workload's settings are no TOML")?,
         net: net.clone(),
+        clocks: equipment::clocks(&settings, &asked, &data)?,
     })?;
     let run = Arc::new(Run::new(Ingredients {
         settings: settings.clone(),
@@ -199,14 +201,13 @@ fn planned(
     Ok((asked, steps))
 }
 
-async fn network(ground: Ground) -> Result<Net> {
+async fn network(ground: Ground, settings: &Settings, asked: &[Asked]) -> Result<Net> {
     if !ground.is_apart() {
         return Ok(Net::new(None));
     }
     // A /run of our own: namespaces and data are named there, and the machine's stays as it is.
     crate::net::tool(&["mount", "-t", "tmpfs", "-o", "mode=755", "jepsen", "/run"], "").await?;
-    let fabric: Arc<dyn Fabric> = Arc::new(Bridge::build().await?);
-    Ok(Net::new(Some(fabric)))
+    Ok(Net::new(Some(equipment::fabric(settings, asked).await?)))
 }
 
 async fn data_folder(ground: Ground, folder: &Path) -> Result<PathBuf> {

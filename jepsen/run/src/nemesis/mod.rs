@@ -7,6 +7,8 @@
 //! begun is ended, also when the run is broken off; *installed* is only said with evidence that it really happened, taken from
 //! the process, the kernel or the replicas, never from the fact that a command returned.
 
+mod clock;
+mod frames;
 mod kill;
 mod noop;
 mod partition;
@@ -135,7 +137,15 @@ impl std::fmt::Debug for Kind {
 /// All kinds, in the order in which they are told.
 #[must_use]
 pub fn kinds() -> Vec<Kind> {
-    [noop::KINDS, kill::KINDS, pause::KINDS, partition::KINDS].concat()
+    [
+        noop::KINDS,
+        kill::KINDS,
+        pause::KINDS,
+        partition::KINDS,
+        frames::KINDS,
+        clock::KINDS,
+    ]
+    .concat()
 }
 
 /// A nemesis that was asked for.
