@@ -19,25 +19,54 @@ use crate::hooks::{self, abort, hooks};
 pub use tokio::time::error::Elapsed;
 pub use tokio::time::{Instant, Interval, Sleep, Timeout};
 
-/// This moment on the process's monotonic clock; virtual on a paused runtime.
+/// This moment on the process's monotonic clock; virtual on a paused runtime, and in a simulation that of the running
+/// replica, which may go too fast or too slow.
 pub fn now() -> Instant {
-    Instant::now()
+    match hooks() {
+        Some(hooks) => hooks.to_local(hooks::tag(), Instant::now()),
+        None => Instant::now(),
+    }
 }
 
 /// Waits for `duration`.
 pub fn sleep(duration: Duration) -> Sleep {
-    tokio::time::sleep(duration)
+    match hooks() {
+        Some(_) => sleep_until(later(duration)),
+        None => tokio::time::sleep(duration),
+    }
 }
 
 /// Waits until `deadline`; at once when it is past.
 pub fn sleep_until(deadline: Instant) -> Sleep {
-    tokio::time::sleep_until(deadline)
+    tokio::time::sleep_until(to_true(deadline))
 }
 
 /// Bounds `future`: `Err(Elapsed)` when it has not ended after `duration`. The future is dropped then, so it
 /// must be safe to stop at any of its awaits.
 pub fn timeout<F: Future>(duration: Duration, future: F) -> Timeout<F> {
-    tokio::time::timeout(duration, future)
+    match hooks() {
+        Some(_) => timeout_at(later(duration), future),
+        None => tokio::time::timeout(duration, future),
+    }
+}
+
+/// [`timeout`] at a moment.
+pub fn timeout_at<F: Future>(deadline: Instant, future: F) -> Timeout<F> {
+    tokio::time::timeout_at(to_true(deadline), future)
+}
+
+/// When the runtime's clock will show what ours shows at `deadline`.
+fn to_true(deadline: Instant) -> Instant {
+    match hooks() {
+        Some(hooks) => hooks.to_true(hooks::tag(), deadline),
+        None => deadline,
+    }
+}
+
+/// A moment that far away, on the clock of [`now`]; some day when it is too far.
+fn later(duration: Duration) -> Instant {
+    const SOME_DAY: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    now() + duration.min(SOME_DAY)
 }
 
 /// Ticks at once and then every `period`. Ticks that were missed are not made up for: after a stall a
@@ -46,6 +75,10 @@ pub fn timeout<F: Future>(duration: Duration, future: F) -> Timeout<F> {
 /// # Panics
 /// When `period` is zero.
 pub fn interval(period: Duration) -> Interval {
+    let period = match hooks() {
+        Some(_) => to_true(later(period)).saturating_duration_since(Instant::now()),
+        None => period,
+    };
     let mut interval = tokio::time::interval(period);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     interval

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 
 use futures::future::BoxFuture;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 static HOOKS: OnceLock<&'static dyn Hooks> = OnceLock::new();
 
@@ -43,8 +44,19 @@ pub trait Hooks: Send + Sync {
     fn boot_ms(&self, tag: Option<u64>) -> u64;
     /// Fills `buf` from the seed.
     fn fill_random(&self, tag: Option<u64>, buf: &mut [u8]);
-    /// Called at each [`io_point`]; the returned future may yield or sleep.
-    fn io_point(&self, tag: Option<u64>, name: &'static str) -> BoxFuture<'static, IoVerdict>;
+    /// What the clock behind [`crate::now`] shows on the replica at this moment of the runtime's clock. Timers go by it:
+    /// a replica whose clock is too fast gives up too early. Must rise with `time`.
+    fn to_local(&self, tag: Option<u64>, time: Instant) -> Instant {
+        let _ = tag;
+        time
+    }
+    /// The other way round: when the replica's clock will show `time`.
+    fn to_true(&self, tag: Option<u64>, time: Instant) -> Instant {
+        let _ = tag;
+        time
+    }
+    /// Called at each [`io_point`]; the returned future may yield or sleep. `None`: go on at once.
+    fn io_point(&self, tag: Option<u64>, name: &'static str) -> Option<BoxFuture<'static, IoVerdict>>;
     /// The replica must be dead when this returns: all its tasks aborted, nothing of it scheduled again. The
     /// calling task unwinds right after.
     fn abort(&self, tag: Option<u64>, reason: &str);
@@ -92,7 +104,10 @@ pub async fn io_point(name: &'static str) {
     let Some(hooks) = hooks() else {
         return failpoint(name).await;
     };
-    match hooks.io_point(tag(), name).await {
+    let Some(passage) = hooks.io_point(tag(), name) else {
+        return;
+    };
+    match passage.await {
         IoVerdict::Continue => {}
         IoVerdict::Crash => {
             hooks.abort(tag(), name);

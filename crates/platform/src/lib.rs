@@ -21,7 +21,7 @@ mod task;
 
 pub use clock::{
     Elapsed, Instant, Interval, Sleep, Stopwatch, Timeout, boot_ms, interval, now, sleep, sleep_until,
-    timeout, wall_ms,
+    timeout, timeout_at, wall_ms,
 };
 pub use hooks::{Hooks, IoVerdict, abort, install, io_point, scope, scope_sync, simulated, tag};
 pub use random::{fill_random, new_ulid_bytes, random_below, random_u64};

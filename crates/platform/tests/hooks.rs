@@ -2,20 +2,25 @@
 //! test function, so that nothing runs beside it.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use palyra_platform::{self as platform, AbortHandle, Hooks, IoVerdict, TaskEnded};
+use palyra_platform::{self as platform, AbortHandle, Hooks, Instant, IoVerdict, TaskEnded};
 
 #[derive(Default)]
 struct World {
     tasks: Mutex<Vec<(Option<u64>, String, AbortHandle)>>,
     deaths: Mutex<Vec<(Option<u64>, String)>>,
+    start: OnceLock<Instant>,
 }
 
 impl World {
+    fn start(&self) -> Instant {
+        *self.start.get_or_init(Instant::now)
+    }
+
     fn tasks_of(&self, tag: u64) -> Vec<String> {
         let tasks = self.tasks.lock().unwrap();
         tasks
@@ -36,19 +41,35 @@ impl Hooks for World {
     fn boot_ms(&self, tag: Option<u64>) -> u64 {
         2_000 + tag.unwrap_or(0)
     }
+    /// Tag 4 has a clock that goes twice as fast.
+    fn to_local(&self, tag: Option<u64>, time: Instant) -> Instant {
+        match tag {
+            Some(4) => self.start() + 2 * (time - self.start()),
+            _ => time,
+        }
+    }
+    fn to_true(&self, tag: Option<u64>, time: Instant) -> Instant {
+        match tag {
+            Some(4) => self.start() + (time - self.start()) / 2,
+            _ => time,
+        }
+    }
     fn fill_random(&self, tag: Option<u64>, buf: &mut [u8]) {
         buf.fill(tag.unwrap_or(0) as u8);
     }
-    fn io_point(&self, _tag: Option<u64>, name: &'static str) -> BoxFuture<'static, IoVerdict> {
-        async move {
+    fn io_point(&self, _tag: Option<u64>, name: &'static str) -> Option<BoxFuture<'static, IoVerdict>> {
+        if name == "test.straight" {
+            return None;
+        }
+        let passage = async move {
             platform::sleep(Duration::from_millis(10)).await;
             if name == "test.crash" {
                 IoVerdict::Crash
             } else {
                 IoVerdict::Continue
             }
-        }
-        .boxed()
+        };
+        Some(passage.boxed())
     }
     fn abort(&self, tag: Option<u64>, reason: &str) {
         self.deaths.lock().unwrap().push((tag, reason.to_owned()));
@@ -80,6 +101,23 @@ async fn a_simulation_holds_tasks_clocks_randomness_and_death() {
     })
     .await;
     assert_eq!(world.tasks_of(5), ["wal"]);
+
+    // A replica whose clock is too fast waits for less time than it believes, and does not notice.
+    let before = Instant::now();
+    platform::scope(4, async {
+        let began = platform::now();
+        platform::sleep(Duration::from_secs(10)).await;
+        assert_eq!(platform::now() - began, Duration::from_secs(10));
+        assert!(
+            platform::timeout(Duration::from_secs(2), std::future::pending::<()>())
+                .await
+                .is_err()
+        );
+        assert_eq!(platform::now() - began, Duration::from_secs(12));
+        platform::io_point("test.straight").await;
+    })
+    .await;
+    assert_eq!(Instant::now() - before, Duration::from_secs(6));
 
     // A crash at an I/O point kills the replica's other tasks too, and nobody else's.
     let stranger = platform::scope_sync(2, || platform::spawn(platform::io_point("test.pass")));

@@ -11,6 +11,7 @@ mod config;
 mod core;
 mod feed;
 mod freshness;
+pub mod inspect;
 mod links;
 mod log;
 mod machine;

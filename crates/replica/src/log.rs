@@ -493,10 +493,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (done, answer) = oneshot::channel();
+        platform::io_point("vote.save").await;
         self.send(Op::Vote { vote: *vote, done })?;
         answer
             .await
             .unwrap_or_else(|_| Err(io::Error::other("the log's IO task has ended")))?;
+        platform::io_point("vote.saved").await;
         self.mem().vote = Some(*vote);
         Ok(())
     }
@@ -536,6 +538,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        platform::io_point("log.truncate").await;
         let from = last.map_or(0, |id| id.index + 1);
         let to = {
             let mut mem = self.mem();
@@ -555,6 +558,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        platform::io_point("log.purge").await;
         let from = self.forget(upto);
         if from > upto.index {
             return Ok(());

@@ -151,10 +151,12 @@ impl Core {
         let condition: Precondition<TypeConfig> = Precondition::LastMembershipLogId {
             last_membership_log_id: seen,
         };
+        platform::io_point("members.change").await;
         let changed = self.raft.change_membership_if(change, retain, [condition]);
         let Ok(result) = platform::timeout(CHANGE, changed).await else {
             return Err(MemberError::Unknown);
         };
+        platform::io_point("members.changed").await;
         match result {
             Ok(_) => Ok(()),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Err(MemberError::NotLeader {

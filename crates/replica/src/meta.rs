@@ -199,6 +199,26 @@ pub(crate) fn pinned_applied(snapshot: &Arc<dyn Snapshot>) -> Result<Applied, Op
     decode_applied(snapshot.get(Family::Meta, APPLIED)?)
 }
 
+/// A record that `inspect` reports.
+pub(crate) enum Watched {
+    Vote(wire::Vote),
+    Purged(wire::LogId),
+    Applied(wire::LogId),
+}
+
+/// What lies under a key of `Family::Meta`, when it is one of those.
+pub(crate) fn watched(key: &[u8], frame: &Bytes) -> Option<Watched> {
+    match key {
+        VOTE => codec::unseal(frame).ok().map(Watched::Vote),
+        PURGED => codec::unseal(frame).ok().map(Watched::Purged),
+        APPLIED => codec::unseal::<WireApplied>(frame)
+            .ok()?
+            .last
+            .map(Watched::Applied),
+        _ => None,
+    }
+}
+
 fn decode_applied(frame: Option<Bytes>) -> Result<Applied, OpenError> {
     let Some(frame) = frame else {
         return Ok(Applied::default());

@@ -150,7 +150,10 @@ impl Core {
         if let Some(early) = self.answer_early(&command) {
             return early;
         }
-        match self.raft.client_write(command).await {
+        platform::io_point("propose.append").await;
+        let written = self.raft.client_write(command).await;
+        platform::io_point("propose.appended").await;
+        match written {
             Ok(written) => match written.data.0 {
                 Some(answer) => Attempt::Done {
                     index: written.log_id.index,
@@ -199,7 +202,10 @@ impl Core {
 
     async fn forward(&self, leader: u64, envelope: Bytes, left: Duration) -> Attempt {
         let body = wire::request::Body::Propose(wire::ProposeRequest { envelope });
-        match self.links.call(leader, Method::Propose, body, left).await {
+        platform::io_point("propose.forward").await;
+        let answered = self.links.call(leader, Method::Propose, body, left).await;
+        platform::io_point("propose.forwarded").await;
+        match answered {
             Ok(wire::response::Body::Propose(response)) => match response.outcome {
                 Some(Outcome::Committed(committed)) => match codec::to_answer(committed.answer) {
                     Ok(answer) => Attempt::Done {

@@ -81,6 +81,7 @@ impl Core {
 
     /// What must be applied before a read that begins now, as leader; else the leader that is known.
     pub(crate) async fn read_index_here(&self) -> Result<LogId, Option<u64>> {
+        platform::io_point("read.index").await;
         let mark = self.links.freshness.mark();
         // Planted: a leader trusts its lease instead of asking a quorum.
         let by_lease = palyra_fault::planted("lease-read");

@@ -274,6 +274,7 @@ impl PeerService {
             receiver.discard();
             return Err(error);
         }
+        platform::io_point("snapshot.received").await;
         let data = SnapshotData::Received(receiver.generation());
         let snapshot = openraft::Snapshot { meta, snapshot: data };
         let (raft, guard) = (self.core.raft.clone(), self.core.log.installing());

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -67,6 +68,52 @@ type Tokio = TokioRuntime;
 #[derive(Debug)]
 pub(crate) struct Runtime;
 
+/// A moment on the clock of `platform`, which in a simulation is that of the running replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(platform::Instant);
+
+impl Add<Duration> for Moment {
+    type Output = Moment;
+
+    fn add(self, duration: Duration) -> Moment {
+        Moment(self.0 + duration)
+    }
+}
+
+impl AddAssign<Duration> for Moment {
+    fn add_assign(&mut self, duration: Duration) {
+        self.0 += duration;
+    }
+}
+
+impl Sub<Duration> for Moment {
+    type Output = Moment;
+
+    fn sub(self, duration: Duration) -> Moment {
+        Moment(self.0 - duration)
+    }
+}
+
+impl SubAssign<Duration> for Moment {
+    fn sub_assign(&mut self, duration: Duration) {
+        self.0 -= duration;
+    }
+}
+
+impl Sub for Moment {
+    type Output = Duration;
+
+    fn sub(self, earlier: Moment) -> Duration {
+        self.0.saturating_duration_since(earlier.0)
+    }
+}
+
+impl openraft::Instant for Moment {
+    fn now() -> Moment {
+        Moment(platform::now())
+    }
+}
+
 /// Random numbers for election timeouts.
 pub(crate) struct PlatformRng;
 
@@ -91,7 +138,7 @@ impl AsyncRuntime for Runtime {
     type JoinError = platform::TaskEnded;
     type JoinHandle<T: OptionalSend + 'static> = platform::Task<T>;
     type Sleep = <Tokio as AsyncRuntime>::Sleep;
-    type Instant = <Tokio as AsyncRuntime>::Instant;
+    type Instant = Moment;
     type TimeoutError = <Tokio as AsyncRuntime>::TimeoutError;
     type Timeout<R, T: Future<Output = R> + OptionalSend> = <Tokio as AsyncRuntime>::Timeout<R, T>;
     type ThreadLocalRng = PlatformRng;
@@ -112,25 +159,25 @@ impl AsyncRuntime for Runtime {
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {
-        Tokio::sleep(duration)
+        platform::sleep(duration)
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        Tokio::sleep_until(deadline)
+        platform::sleep_until(deadline.0)
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
         duration: Duration,
         future: F,
     ) -> Self::Timeout<R, F> {
-        Tokio::timeout(duration, future)
+        platform::timeout(duration, future)
     }
 
     fn timeout_at<R, F: Future<Output = R> + OptionalSend>(
         deadline: Self::Instant,
         future: F,
     ) -> Self::Timeout<R, F> {
-        Tokio::timeout_at(deadline, future)
+        platform::timeout_at(deadline.0, future)
     }
 
     fn is_panic(error: &Self::JoinError) -> bool {

@@ -10,7 +10,7 @@ use palyra_state::Reply;
 use palyra_state::cluster::{self as state, ReplicaStatus};
 
 use crate::chance;
-use crate::cluster::{Cluster, Phase, REPLICAS};
+use crate::cluster::{Cluster, Phase};
 use crate::fleet;
 use crate::world::Life;
 
@@ -36,13 +36,13 @@ pub(crate) async fn birth(cluster: &Rc<Cluster>) -> bool {
     {
         return false;
     }
-    for id in 2..=REPLICAS {
+    for id in 2..=cluster.setup.replicas {
         if invite(cluster).await != Some(id) {
             cluster.problem(format!("replica {id} got another id"));
             return false;
         }
     }
-    for id in 2..=REPLICAS {
+    for id in 2..=cluster.setup.replicas {
         joined(cluster, id).await;
     }
     true

@@ -13,9 +13,7 @@ use palyra_control::{Control, ControlConfig, Limits, Timings};
 use palyra_jepsen_check::history::{Answer as Told, Pending};
 use palyra_jepsen_check::{Kind, Recorder};
 use palyra_platform as platform;
-use palyra_replica::{
-    Committed, Compaction, OpenError, ProposeError, ReadError, Replica, ReplicaConfig, Timing, View,
-};
+use palyra_replica::{Committed, OpenError, ProposeError, ReadError, Replica, ReplicaConfig, View};
 use palyra_state::{Envelope, Id, Reject, Reply};
 use palyra_storage::Engine;
 use serde_json::Value;
@@ -30,11 +28,10 @@ use crate::load::Load;
 use crate::oracle::{self, Glimpse, Oracle};
 use crate::papers::Papers;
 use crate::revocation::Probed;
+use crate::setup::Setup;
 use crate::workers::Resource;
 use crate::world::{self, Life, World};
 
-/// Replicas at the cluster's birth.
-pub(crate) const REPLICAS: u64 = 3;
 /// Virtual time between two comparisons of a replica that applies nothing.
 const COMPARE: Duration = Duration::from_millis(97);
 /// Replicas that a client tries with one request.
@@ -91,31 +88,20 @@ pub(crate) struct Cluster {
     members: RefCell<BTreeSet<u64>>,
     oracle: RefCell<Oracle>,
     problems: RefCell<Vec<String>>,
-    timing: Timing,
-    compaction: Compaction,
+    pub(crate) setup: Setup,
     /// Of the control planes.
     pub(crate) timings: Timings,
 }
 
 impl Cluster {
-    /// Draws a configuration; nothing runs yet.
-    pub(crate) fn new(world: &'static World, load: Load) -> Rc<Self> {
-        let election_min = chance::between(300, 600);
-        let timing = Timing {
-            heartbeat: Duration::from_millis(chance::between(60, 120)),
-            election_min: Duration::from_millis(election_min),
-            election_max: Duration::from_millis(election_min + chance::between(200, 500)),
-            deadline: Duration::from_secs(4),
-        };
-        let compaction = Compaction {
-            snapshot_every: chance::between(20, 120),
-            keep: chance::between(0, 30),
-            purge_batch: chance::between(1, 16),
-        };
+    /// A cluster of this configuration; nothing runs yet.
+    pub(crate) fn new(world: &'static World, setup: Setup, load: Load) -> Rc<Self> {
+        world.note(&setup.to_string());
+        let replicas = setup.replicas;
         let cluster_id = fleet::fresh();
         let cluster = Rc::new(Cluster {
             world,
-            bus: Bus::new(world),
+            bus: Bus::new(world, setup.net.clone()),
             cluster_id,
             papers: Papers::new(cluster_id),
             load,
@@ -128,13 +114,12 @@ impl Cluster {
             disks: RefCell::default(),
             live: RefCell::default(),
             members: RefCell::default(),
-            oracle: RefCell::default(),
+            oracle: RefCell::new(Oracle::new(world.worst_drift())),
             problems: RefCell::default(),
-            timing,
-            compaction,
+            setup,
             timings: timings(),
         });
-        (1..=REPLICAS).for_each(|id| cluster.admit(id));
+        (1..=replicas).for_each(|id| cluster.admit(id));
         cluster
     }
 
@@ -264,8 +249,8 @@ impl Cluster {
     async fn open(&self, life: Life, engine: Arc<dyn Engine>) -> Option<Result<Running, OpenError>> {
         let id = life.replica();
         let mut config = ReplicaConfig::new(id, self.cluster_id);
-        config.timing = self.timing.clone();
-        config.compaction = self.compaction.clone();
+        config.timing = self.setup.timing.clone();
+        config.compaction = self.setup.compaction.clone();
         let port = self.bus.port(id);
         let keys = self.papers.keys(id);
         let control_config = ControlConfig {
@@ -293,7 +278,20 @@ impl Cluster {
             .look(id, |view| oracle::soundness(&oracle::state_of(view)))
             .await;
         for problem in found.unwrap_or_default() {
-            self.problem(format!("r{id} recovered a state that is unsound: {problem}"));
+            self.problem(format!(
+                "replica.invariants: r{id} recovered a state that is not: {problem}"
+            ));
+        }
+    }
+
+    /// Ends every fault that lasts; when the run is about to settle, those that would come as well.
+    pub(crate) fn relieve(&self, settle: bool) {
+        self.bus.heal(settle);
+        for disk in self.disks.borrow().values() {
+            disk.fill(false);
+        }
+        if settle {
+            self.world.steady();
         }
     }
 
@@ -361,9 +359,13 @@ impl Cluster {
                 platform::scope_sync(life.tag(), || platform::spawn(async move { Glimpse::of(&shown) }));
             let Ok(glimpse) = task.await else { return };
             let now = self.world.elapsed_ms();
-            let problems = self.oracle.borrow_mut().look(life, &glimpse, now);
+            if glimpse.leads() {
+                self.world.raft().leads(life, glimpse.term());
+            }
+            let mut problems = self.world.raft().take_problems();
+            problems.extend(self.oracle.borrow_mut().look(life, &glimpse, now));
             for problem in problems {
-                self.problem(format!("r{id} {problem}"));
+                self.problem(problem);
             }
             if self.oracle.borrow_mut().leads(id, &glimpse) {
                 self.world.note(&format!("r{id} leads"));
@@ -386,6 +388,9 @@ impl Cluster {
             platform::spawn(async move { replica.propose(envelope).await })
         });
         let result = task.await.unwrap_or(Err(ProposeError::Unknown));
+        if result.is_ok() && self.bus.loses_answer() {
+            return Err(ProposeError::Unknown);
+        }
         if let Ok(committed) = &result {
             self.oracle
                 .borrow_mut()

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use palyra_replica::inspect;
 use palyra_storage::{Batch, Disk, Engine, Family, Fault, MemEngine, Op, Result, Snapshot, Visit};
 
 use crate::breaks::Break;
@@ -49,6 +50,7 @@ impl SimDisk {
         let engine = MemEngine::open(&self.disk)?;
         // Opening made durable what it found.
         self.unsynced().clear();
+        self.world.raft().synced(self.replica);
         Ok(Arc::new(Watched {
             engine,
             disk: self.clone(),
@@ -77,11 +79,22 @@ impl SimDisk {
         }
         unsynced.clear();
         self.disk.power_loss(keep);
+        self.world.raft().power_loss(self.replica, keep);
     }
 
     /// Arms a fault.
     pub(crate) fn inject(&self, fault: Fault) {
         self.disk.inject(fault);
+    }
+
+    /// While set, nothing finds space on it.
+    pub(crate) fn fill(&self, full: bool) {
+        self.disk.fill(full);
+    }
+
+    /// Damages every block for good.
+    pub(crate) fn ruin(&self) {
+        self.disk.ruin();
     }
 
     fn unsynced(&self) -> MutexGuard<'_, Vec<Held>> {
@@ -190,7 +203,9 @@ impl Engine for Watched {
                 continue;
             }
             let held = held(&batch);
+            let records = batch.ops().iter().filter_map(inspect::record).collect();
             self.engine.write(batch)?;
+            world.raft().wrote(self.disk.replica, records);
             if held.purge {
                 world.reach("log-purged");
             } else if held.truncation {
@@ -207,6 +222,7 @@ impl Engine for Watched {
         }
         self.engine.sync()?;
         self.disk.unsynced().clear();
+        self.disk.world.raft().synced(self.disk.replica);
         Ok(())
     }
 

@@ -113,9 +113,14 @@ impl History {
         self.ops.push(op);
     }
 
-    /// How many operations were answered.
-    pub(crate) fn answered(&self) -> usize {
-        self.ops.iter().filter(|op| op.outcome.index().is_some()).count()
+    /// How many operations took effect, certainly did not, and may have.
+    pub(crate) fn tally(&self) -> (usize, usize, usize) {
+        let count = |is: fn(&Outcome) -> bool| self.ops.iter().filter(|op| is(&op.outcome)).count();
+        (
+            count(|outcome| outcome.index().is_some()),
+            count(|outcome| *outcome == Outcome::Refused),
+            count(|outcome| *outcome == Outcome::Unknown),
+        )
     }
 
     /// Checks the whole history against the journal's rows; the first problem of each kind.

@@ -6,7 +6,7 @@
 use crate::chance;
 
 /// A workload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Workload {
     /// Registers in nodes' labels, written and read at all replicas
     Registry,
@@ -27,6 +27,7 @@ pub(crate) enum Workload {
     /// Registers at a fixed rate, and how long nobody is served
     Failover,
     /// Some of all of it, drawn by the seed
+    #[default]
     Mix,
 }
 

@@ -5,6 +5,10 @@
 
 /// Words of a sentence, and the check that says it. The first that fits counts.
 const OWN: &[(&str, &str)] = &[
+    ("does not replay", "sim.replays"),
+    ("it hung", "sim.ends"),
+    ("its process died", "sim.ends"),
+    ("the simulation itself", "sim.ends"),
     ("panic: ", "replica.panics"),
     ("the journal is broken", "journal.chain"),
     ("has another state", "replica.same-state"),
@@ -79,6 +83,9 @@ mod tests {
                 "registry.linearizable: panic: of a reader",
                 "registry.linearizable",
             ),
+            ("raft.log: r1 has another payload at 3", "raft.log"),
+            ("it does not replay: ok, then FAIL", "sim.replays"),
+            ("it hung: some loop awaits nothing", "sim.ends"),
             (
                 "r2 has another state at index 9 than r1 had",
                 "replica.same-state",

@@ -1,7 +1,6 @@
 //! What must hold between replicas, whatever clients saw: one state at an index, progress that never goes
 //! back, a quorum's age that is never younger than the truth; and at the end equal states that are sound in
-//! themselves. Not here: one leader in a term. openraft orders leaders by term and id, so one replica after another
-//! may lead in the same term.
+//! themselves. What Raft promises about logs and votes: see `raft`.
 //!
 //! Never here: faults, clients. What is judged here is judged from outside, by what replicas show to anybody.
 
@@ -26,6 +25,16 @@ pub(crate) struct Glimpse {
 }
 
 impl Glimpse {
+    /// Whether it says that it leads.
+    pub(crate) fn leads(&self) -> bool {
+        self.leads
+    }
+
+    /// Its term.
+    pub(crate) fn term(&self) -> u64 {
+        self.term
+    }
+
     /// Looks at a replica that is alive.
     pub(crate) fn of(replica: &Replica) -> Glimpse {
         let status = replica.status();
@@ -45,11 +54,21 @@ pub(crate) struct Oracle {
     hashes: BTreeMap<u64, (u64, Digest)>,
     progress: BTreeMap<Life, (u64, u64)>,
     leaders: BTreeSet<(u64, u64)>,
+    /// By how many parts in a thousand clocks of replicas are wrong, at most.
+    drift: u64,
     /// The largest index that anybody was told of, by the virtual millisecond in which that was.
     acknowledged: BTreeMap<u64, u64>,
 }
 
 impl Oracle {
+    /// For replicas whose clocks are wrong by at most so many parts in a thousand.
+    pub(crate) fn new(drift: u64) -> Oracle {
+        Oracle {
+            drift,
+            ..Oracle::default()
+        }
+    }
+
     /// Somebody was told that this index is applied.
     pub(crate) fn acknowledged(&mut self, now_ms: u64, index: u64) {
         let before = self.acknowledged.last_key_value().map_or(0, |(_, index)| *index);
@@ -68,7 +87,7 @@ impl Oracle {
         let (other, hash) = *self.hashes.entry(seen.applied).or_insert((id, seen.hash));
         if hash != seen.hash {
             problems.push(format!(
-                "has another state at index {} than r{other} had",
+                "replica.same-state: r{id} has another state at index {} than r{other} had",
                 seen.applied
             ));
         }
@@ -78,21 +97,29 @@ impl Oracle {
             .unwrap_or_default();
         if before.0 > seen.term || before.1 > seen.applied {
             let now = (seen.term, seen.applied);
-            problems.push(format!("went back from term and index {before:?} to {now:?}"));
+            problems.push(format!(
+                "replica.progress: r{id} went back from term and index {before:?} to {now:?}"
+            ));
         }
-        problems.extend(self.too_young(seen, now_ms));
+        problems.extend(self.too_young(id, seen, now_ms));
         problems
     }
 
     /// A replica that says that a quorum stood behind its state so long ago has applied all that anybody was told of
     /// before. The services of nodes are shut by this age, so that a revocation reaches a replica that is cut off.
-    fn too_young(&self, seen: &Glimpse, now_ms: u64) -> Option<String> {
+    fn too_young(&self, id: u64, seen: &Glimpse, now_ms: u64) -> Option<String> {
         let age = u64::try_from(seen.quorum_age?.as_millis()).unwrap_or(u64::MAX);
-        let at = now_ms.saturating_sub(age);
+        // A clock that is too slow shows less than has passed, by this much at most; two clocks may add to one age.
+        let slack = if self.drift == 0 {
+            0
+        } else {
+            2 + age.saturating_mul(2 * self.drift) / (1_000 - self.drift)
+        };
+        let at = now_ms.saturating_sub(age + slack);
         let (_, index) = self.acknowledged.range(..at).next_back()?;
         (seen.applied < *index).then(|| {
             format!(
-                "says that a quorum stood behind index {} {age} ms ago, when {index} had been answered",
+                "replica.freshness: r{id} says that a quorum stood behind index {} {age} ms ago, when {index} had been answered",
                 seen.applied
             )
         })
@@ -111,16 +138,12 @@ pub(crate) fn state_of(view: &View) -> MemRead {
     state
 }
 
-/// Problems in one state: rules of the state machine, and the journal's chain.
+/// Problems in one state: rules of the state machine, the journal's chain among them.
 pub(crate) fn soundness(state: &MemRead) -> Vec<String> {
-    let mut problems: Vec<String> = palyra_state::invariants::check(state)
+    palyra_state::invariants::check(state)
         .into_iter()
         .map(|violation| format!("invariant {}: {}", violation.rule, violation.detail))
-        .collect();
-    if let Err(broken) = palyra_state::journal::verify_all(state) {
-        problems.push(format!("the journal is broken: {broken}"));
-    }
-    problems
+        .collect()
 }
 
 /// Problems between and in the final states of all replicas: equal byte for byte, and each of them sound.
@@ -128,9 +151,16 @@ pub(crate) fn agreement(states: &[(u64, MemRead)]) -> Vec<String> {
     let mut problems = Vec::new();
     for (id, state) in states {
         if !state.iter().eq(states[0].1.iter()) {
-            problems.push(format!("r{id} has another state than r{}", states[0].0));
+            problems.push(format!(
+                "replica.same-state: r{id} ended with another state than r{}",
+                states[0].0
+            ));
         }
-        problems.extend(soundness(state).into_iter().map(|what| format!("r{id}: {what}")));
+        problems.extend(
+            soundness(state)
+                .into_iter()
+                .map(|what| format!("replica.invariants: r{id}: {what}")),
+        );
     }
     problems
 }
@@ -172,14 +202,17 @@ mod tests {
             ..glimpse(1, applied, b"a")
         };
         assert_eq!(
-            oracle.too_young(&aged(7, 600), 2_500),
+            oracle.too_young(1, &aged(7, 600), 2_500),
             None,
             "at 1900, 9 was not answered"
         );
-        assert!(oracle.too_young(&aged(7, 400), 2_500).is_some(), "at 2100 it was");
-        assert_eq!(oracle.too_young(&aged(9, 0), 2_500), None);
+        assert!(
+            oracle.too_young(1, &aged(7, 400), 2_500).is_some(),
+            "at 2100 it was"
+        );
+        assert_eq!(oracle.too_young(1, &aged(9, 0), 2_500), None);
         assert_eq!(
-            oracle.too_young(&glimpse(1, 7, b"a"), 2_500),
+            oracle.too_young(1, &glimpse(1, 7, b"a"), 2_500),
             None,
             "it claims nothing"
         );
@@ -195,9 +228,11 @@ mod tests {
             "{found:?}"
         );
         assert!(
-            found.iter().any(|what| what.starts_with("r2: invariant")),
+            found
+                .iter()
+                .any(|what| what.starts_with("replica.invariants: r2: invariant")),
             "{found:?}"
         );
-        assert!(!found.iter().any(|what| what.starts_with("r1:")), "{found:?}");
+        assert!(!found.iter().any(|what| what.contains(" r1:")), "{found:?}");
     }
 }

@@ -26,11 +26,18 @@ pub(crate) const NEEDED: &[&str] = &[
     "died-in-change",
     "disk-failed",
     "disk-stalled",
+    "disk-ruined",
+    "space-came-back",
     "link-cut",
     "link-held-message",
+    "leader-isolated",
+    "swizzled",
     "message-lost",
     "message-repeated",
+    "append-repeated",
+    "answer-lost",
     "clock-skewed",
+    "point-struck",
     "handed-over",
     // Paths of Raft and of the replica.
     "leader-changed",
@@ -125,6 +132,16 @@ impl Reached {
             .map(|(name, count)| format!("{name}:{count}"))
             .collect();
         pairs.join(",")
+    }
+
+    /// How often this was reached.
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
+    /// All of it.
+    pub(crate) fn counts(&self) -> &BTreeMap<String, u64> {
+        &self.0
     }
 
     /// Adds what another seed said.

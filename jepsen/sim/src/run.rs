@@ -1,6 +1,6 @@
 //! One seed: birth of the cluster, faults under load, heal and drain, and what must hold at the end.
 //!
-//! The seed draws everything: latencies, losses, timings, snapshot thresholds, which faults come and when.
+//! The seed draws everything, see `setup` and `faults`.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -25,6 +25,7 @@ use crate::nemesis;
 use crate::oracle;
 use crate::revocation;
 use crate::runs;
+use crate::setup::Setup;
 use crate::workers;
 use crate::world::World;
 
@@ -33,17 +34,16 @@ const REGISTERS: usize = 3;
 /// Virtual time in which a healed cluster must finish what is open, and then agree and serve.
 const SETTLE: Duration = Duration::from_secs(60);
 
-/// Runs the whole of it on the paused runtime of this process; gives back how many operations were answered.
-pub(crate) async fn whole(world: &'static World, workload: Workload) -> (Rc<Cluster>, usize) {
-    let cluster = Cluster::new(world, workload.draw());
+/// Runs the whole of it on the paused runtime of this process.
+pub(crate) async fn whole(world: &'static World, setup: Setup, workload: Workload) -> Rc<Cluster> {
+    let cluster = Cluster::new(world, setup, workload.draw());
     world.note(&format!("{} {:?}", workload.name(), cluster.load));
     spawn_local(cluster.clone().watch_over());
     let devices = birth(&cluster).await;
     if cluster.problems().is_empty() {
         live(&cluster, devices).await;
     }
-    let answered = cluster.history.borrow().answered();
-    (cluster, answered)
+    cluster
 }
 
 /// Paired and registered devices.
@@ -155,8 +155,7 @@ async fn live(cluster: &Rc<Cluster>, devices: Devices) {
     cluster.world.note("calm");
     let calm = cluster.world.elapsed_ns();
     cluster.phase.set(Phase::Drain);
-    cluster.bus.heal(true);
-    cluster.world.steady();
+    cluster.relieve(true);
     let keeper = spawn_local(keep_up(cluster.clone()));
     // A cluster that is left alone answers everybody within their deadlines, and ends what was begun.
     ended(cluster, busy).await;

@@ -4,17 +4,20 @@
 //! Invariant: everything here is decided by the seed, in the order in which the one thread asks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use palyra_platform::{Hooks, IoVerdict};
+use palyra_platform::{Hooks, Instant, IoVerdict};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::breaks::Break;
-use crate::chance;
+use crate::chance::{self, Stream};
+use crate::faults::Kind;
+use crate::raft::Raft;
 use crate::reach::Reached;
+use crate::setup::Setup;
 
 /// Unix time at which every simulation begins, in milliseconds: 2026-01-01.
 pub(crate) const EPOCH_MS: u64 = 1_767_225_600_000;
@@ -78,14 +81,120 @@ struct Inner {
     trace: bool,
     digest: u64,
     reached: Reached,
-    /// Virtual milliseconds that an io point may take at most.
-    io_delay_ms: u64,
+    /// Virtual milliseconds that a sync may take at most.
+    sync_ms: u64,
+    /// Parts in a thousand by which a replica's clocks go too fast.
+    drift: BTreeMap<u64, i64>,
+    points: Points,
+    /// Strikes so far.
+    strikes: u64,
+}
+
+/// Named places that do something of their own now and then. Each is on in a quarter of the seeds.
+#[derive(Default)]
+struct Points {
+    seed: Option<u64>,
+    on: BTreeMap<&'static str, bool>,
+    crashes: u64,
+}
+
+/// What a passage of a named place comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passage {
+    Straight,
+    Yields,
+    Waits(u64),
+    Dies,
+}
+
+/// Of a hundred passages of a place that is on, so many do something.
+const POINT_PERCENT: u64 = 5;
+/// Most deaths that they cause in a run: busy places are passed thousands of times.
+const POINT_DEATHS: u64 = 4;
+
+impl Points {
+    fn pass(&mut self, name: &'static str) -> Passage {
+        let Some(seed) = self.seed else {
+            return Passage::Straight;
+        };
+        let on = *self
+            .on
+            .entry(name)
+            .or_insert_with(|| Stream::new(seed, name).percent(25));
+        if !on || !chance::percent(POINT_PERCENT) {
+            return Passage::Straight;
+        }
+        match chance::below(20) {
+            0 if self.crashes < POINT_DEATHS => {
+                self.crashes += 1;
+                Passage::Dies
+            }
+            0..=11 => Passage::Yields,
+            _ => Passage::Waits(chance::between(1, 40)),
+        }
+    }
+}
+
+impl Inner {
+    /// What happens to this life at this place.
+    fn pass(&mut self, life: Life, name: &'static str) -> Passage {
+        if !self.tasks.contains_key(&life) {
+            return Passage::Straight;
+        }
+        let replica = life.replica();
+        let mut dies = false;
+        if let Some(fuse) = self.fuses.get_mut(&replica)
+            && fuse.at.is_none_or(|at| at == name)
+        {
+            fuse.left = fuse.left.saturating_sub(1);
+            dies = fuse.left == 0;
+        }
+        let passage = if dies {
+            self.fuses.remove(&replica);
+            Passage::Dies
+        } else {
+            self.points.pass(name)
+        };
+        if passage == Passage::Dies {
+            self.crashing.insert(life);
+            self.reached.note(&format!("crash-at-{name}"));
+            return passage;
+        }
+        if passage != Passage::Straight {
+            self.reached.note("point-struck");
+            return passage;
+        }
+        // Only what waits for the disk takes time: an apply that slept would reorder nothing and slow everything.
+        if !name.starts_with("log.s") && !name.starts_with("log.w") {
+            return Passage::Straight;
+        }
+        match self.stall_ms.remove(&replica) {
+            Some(stall) => {
+                self.reached.note("disk-stalled");
+                Passage::Waits(stall)
+            }
+            None if name == "log.sync" => match chance::below(self.sync_ms + 1) {
+                0 => Passage::Straight,
+                delay => Passage::Waits(delay),
+            },
+            None => Passage::Straight,
+        }
+    }
 }
 
 /// Whether a failure is that of a disk that the run itself broke: the twin of the engine names its injected
 /// errors, and no other disk is there to be full.
 pub(crate) fn by_broken_disk(reason: &str) -> bool {
     reason.contains("injected") || reason.contains("no space is left")
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn scaled(time: Duration, by: u64, of: u64) -> Duration {
+    let nanos = time.as_nanos() * u128::from(by) / u128::from(of);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
 /// Mixes bytes into a digest, eight at a time. Enough to tell two runs apart, no more.
@@ -106,14 +215,20 @@ pub(crate) struct World {
     start: tokio::time::Instant,
     died: Notify,
     broken: Option<Break>,
+    raft: Mutex<Raft>,
 }
 
 impl World {
     /// A world that begins now, on a paused runtime.
-    pub(crate) fn new(trace: bool, broken: Option<Break>) -> Self {
+    pub(crate) fn new(trace: bool, broken: Option<Break>, setup: &Setup) -> Self {
         let inner = Inner {
             trace,
-            io_delay_ms: chance::between(1, 8),
+            sync_ms: setup.sync_ms,
+            drift: setup.drift.clone(),
+            points: Points {
+                seed: setup.points,
+                ..Points::default()
+            },
             digest: 0xcbf2_9ce4_8422_2325,
             ..Inner::default()
         };
@@ -122,7 +237,13 @@ impl World {
             start: tokio::time::Instant::now(),
             died: Notify::new(),
             broken,
+            raft: Mutex::default(),
         }
+    }
+
+    /// Who watches what replicas write.
+    pub(crate) fn raft(&self) -> MutexGuard<'_, Raft> {
+        self.raft.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is broken on purpose.
@@ -130,16 +251,14 @@ impl World {
         self.broken
     }
 
-    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
         // One thread; a poisoned lock only means that a replica's task ended inside of it.
-        self.inner
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Virtual milliseconds since the beginning.
     pub(crate) fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+        ms(self.start.elapsed())
     }
 
     /// Virtual nanoseconds since the beginning.
@@ -180,6 +299,35 @@ impl World {
         self.inner().digest
     }
 
+    /// A fault of the plan strikes.
+    pub(crate) fn struck(&self, kind: Kind) {
+        let mut inner = self.inner();
+        inner.strikes += 1;
+        inner.reached.note(&format!("struck-{}", kind.name()));
+    }
+
+    /// Strikes of the plan so far.
+    pub(crate) fn strikes(&self) -> u64 {
+        self.inner().strikes
+    }
+
+    /// By how many parts in a thousand the clocks of replicas are wrong, at most.
+    pub(crate) fn worst_drift(&self) -> u64 {
+        let inner = self.inner();
+        inner
+            .drift
+            .values()
+            .map(|parts| parts.unsigned_abs())
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// A time that has passed, as this replica's clocks measure it.
+    fn drifted(&self, replica: u64, time: Duration) -> Duration {
+        let parts = self.inner().drift.get(&replica).copied().unwrap_or(0);
+        scaled(time, 1_000_u64.saturating_add_signed(parts), 1_000)
+    }
+
     /// Moves a replica's wall clock by this much from now on.
     pub(crate) fn skew(&self, replica: u64, ms: i64) {
         self.inner().skew_ms.insert(replica, ms);
@@ -210,6 +358,7 @@ impl World {
         let mut inner = self.inner();
         inner.fuses.clear();
         inner.stall_ms.clear();
+        inner.points.seed = None;
     }
 
     /// A new life of a replica that is dead.
@@ -276,63 +425,54 @@ impl Hooks for World {
     }
 
     fn wall_ms(&self, tag: Option<u64>) -> u64 {
-        let skew = tag
-            .and_then(|t| self.inner().skew_ms.get(&Life(t).replica()).copied())
-            .unwrap_or(0);
-        (EPOCH_MS + self.elapsed_ms()).saturating_add_signed(skew)
+        let replica = tag.map_or(0, |t| Life(t).replica());
+        let skew = self.inner().skew_ms.get(&replica).copied().unwrap_or(0);
+        let local = self.drifted(replica, self.start.elapsed());
+        (EPOCH_MS + ms(local)).saturating_add_signed(skew)
     }
 
     fn boot_ms(&self, tag: Option<u64>) -> u64 {
         // Each machine counts from its own boot: whoever compares the clocks of two finds them hours apart.
         let machine = tag.map_or(0, |t| Life(t).replica());
-        (1 + machine * 7) * 3_600_000 + self.elapsed_ms()
+        (1 + machine * 7) * 3_600_000 + ms(self.drifted(machine, self.start.elapsed()))
+    }
+
+    fn to_local(&self, tag: Option<u64>, time: Instant) -> Instant {
+        let replica = tag.map_or(0, |t| Life(t).replica());
+        self.start + self.drifted(replica, time.saturating_duration_since(self.start))
+    }
+
+    fn to_true(&self, tag: Option<u64>, time: Instant) -> Instant {
+        let replica = tag.map_or(0, |t| Life(t).replica());
+        let parts = self.inner().drift.get(&replica).copied().unwrap_or(0);
+        let local = time.saturating_duration_since(self.start);
+        self.start + scaled(local, 1_000, 1_000_u64.saturating_add_signed(parts))
     }
 
     fn fill_random(&self, _tag: Option<u64>, buf: &mut [u8]) {
         chance::fill(buf);
     }
 
-    fn io_point(&self, tag: Option<u64>, name: &'static str) -> BoxFuture<'static, IoVerdict> {
-        let mut crash = false;
-        let delay = {
-            let mut inner = self.inner();
-            if name == "snapshot.flipped" {
-                inner.reached.note("snapshot-installed");
+    fn io_point(&self, tag: Option<u64>, name: &'static str) -> Option<BoxFuture<'static, IoVerdict>> {
+        let life = Life(tag?);
+        let mut inner = self.inner();
+        if name == "snapshot.flipped" {
+            inner.reached.note("snapshot-installed");
+        }
+        let passage = inner.pass(life, name);
+        drop(inner);
+        if passage == Passage::Straight {
+            return None;
+        }
+        Some(Box::pin(async move {
+            match passage {
+                Passage::Straight => {}
+                Passage::Yields => tokio::task::yield_now().await,
+                Passage::Waits(delay) => tokio::time::sleep(Duration::from_millis(delay)).await,
+                Passage::Dies => return IoVerdict::Crash,
             }
-            if let Some(life) = tag.map(Life) {
-                if let Some(fuse) = inner.fuses.get_mut(&life.replica())
-                    && fuse.at.is_none_or(|at| at == name)
-                {
-                    fuse.left = fuse.left.saturating_sub(1);
-                    crash = fuse.left == 0;
-                }
-                if crash {
-                    inner.fuses.remove(&life.replica());
-                    inner.crashing.insert(life);
-                    inner.reached.note(&format!("crash-at-{name}"));
-                }
-            }
-            // Only what waits for the disk takes time: an apply that slept would reorder nothing and slow
-            // everything.
-            match tag.and_then(|t| inner.stall_ms.remove(&Life(t).replica())) {
-                Some(stall) => {
-                    inner.reached.note("disk-stalled");
-                    stall
-                }
-                None if name.contains("sync") => chance::below(inner.io_delay_ms + 1),
-                None => 0,
-            }
-        };
-        Box::pin(async move {
-            if delay > 0 {
-                tokio::time::sleep(Duration::from_millis(delay)).await;
-            }
-            if crash {
-                IoVerdict::Crash
-            } else {
-                IoVerdict::Continue
-            }
-        })
+            IoVerdict::Continue
+        }))
     }
 
     fn abort(&self, tag: Option<u64>, reason: &str) {

@@ -74,8 +74,8 @@ impl Hooks for Virtual {
         });
     }
 
-    fn io_point(&self, _tag: Option<u64>, _name: &'static str) -> BoxFuture<'static, IoVerdict> {
-        Box::pin(std::future::ready(IoVerdict::Continue))
+    fn io_point(&self, _tag: Option<u64>, _name: &'static str) -> Option<BoxFuture<'static, IoVerdict>> {
+        None
     }
 
     fn abort(&self, _tag: Option<u64>, reason: &str) {

@@ -73,7 +73,7 @@ impl Hooks for Simulated {
         });
     }
 
-    fn io_point(&self, tag: Option<u64>, _name: &'static str) -> BoxFuture<'static, IoVerdict> {
+    fn io_point(&self, tag: Option<u64>, _name: &'static str) -> Option<BoxFuture<'static, IoVerdict>> {
         let burnt = FUSE.with(|fuse| {
             let mut fuse = fuse.borrow_mut();
             match fuse.as_mut() {
@@ -84,7 +84,7 @@ impl Hooks for Simulated {
                 _ => false,
             }
         });
-        Box::pin(async move {
+        Some(Box::pin(async move {
             while tag.is_some() && STALLED.with(|stalled| *stalled.borrow() == tag) {
                 platform::sleep(Duration::from_millis(1)).await;
             }
@@ -93,7 +93,7 @@ impl Hooks for Simulated {
             } else {
                 IoVerdict::Continue
             }
-        })
+        }))
     }
 
     fn abort(&self, tag: Option<u64>, reason: &str) {

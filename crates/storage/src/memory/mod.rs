@@ -22,6 +22,11 @@ use crate::engine::{Engine, Family, Snapshot, Visit};
 use crate::error::{EngineError, Result};
 use versions::{Direction, Versions};
 
+/// Entries that a scan takes at first in one turn of the lock: most callers want one or two.
+const PAGE_MIN: usize = 4;
+/// Entries that it takes at most.
+const PAGE_MAX: usize = 256;
+
 /// A fault that hits the next operation of its kind, once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -33,6 +38,8 @@ pub enum Fault {
     SyncFails,
     /// The next sync finds the disk full; nothing became durable by it.
     SyncFindsNoSpace,
+    /// The next `get`, or the next step of a scan, fails with an I/O error.
+    ReadFails,
     /// The next `get`, or the next step of a scan, meets a damaged block.
     ReadFindsCorruption,
 }
@@ -52,6 +59,10 @@ struct Inside {
     unsynced: VecDeque<Batch>,
     faults: Vec<Fault>,
     sync_lies: bool,
+    /// No write and no sync finds space.
+    full: bool,
+    /// Every read meets a damaged block, for ever.
+    ruined: bool,
     /// Counts the processes that had the disk open; handles of an earlier one are dead.
     process: u64,
     open: Option<Open>,
@@ -100,6 +111,16 @@ impl Disk {
     /// all.
     pub fn lie_about_sync(&self, lies: bool) {
         self.lock().sync_lies = lies;
+    }
+
+    /// While set, every write and every sync finds the disk full.
+    pub fn fill(&self, full: bool) {
+        self.lock().full = full;
+    }
+
+    /// Damages every block for good: each read from now on says so.
+    pub fn ruin(&self) {
+        self.lock().ruined = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
@@ -237,6 +258,34 @@ impl Disk {
         result
     }
 
+    /// The same for reads, which an armed fault may hit.
+    fn read<T>(&self, process: u64, read: impl FnOnce(&Versions) -> T) -> Result<T> {
+        self.with(process, |inside, open| {
+            if inside.ruined || (!believes_the_disk() && inside.take_fault(Fault::ReadFindsCorruption)) {
+                return Err(EngineError::Corrupt {
+                    folder: self.name.clone(),
+                    cause: "injected block checksum mismatch".to_owned(),
+                });
+            }
+            if inside.take_fault(Fault::ReadFails) {
+                return Err(self.io("read"));
+            }
+            Ok(read(&open.versions))
+        })
+    }
+
+    /// Planted: a damaged block is handed out as it is.
+    fn damaged(&self, value: Bytes) -> Bytes {
+        if !believes_the_disk() || !self.lock().take_fault(Fault::ReadFindsCorruption) {
+            return value;
+        }
+        let mut damaged = value.to_vec();
+        if let Some(last) = damaged.last_mut() {
+            *last ^= 1;
+        }
+        damaged.into()
+    }
+
     /// The same for writes and syncs, whose failure poisons.
     fn with_poison<T>(
         &self,
@@ -272,7 +321,7 @@ impl Engine for MemEngine {
             if inside.take_fault(Fault::WriteFails) {
                 return Err(self.disk.io("write"));
             }
-            if inside.take_fault(Fault::WriteFindsNoSpace) {
+            if inside.full || inside.take_fault(Fault::WriteFindsNoSpace) {
                 return Err(self.disk.full("write"));
             }
             open.versions.apply(&batch);
@@ -286,7 +335,7 @@ impl Engine for MemEngine {
             if inside.take_fault(Fault::SyncFails) {
                 return Err(self.disk.io("sync"));
             }
-            if inside.take_fault(Fault::SyncFindsNoSpace) {
+            if inside.full || inside.take_fault(Fault::SyncFindsNoSpace) {
                 return Err(self.disk.full("sync"));
             }
             if !inside.sync_lies {
@@ -303,7 +352,10 @@ impl Engine for MemEngine {
 
 impl Snapshot for MemEngine {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        self.pin()?.get(family, key)
+        let found = self
+            .disk
+            .read(self.process, |versions| versions.get(family, key, u64::MAX))?;
+        Ok(found.map(|value| self.disk.damaged(value)))
     }
 
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
@@ -328,31 +380,7 @@ struct Pinned {
 }
 
 impl Pinned {
-    fn read<T>(&self, read: impl FnOnce(&Versions) -> T) -> Result<T> {
-        self.disk.with(self.process, |inside, open| {
-            match !believes_the_disk() && inside.take_fault(Fault::ReadFindsCorruption) {
-                true => Err(EngineError::Corrupt {
-                    folder: self.disk.name.clone(),
-                    cause: "injected block checksum mismatch".to_owned(),
-                }),
-                false => Ok(read(&open.versions)),
-            }
-        })
-    }
-
-    /// Planted: a damaged block is handed out as it is.
-    fn damaged(&self, value: Bytes) -> Bytes {
-        if !believes_the_disk() || !self.disk.lock().take_fault(Fault::ReadFindsCorruption) {
-            return value;
-        }
-        let mut damaged = value.to_vec();
-        if let Some(last) = damaged.last_mut() {
-            *last ^= 1;
-        }
-        damaged.into()
-    }
-
-    /// One entry per turn of the lock, so that `visit` may use the engine.
+    /// Several entries per turn of the lock, and none while `visit` runs, which may use the engine.
     fn walk(
         &self,
         family: Family,
@@ -361,15 +389,21 @@ impl Pinned {
         visit: Visit<'_>,
     ) -> Result<()> {
         let mut last: Option<Bytes> = None;
+        let mut wanted = PAGE_MIN;
         loop {
-            let next =
-                self.read(|versions| versions.next(family, (from, to), last.as_deref(), direction, self.at))?;
-            let Some((key, value)) = next else { return Ok(()) };
-            let value = self.damaged(value);
-            if visit(&key, &value).is_break() {
+            let page = self.disk.read(self.process, |versions| {
+                versions.page(family, (from, to), last.as_deref(), direction, (self.at, wanted))
+            })?;
+            for (key, value) in &page {
+                if visit(key, &self.disk.damaged(value.clone())).is_break() {
+                    return Ok(());
+                }
+            }
+            if page.len() < wanted {
                 return Ok(());
             }
-            last = Some(key);
+            last = page.into_iter().next_back().map(|(key, _)| key);
+            wanted = (wanted * 4).min(PAGE_MAX);
         }
     }
 }
@@ -387,8 +421,10 @@ impl Drop for Pinned {
 
 impl Snapshot for Pinned {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>> {
-        let found = self.read(|versions| versions.get(family, key, self.at))?;
-        Ok(found.map(|value| self.damaged(value)))
+        let found = self
+            .disk
+            .read(self.process, |versions| versions.get(family, key, self.at))?;
+        Ok(found.map(|value| self.disk.damaged(value)))
     }
 
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {

@@ -65,6 +65,18 @@ impl Versions {
     }
 
     fn set(&mut self, family: Family, key: &Bytes, value: Option<Bytes>) {
+        // Nobody looks back: only the present is kept.
+        if self.pinned.is_empty() && self.crowded.is_empty() {
+            match value {
+                Some(value) => {
+                    let versions = self.families[family as usize].entry(key.clone()).or_default();
+                    versions.clear();
+                    versions.push((self.now, Some(value)));
+                }
+                None => drop(self.families[family as usize].remove(key)),
+            }
+            return;
+        }
         let versions = self.families[family as usize].entry(key.clone()).or_default();
         match versions.last_mut() {
             Some(last) if last.0 == self.now => last.1 = value,
@@ -122,30 +134,33 @@ impl Versions {
         visible(self.families[family as usize].get(key)?, moment).cloned()
     }
 
-    /// The first entry at `moment` within `from..to`, beyond `last` in the given direction.
-    pub(super) fn next(
+    /// The first `wanted` entries at `moment` within `from..to`, beyond `last` in the given direction; fewer only when
+    /// there are no more.
+    pub(super) fn page(
         &self,
         family: Family,
         (from, to): (&[u8], &[u8]),
         last: Option<&[u8]>,
         direction: Direction,
-        moment: u64,
-    ) -> Option<(Bytes, Bytes)> {
+        (moment, wanted): (u64, usize),
+    ) -> Vec<(Bytes, Bytes)> {
         let (low, high) = match (direction, last) {
             (_, None) => (Bound::Included(from), to),
             (Direction::Ascending, Some(last)) => (Bound::Excluded(last), to),
             (Direction::Descending, Some(last)) => (Bound::Included(from), last),
         };
-        if from >= high {
-            return None;
+        // An excluded bound that equals the other one is refused by the map.
+        let empty = last.map_or(from >= to, |last| from > last || last >= to);
+        if empty || from >= high {
+            return Vec::new();
         }
         let range = self.families[family as usize].range::<[u8], _>((low, Bound::Excluded(high)));
         let entry = |(key, versions): (&Bytes, &Vec<Version>)| {
             visible(versions, moment).map(|value| (key.clone(), value.clone()))
         };
         match direction {
-            Direction::Ascending => range.map(entry).find_map(|found| found),
-            Direction::Descending => range.rev().map(entry).find_map(|found| found),
+            Direction::Ascending => range.filter_map(entry).take(wanted).collect(),
+            Direction::Descending => range.rev().filter_map(entry).take(wanted).collect(),
         }
     }
 
