@@ -1,7 +1,7 @@
 //! The kinds of faults, and the plan of a run: which of them strike, and when.
 //!
-//! The plan is drawn from streams of its own, each strike with a stream for its details, so that a run without one kind,
-//! or a shorter one, sees the other strikes at the same moments. Never here: what a fault does, see `nemesis`.
+//! The plan is drawn from streams of its own, each strike with a stream for its details, so that a run without one
+//! kind, or a shorter one, sees the other strikes at the same moments. Never here: what a fault does, see `nemesis`.
 
 use std::fmt;
 

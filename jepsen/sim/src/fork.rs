@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Seconds of processor time after which a seed counts as hung: a loop that awaits no timer stops virtual time for
 /// ever. Not wall time, which a busy machine stretches at will.
-const CPU_SECONDS: u64 = 60;
+const CPU_SECONDS: u64 = 20;
 /// Wall time after which a seed that uses no processor counts as hung.
 const WATCHDOG: Duration = Duration::from_secs(600);
 

@@ -19,9 +19,9 @@ use crate::{Args, HARNESS, Output, simulate};
 const REPLAY_EVERY: u64 = 50;
 
 /// What a range of seeds came to.
-pub(crate) struct Many<'a, C> {
+pub(crate) struct Many<'a> {
     args: &'a Args,
-    case: C,
+    case: &'a dyn Fn(u64) -> Case,
     total: Total,
     reached: Reached,
     failures: Vec<Failure>,
@@ -56,9 +56,9 @@ struct Cost {
     processor: Duration,
 }
 
-impl<'a, C: Fn(u64) -> Case> Many<'a, C> {
+impl<'a> Many<'a> {
     /// Nothing has run yet.
-    pub(crate) fn new(args: &'a Args, case: C) -> Self {
+    pub(crate) fn new(args: &'a Args, case: &'a dyn Fn(u64) -> Case) -> Self {
         Many {
             args,
             case,
@@ -73,29 +73,24 @@ impl<'a, C: Fn(u64) -> Case> Many<'a, C> {
     pub(crate) fn run(mut self, from: u64, to: u64) -> ExitCode {
         let started = Instant::now();
         let count = to - from + 1;
-        let case = &self.case;
+        let (args, case) = (self.args, self.case);
         let run = |seed| simulate(&case(seed), false);
-        let mut ended = Vec::new();
         let mut done = 0;
-        let mut take = |seed, how: Ended| {
+        fork::for_each(from..=to, args.jobs, run, |seed, how| {
             done += 1;
             progress(done, count);
             let failed = !how.is_good();
-            ended.push((seed, how));
-            if failed && self.args.first {
+            self.take(seed, how);
+            if failed && args.first {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
             }
-        };
-        fork::for_each(from..=to, self.args.jobs, run, &mut take);
+        });
         let cost = Cost {
             wall: started.elapsed(),
             processor: fork::processor_time(),
         };
-        for (seed, how) in ended {
-            self.take(seed, how);
-        }
         self.replay();
         self.tell(from, to, &cost)
     }
@@ -141,7 +136,7 @@ impl<'a, C: Fn(u64) -> Case> Many<'a, C> {
 
     /// Runs some of the seeds again, each by a new process of this program.
     fn replay(&mut self) {
-        let case = &self.case;
+        let case = self.case;
         let mut differing = Vec::new();
         let again = |seed| replayed(&case(seed));
         fork::for_each(
@@ -337,7 +332,8 @@ fn junit(verdict: &Verdict) -> String {
     };
     let failures = verdict.checks.iter().filter(|check| !check.holds()).count();
     let mut out = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"jepsen-sim\" tests=\"{}\" failures=\"{failures}\">\n",
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <testsuite name=\"jepsen-sim\" tests=\"{}\" failures=\"{failures}\">\n",
         verdict.checks.len()
     );
     for check in &verdict.checks {

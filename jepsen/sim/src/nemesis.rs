@@ -1,7 +1,7 @@
 //! The faults at work: every strike of the plan at its moment, whom it hits and how.
 //!
-//! What a fault does belongs to the disk, the bus and the world; which kinds there are and when they strike, to `faults`.
-//! Invariant: a strike takes its details from its own stream, never from the run's.
+//! What a fault does belongs to the disk, the bus and the world; which kinds there are and when they strike, to
+//! `faults`. Invariant: a strike takes its details from its own stream, never from the run's.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -59,6 +59,7 @@ const INSTALL: [&str; 7] = [
 
 /// Everything between birth and peace.
 pub(crate) async fn strike(cluster: &Rc<Cluster>) {
+    cluster.world.arm_points(cluster.setup.points);
     let begin = platform::now();
     let mut busy: Vec<JoinHandle<()>> = Vec::new();
     let mut changes = 0;

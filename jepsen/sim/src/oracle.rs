@@ -119,7 +119,8 @@ impl Oracle {
         let (_, index) = self.acknowledged.range(..at).next_back()?;
         (seen.applied < *index).then(|| {
             format!(
-                "replica.freshness: r{id} says that a quorum stood behind index {} {age} ms ago, when {index} had been answered",
+                "replica.freshness: r{id} says that a quorum stood behind index {} {age} ms ago, \
+                 when {index} had been answered",
                 seen.applied
             )
         })

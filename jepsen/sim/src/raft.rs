@@ -8,8 +8,8 @@
 //!   has it durable.
 //! - `raft.complete`: who begins to lead has everything that was applied under earlier leaders.
 //! - `raft.leader`: a term of one leader belongs to one process; one that starts again has to be elected anew.
-//! - `raft.durable`: no durable entry of a leader without a durable vote for it or a later one; nobody leads without; and
-//!   nothing is purged that the state does not reflect as durably.
+//! - `raft.durable`: no durable entry of a leader without a durable vote for it or a later one; nobody leads without;
+//!   and nothing is purged that the state does not reflect as durably.
 //!
 //! openraft orders leaders by term and id: one replica after another may lead in the same term.
 
@@ -230,7 +230,8 @@ impl Raft {
         }
         let newest = disk.durable.log.last_key_value().map(|(_, place)| *place);
         let vote = disk.durable.vote;
-        if let Some(newest) = newest.filter(|newest| leader(*newest) > vote) {
+        // The first membership of all stands for itself: nobody was elected to write it.
+        if let Some(newest) = newest.filter(|newest| newest.term > 0 && leader(*newest) > vote) {
             let what = format!("has {newest:?} durable, and no vote after that for {vote:?}");
             self.problem("raft.durable", replica, &what);
         }

@@ -225,10 +225,6 @@ impl World {
             trace,
             sync_ms: setup.sync_ms,
             drift: setup.drift.clone(),
-            points: Points {
-                seed: setup.points,
-                ..Points::default()
-            },
             digest: 0xcbf2_9ce4_8422_2325,
             ..Inner::default()
         };
@@ -297,6 +293,11 @@ impl World {
     /// Digest of all notes so far.
     pub(crate) fn digest(&self) -> u64 {
         self.inner().digest
+    }
+
+    /// From now on named places do something of their own; which, is drawn from this seed.
+    pub(crate) fn arm_points(&self, seed: Option<u64>) {
+        self.inner().points.seed = seed;
     }
 
     /// A fault of the plan strikes.
