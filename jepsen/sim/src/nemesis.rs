@@ -163,8 +163,8 @@ async fn catch_up(cluster: &Rc<Cluster>, victim: u64, draw: &mut Stream) {
 }
 
 fn skew(cluster: &Cluster, victim: u64, draw: &mut Stream) {
-    // Mostly as clocks are that nobody disciplines; now and then as after a dead battery.
-    let most = if draw.percent(10) { 86_400_000 } else { 4_000 };
+    // Mostly as clocks are that nobody disciplines; now and then far more, if less than what a join token lives.
+    let most = if draw.percent(10) { 1_800_000 } else { 4_000 };
     let ms = i64::try_from(draw.below(2 * most)).unwrap_or(0) - i64::try_from(most).unwrap_or(0);
     cluster.world.note(&format!("skew r{victim} {ms} ms"));
     cluster.world.reach("clock-skewed");
