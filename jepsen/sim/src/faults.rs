@@ -109,7 +109,7 @@ pub(crate) struct Plan {
 }
 
 /// Shortest and longest time under faults that a seed draws, in virtual milliseconds.
-const LENGTH_MS: (u64, u64) = (3_000, 9_000);
+const LENGTH_MS: (u64, u64) = (2_000, 7_000);
 
 impl Plan {
     /// The plan of a case.
