@@ -7,13 +7,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_path_buf()
 }
 
 /// Names of bugs in the sources of the product.
 fn names() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for entry in walkdir::WalkDir::new(root().join("crates")).into_iter().filter_map(Result::ok) {
+    for entry in walkdir::WalkDir::new(root().join("crates"))
+        .into_iter()
+        .filter_map(Result::ok)
+    {
         if entry.path().extension().is_none_or(|end| end != "rs") {
             continue;
         }
@@ -29,9 +35,15 @@ fn names() -> BTreeSet<String> {
 fn in_file(path: &Path) -> Vec<String> {
     let mut bytes = std::fs::read(path).unwrap();
     // As text, which is searched much faster than bytes are.
-    bytes.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = 0);
+    bytes
+        .iter_mut()
+        .filter(|byte| !byte.is_ascii())
+        .for_each(|byte| *byte = 0);
     let text = String::from_utf8(bytes).unwrap();
-    names().into_iter().filter(|name| text.contains(name.as_str())).collect()
+    names()
+        .into_iter()
+        .filter(|name| text.contains(name.as_str()))
+        .collect()
 }
 
 #[test]
@@ -50,9 +62,16 @@ fn a_release_with_planted_bugs_does_not_compile() {
     let release = check(&["--release"]);
     let said = String::from_utf8_lossy(&release.stderr);
     assert!(!release.status.success(), "a release took planted bugs in");
-    assert!(said.contains("it is for debug builds of the harness only"), "{said}");
+    assert!(
+        said.contains("it is for debug builds of the harness only"),
+        "{said}"
+    );
     let debug = check(&[]);
-    assert!(debug.status.success(), "{}", String::from_utf8_lossy(&debug.stderr));
+    assert!(
+        debug.status.success(),
+        "{}",
+        String::from_utf8_lossy(&debug.stderr)
+    );
 }
 
 #[test]

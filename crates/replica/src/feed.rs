@@ -105,10 +105,6 @@ impl Feed {
             }
             Rows::Gap { first } => {
                 self.cursor = journal::before_first(&view);
-                // Planted: what was trimmed is passed over in silence.
-                if palyra_fault::planted("gap-in-silence") {
-                    return self.read();
-                }
                 Some(FeedItem::Gap { first })
             }
         }

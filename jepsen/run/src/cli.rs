@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
 use crate::scenario::Level;
+use crate::mutants::MutantsArgs;
 use crate::target::Target;
 
 /// Wrong usage.
@@ -37,6 +38,8 @@ enum Command {
     Run(RunArgs),
     /// Run the regression of a bug with a name
     Scenario(ScenarioArgs),
+    /// Plant bugs in the product, one at a time: each must be caught by the check that is named with it
+    Mutants(MutantsArgs),
 }
 
 /// Form of what is printed.
@@ -182,6 +185,7 @@ pub fn main() -> u8 {
     let done = match cli.command {
         Command::Run(args) => commands::run::main(&args),
         Command::Scenario(args) => commands::scenario::main(&args),
+        Command::Mutants(args) => crate::mutants::main(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("jepsen: {error:#}");

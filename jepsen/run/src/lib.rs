@@ -20,6 +20,7 @@ pub mod equipment;
 pub mod floors;
 pub mod inside;
 pub mod judge;
+pub mod mutants;
 pub mod nemesis;
 pub mod net;
 pub mod plan;

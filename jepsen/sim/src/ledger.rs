@@ -25,6 +25,7 @@ pub(crate) fn check(history: &History, rows: &[Row], state: &dyn Read) -> Vec<St
     problems.extend(results_are_kept(&deeds, rows, state));
     problems.extend(submissions_are_kept(&deeds, rows));
     problems.extend(dispatches_end_once(rows));
+    problems.extend(dispatches_have_their_time(rows));
     problems.extend(once_is_delivered_once(rows));
     problems.extend(epochs_rise(&deeds, rows));
     problems.extend(won_once(&deeds));
@@ -85,6 +86,26 @@ fn submissions_are_kept(deeds: &[(&Deed, &Op)], rows: &[Row]) -> Option<String> 
 
 fn dispatches_end_once(rows: &[Row]) -> Option<String> {
     more_than_once(rows, "dispatch.finished", |_| true)
+}
+
+/// A dispatch is given up for its deadline when that has passed, by the log's clock, and not before.
+fn dispatches_have_their_time(rows: &[Row]) -> Option<String> {
+    let deadlines: BTreeMap<&str, u64> = rows
+        .iter()
+        .filter(|row| row.action == "dispatch.submitted")
+        .filter_map(|row| Some((row.subject.as_str(), row.detail("deadline_at").parse().ok()?)))
+        .collect();
+    let over = rows.iter().filter(|row| row.action == "dispatch.finished");
+    over.filter(|row| row.detail("state") == State::TimedOut.as_str())
+        .find_map(|row| {
+            let deadline = *deadlines.get(row.subject.as_str())?;
+            (row.at_ms < deadline).then(|| {
+                format!(
+                    "dispatch.not-early: {} timed out at {} and had until {deadline}",
+                    row.subject, row.at_ms
+                )
+            })
+        })
 }
 
 /// Work that must not run twice is given to one session only.
@@ -298,6 +319,19 @@ mod tests {
             found(vec![(complete(true), Outcome::Refused)], &good),
             Vec::<String>::new()
         );
+    }
+
+    #[test]
+    fn a_dispatch_that_is_given_up_before_its_time_is_found() {
+        let submitted = row(5, "dispatch.submitted", id(2), &[("deadline_at", "900")]);
+        let over = |at_ms, state| Row {
+            at_ms,
+            ..row(7, "dispatch.finished", id(2), &[("state", state)])
+        };
+        let early = |over: Row| found(vec![], &[submitted.clone(), over]).len();
+        assert_eq!(early(over(899, "timed_out")), 1);
+        assert_eq!(early(over(900, "timed_out")), 0);
+        assert_eq!(early(over(1, "cancelled")), 0, "somebody took it back");
     }
 
     #[test]

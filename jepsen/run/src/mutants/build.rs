@@ -27,7 +27,10 @@ pub(super) fn programs(folder: Option<&Path>, sim: bool, real: bool) -> Result<P
     let planted = match folder {
         Some(folder) => found(folder, sim, real)?,
         None => {
-            let mut planted = Planted { sim: None, real: None };
+            let mut planted = Planted {
+                sim: None,
+                real: None,
+            };
             if sim {
                 let folder = build(&["-p", "palyra-jepsen-sim", "--features", "planted"])?;
                 planted.sim = Some(folder.join("jepsen-sim"));
@@ -56,7 +59,13 @@ fn found(folder: &Path, sim: bool, real: bool) -> Result<Planted> {
             path.display()
         ))))
     };
-    let (mut planted, folder) = (Planted { sim: None, real: None }, folder.to_path_buf());
+    let (mut planted, folder) = (
+        Planted {
+            sim: None,
+            real: None,
+        },
+        folder.to_path_buf(),
+    );
     if sim {
         planted.sim = Some(need("jepsen-sim", "palyra-jepsen-sim")?);
     }
@@ -79,7 +88,10 @@ fn build(words: &[&str]) -> Result<PathBuf> {
         ))
     );
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    eprintln!("jepsen: builds programs with bugs in them: cargo build {}", words.join(" "));
+    eprintln!(
+        "jepsen: builds programs with bugs in them: cargo build {}",
+        words.join(" ")
+    );
     let output = Command::new(cargo)
         .arg("build")
         .args(words)
@@ -88,9 +100,16 @@ fn build(words: &[&str]) -> Result<PathBuf> {
         .stderr(Stdio::inherit())
         .output()
         .context("cargo does not start; install it, or name a folder with planted programs: --binary DIR")?;
-    ensure!(output.status.success(), "cargo build {} failed: {}", words.join(" "), output.status);
+    ensure!(
+        output.status.success(),
+        "cargo build {} failed: {}",
+        words.join(" "),
+        output.status
+    );
     let text = String::from_utf8_lossy(&output.stdout);
-    let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let built: Vec<PathBuf> = messages
         .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
         .collect();

@@ -57,7 +57,11 @@ impl Judged {
     /// The check that counts: its own when that failed, else the one that failed most often.
     #[must_use]
     pub fn caught_by(&self) -> Option<&str> {
-        let own = self.mutant.checks.iter().find(|check| self.failed.contains_key(**check));
+        let own = self
+            .mutant
+            .checks
+            .iter()
+            .find(|check| self.failed.contains_key(**check));
         let most = || self.failed.iter().max_by_key(|(_, count)| **count);
         own.copied().or_else(|| most().map(|(name, _)| name.as_str()))
     }
@@ -151,14 +155,20 @@ mod tests {
         assert!(own.failed(9, &["sim.other", check], "b"));
         own.tried(9);
         let judged = own.end();
-        assert_eq!((judged.fate.clone(), judged.seed, judged.tries), (Fate::Killed, Some(9), 9));
+        assert_eq!(
+            (judged.fate.clone(), judged.seed, judged.tries),
+            (Fate::Killed, Some(9), 9)
+        );
         assert_eq!(judged.caught_by(), Some(check));
         assert_eq!(judged.replay.as_deref(), Some("b"));
 
         let mut another = watch("vote-not-saved");
         assert!(!another.failed(3, &["sim.other"], "a"));
         let judged = another.end();
-        assert_eq!((judged.fate.clone(), judged.caught_by()), (Fate::ByAnother, Some("sim.other")));
+        assert_eq!(
+            (judged.fate.clone(), judged.caught_by()),
+            (Fate::ByAnother, Some("sim.other"))
+        );
         assert!(!judged.is_killed());
 
         assert_eq!(watch("vote-not-saved").end().fate, Fate::Survived);

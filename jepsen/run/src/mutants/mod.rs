@@ -23,6 +23,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
 pub use judge::{Fate, Judged};
+pub use report::list;
 pub use table::{Level, Mutant, mutants};
 
 use crate::cli::{Form, Usage, duration};
@@ -64,7 +65,9 @@ pub fn main(args: &MutantsArgs) -> Result<u8> {
     let chosen = chosen(args)?;
     let wants = |level: Level| chosen.iter().any(|mutant| mutant.level == level);
     let programs = build::programs(args.binary.as_deref(), wants(Level::Sim), wants(Level::Real))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let mut judged = Vec::new();
     for mutant in &chosen {
         report::begin(args.output, mutant);
@@ -87,7 +90,9 @@ fn chosen(args: &MutantsArgs) -> Result<Vec<Mutant>> {
     }
     let level = |mutant: &Mutant| args.level.is_none_or(|level| level == mutant.level);
     let named = |mutant: &Mutant| args.only.is_empty() || args.only.iter().any(|word| mutant.is(word));
-    let chosen: Vec<Mutant> = mutants().filter(|mutant| level(mutant) && named(mutant)).collect();
+    let chosen: Vec<Mutant> = mutants()
+        .filter(|mutant| level(mutant) && named(mutant))
+        .collect();
     ensure!(
         !chosen.is_empty(),
         Usage("none of these mutants is of that level; see: jepsen list mutants".to_owned())

@@ -4,10 +4,10 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tokio::process::Command;
 
+use super::MutantsArgs;
 use super::build::Planted;
 use super::judge::{Judged, Watch};
 use super::table::{self, Mutant};
-use super::MutantsArgs;
 
 /// Runs it up to `--tries` times.
 pub(super) async fn run(mutant: &Mutant, programs: &Planted, args: &MutantsArgs) -> Result<Judged> {
@@ -26,10 +26,17 @@ pub(super) async fn run(mutant: &Mutant, programs: &Planted, args: &MutantsArgs)
         if mutant.name != table::BLIND_REAL {
             command.env("PALYRA_PLANTED", mutant.name);
         }
-        let output = command.kill_on_drop(true).output().await.context("jepsen run does not start")?;
+        let output = command
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("jepsen run does not start")?;
         watch.tried(seed);
         let said = String::from_utf8_lossy(&output.stdout);
-        let result = said.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
+        let result = said
+            .lines()
+            .rev()
+            .find_map(|line| serde_json::from_str::<Value>(line).ok());
         let failed = result.as_ref().map(failed_checks).unwrap_or_default();
         match output.status.code() {
             Some(0) => {}
@@ -57,7 +64,11 @@ pub(super) async fn run(mutant: &Mutant, programs: &Planted, args: &MutantsArgs)
 }
 
 fn replay(mutant: &Mutant, seed: u64, args: &MutantsArgs) -> String {
-    let options = mutant.options.iter().map(|word| format!(" {word}")).collect::<String>();
+    let options = mutant
+        .options
+        .iter()
+        .map(|word| format!(" {word}"))
+        .collect::<String>();
     format!(
         "PALYRA_PLANTED={} jepsen run --workload {} --nemesis {} --time {}s --seed {seed}{options}",
         mutant.name,
@@ -69,9 +80,15 @@ fn replay(mutant: &Mutant, seed: u64, args: &MutantsArgs) -> String {
 
 /// Names of the checks that a result says are violated.
 fn failed_checks(result: &Value) -> Vec<String> {
-    let checks = result.get("checks").and_then(Value::as_array).into_iter().flatten();
+    let checks = result
+        .get("checks")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
     let violated = checks.filter(|check| check.get("outcome").and_then(Value::as_str) == Some("invalid"));
-    violated.filter_map(|check| Some(check.get("name")?.as_str()?.to_owned())).collect()
+    violated
+        .filter_map(|check| Some(check.get("name")?.as_str()?.to_owned()))
+        .collect()
 }
 
 #[cfg(test)]

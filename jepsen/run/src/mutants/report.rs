@@ -78,7 +78,11 @@ pub(super) fn all(form: Form, judged: &[Judged]) -> Result<()> {
             mutant.checks.join(" or ")
         );
         if let Some(replay) = &one.replay {
-            let failed: Vec<String> = one.failed.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            let failed: Vec<String> = one
+                .failed
+                .iter()
+                .map(|(name, count)| format!("{name} {count}"))
+                .collect();
             println!("     failed instead: {}; {replay}", failed.join(", "));
         }
     }

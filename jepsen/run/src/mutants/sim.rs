@@ -29,7 +29,11 @@ pub(super) async fn run(mutant: &Mutant, programs: &Planted, args: &MutantsArgs)
         command.args(["--planted", mutant.name]);
     }
     // Its own group: the seeds that run when it has been seen are ended with it.
-    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command
         .kill_on_drop(true)
         .spawn()
@@ -39,9 +43,14 @@ pub(super) async fn run(mutant: &Mutant, programs: &Planted, args: &MutantsArgs)
     let mut lines = BufReader::new(output).lines();
     let mut watch = Watch::new(*mutant);
     while let Some(line) = lines.next_line().await? {
-        let Some(failure) = Failure::read(&line) else { continue };
+        let Some(failure) = Failure::read(&line) else {
+            continue;
+        };
         watch.tried(failure.seed);
-        let replay = format!("jepsen-sim --planted {} --seed {} --trace", mutant.name, failure.seed);
+        let replay = format!(
+            "jepsen-sim --planted {} --seed {} --trace",
+            mutant.name, failure.seed
+        );
         if watch.failed(failure.seed, &failure.checks, &replay) {
             end_group(group);
             // Its exit code is of our own making.
@@ -69,7 +78,10 @@ fn end_group(group: Option<u32>) {
         return;
     };
     // It may have ended by itself.
-    let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::signal::killpg(
+        nix::unistd::Pid::from_raw(group),
+        nix::sys::signal::Signal::SIGKILL,
+    );
 }
 
 /// What a line says of a seed that failed.
@@ -84,7 +96,10 @@ impl<'a> Failure<'a> {
     fn read(line: &'a str) -> Option<Failure<'a>> {
         let (seed, rest) = line.strip_prefix("FAIL seed ")?.split_once(':')?;
         let seed = seed.parse().ok()?;
-        let named = rest.split_whitespace().rev().find_map(|word| word.strip_prefix("checks="));
+        let named = rest
+            .split_whitespace()
+            .rev()
+            .find_map(|word| word.strip_prefix("checks="));
         let checks = match named {
             Some(names) => names.split(',').collect(),
             None if rest.trim() == "it hung" => vec![HUNG],
@@ -108,7 +123,11 @@ mod tests {
         );
         assert_eq!(read("FAIL seed 9: it hung"), own(9, HUNG));
         assert_eq!(read("FAIL seed 9: its process died: wait status 6"), own(9, DIED));
-        for other in ["300 passed, 0 failed", "FAIL seed 50 does not replay:", "     replay: jepsen-sim"] {
+        for other in [
+            "300 passed, 0 failed",
+            "FAIL seed 50 does not replay:",
+            "     replay: jepsen-sim",
+        ] {
             assert_eq!(read(other), None, "{other}");
         }
     }

@@ -51,13 +51,22 @@ struct Failpoint {
 
 impl Failpoint {
     fn parse(argument: &str) -> Result<Failpoint> {
-        let wrong = || format!("failpoint:{argument}: write failpoint:POINT=crash or failpoint:POINT=sleep:MS");
+        let wrong =
+            || format!("failpoint:{argument}: write failpoint:POINT=crash or failpoint:POINT=sleep:MS");
         let (point, does) = argument.split_once('=').with_context(wrong)?;
         let named = |c: char| c.is_ascii_lowercase() || c == '.' || c == '-' || c == '_';
-        ensure!(!point.is_empty() && point.len() < 64 && point.chars().all(named), wrong());
+        ensure!(
+            !point.is_empty() && point.len() < 64 && point.chars().all(named),
+            wrong()
+        );
         let does = match (does, does.strip_prefix("sleep:")) {
             ("crash", _) => Does::Crash,
-            (_, Some(ms)) => Does::Sleep(ms.parse().ok().filter(|ms| (1..=60_000).contains(ms)).with_context(wrong)?),
+            (_, Some(ms)) => Does::Sleep(
+                ms.parse()
+                    .ok()
+                    .filter(|ms| (1..=60_000).contains(ms))
+                    .with_context(wrong)?,
+            ),
             _ => bail!(wrong()),
         };
         Ok(Failpoint {
@@ -88,13 +97,18 @@ async fn ask(socket: &Path, line: &str) -> Result<String> {
         .await
         .with_context(|| format!("{} does not answer", socket.display()))?
         .with_context(|| format!("{} does not answer", socket.display()))?;
-    ensure!(answer != "what?" && !answer.is_empty(), "{line:?} was not understood");
+    ensure!(
+        answer != "what?" && !answer.is_empty(),
+        "{line:?} was not understood"
+    );
     Ok(answer)
 }
 
 async fn hits(socket: &Path, point: &str) -> Result<u64> {
     let answer = ask(socket, &format!("hits {point}")).await?;
-    answer.parse().with_context(|| format!("hits of {point}: {answer:?} is no number"))
+    answer
+        .parse()
+        .with_context(|| format!("hits of {point}: {answer:?} is no number"))
 }
 
 /// Sees to it that a replica listens; starts it anew when it does not.
@@ -115,9 +129,9 @@ async fn listening(run: &Arc<Run>, id: u64) -> Result<PathBuf> {
     ensure!(run.cluster.state(id) == State::Up, "r{id} does not run");
     run.cluster.kill(id).await?;
     run.cluster.start(id).await?;
-    ask(&socket, "hits none")
-        .await
-        .with_context(|| format!("r{id} has no failpoints: build it with --features palyra-server/planted"))?;
+    ask(&socket, "hits none").await.with_context(|| {
+        format!("r{id} has no failpoints: build it with --features palyra-server/planted")
+    })?;
     Ok(socket)
 }
 
@@ -182,7 +196,8 @@ impl Fault for Pointed {
                     happened = false;
                     // Another fault may have ended it, and with it what was armed.
                     let _ = ask(&armed.socket, &format!("disarm {point}")).await;
-                    let passed = passed.map_or_else(|| "is gone".to_owned(), |_| format!("did not pass {point}"));
+                    let passed =
+                        passed.map_or_else(|| "is gone".to_owned(), |_| format!("did not pass {point}"));
                     seen.push(format!("r{id} {passed}"));
                 }
             }
@@ -205,10 +220,22 @@ mod tests {
     #[test]
     fn names_are_read() {
         let crash = Failpoint::parse("log.sync=crash").unwrap();
-        assert_eq!((crash.name.as_str(), crash.arm().as_str()), ("failpoint:log.sync=crash", "arm log.sync crash"));
+        assert_eq!(
+            (crash.name.as_str(), crash.arm().as_str()),
+            ("failpoint:log.sync=crash", "arm log.sync crash")
+        );
         let sleep = Failpoint::parse("apply.write=sleep:250").unwrap();
         assert_eq!(sleep.arm(), "arm apply.write sleep 250 20");
-        for wrong in ["", "x", "=crash", "log.sync=", "log.sync=boom", "log.sync=sleep:", "a b=crash", "x=sleep:0"] {
+        for wrong in [
+            "",
+            "x",
+            "=crash",
+            "log.sync=",
+            "log.sync=boom",
+            "log.sync=sleep:",
+            "a b=crash",
+            "x=sleep:0",
+        ] {
             let error = Failpoint::parse(wrong).unwrap_err().to_string();
             assert!(error.contains("POINT=crash"), "{wrong}: {error}");
         }

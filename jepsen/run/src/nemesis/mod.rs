@@ -9,6 +9,7 @@
 
 mod clock;
 mod frames;
+mod failpoint;
 mod kill;
 mod noop;
 mod partition;
@@ -144,6 +145,7 @@ pub fn kinds() -> Vec<Kind> {
         partition::KINDS,
         frames::KINDS,
         clock::KINDS,
+        failpoint::KINDS,
     ]
     .concat()
 }
