@@ -50,6 +50,7 @@ pub(crate) async fn birth(cluster: &Rc<Cluster>) -> bool {
 
 /// Replaces a replica by a new one, on a new disk and under a new id. Only one such change runs at a time.
 pub(crate) async fn replace(cluster: Rc<Cluster>, old: u64) {
+    comes_back_wiped(&cluster, old).await;
     if let Some(new) = invite(&cluster).await {
         cluster.world.note(&format!("r{new} replaces r{old}"));
         cluster.admit(new);
@@ -70,6 +71,25 @@ pub(crate) async fn again_and_again(cluster: Rc<Cluster>) {
         if !cluster.changing.replace(true) {
             replace(cluster.clone(), cluster.any_member()).await;
         }
+    }
+}
+
+/// A replica that lost its disk asks to be let in under its name. It has forgotten its votes: as long as it is a member,
+/// nobody gets its id.
+async fn comes_back_wiped(cluster: &Cluster, id: u64) {
+    let named = move |view: &View| state::replica(view, id).map(|record| record.name);
+    let Some((_, Some(name))) = cluster.read(cluster.any_member(), named).await else {
+        return;
+    };
+    let [mint, allocate] = fleet::invite(&name);
+    // Whatever becomes of the token: the second answer tells.
+    drop(cluster.ask(cluster.any_member(), mint).await);
+    let answer = cluster.ask(cluster.any_member(), allocate).await;
+    if let Some(Ok(Reply::ReplicaAllocated(allocated))) = answer.reply {
+        let got = allocated.replica_id;
+        cluster.problem(format!(
+            "membership.ids-are-new: {name}, a member, was let in again without its disk, as replica {got}"
+        ));
     }
 }
 

@@ -112,6 +112,13 @@ async fn do_one(cluster: Rc<Cluster>, kind: Kind, victim: u64, mut draw: Stream)
         Kind::Power => cluster.kill(victim, true),
         Kind::PowerAll => {
             cluster.world.reach("power-all");
+            // Often while the disks are slow: what was said before it was written is lost everywhere.
+            if draw.below(2) == 0 {
+                let slow = draw.between(40, 200);
+                let members = cluster.members().into_iter();
+                members.for_each(|id| cluster.world.stall_disk(id, slow));
+                platform::sleep(Duration::from_millis(slow / 2)).await;
+            }
             let members = cluster.members();
             members.into_iter().for_each(|id| cluster.kill(id, true));
         }

@@ -114,6 +114,9 @@ pub(crate) async fn prober(cluster: Rc<Cluster>) {
         };
         // Those that were removed and do not know it yet as well.
         let at = cluster.any_running();
+        if chance::percent(10) {
+            ran_out(&cluster, at, device, peer.clone()).await;
+        }
         let shown = peer.clone();
         let invoked = cluster.world.elapsed_ms();
         let Some(found) = cluster
@@ -123,6 +126,24 @@ pub(crate) async fn prober(cluster: Rc<Cluster>) {
             continue;
         };
         judge(&cluster, at, device, invoked, found);
+    }
+}
+
+/// A certificate that ran out long ago, by whatever clock, on a connection that is open still.
+async fn ran_out(cluster: &Cluster, at: u64, device: Id, peer: PeerIdentity) {
+    let over = PeerIdentity {
+        not_before_ms: 1,
+        not_after_ms: 2,
+        ..peer
+    };
+    let called = cluster.call(
+        at,
+        move |control| async move { control.admit_node(&over).is_ok() },
+    );
+    if called.await == Some(true) {
+        cluster.problem(format!(
+            "revocation.expired-refused: r{at} serves {device} under a certificate that ran out"
+        ));
     }
 }
 

@@ -95,8 +95,7 @@ fn waiting(txn: &Txn<'_>, id: Id) -> Result<Approval, Reject> {
 /// Nobody allows what they asked for, while four eyes are required.
 pub(super) fn check_four_eyes(txn: &Txn<'_>, found: &Approval) -> Result<(), Reject> {
     let own = matches!(txn.actor, Actor::Operator { .. }) && found.requested_by == txn.actor.to_string();
-    // Planted: who asks may also allow.
-    if own && policy(txn).four_eyes && !palyra_fault::planted("two-eyes") {
+    if own && policy(txn).four_eyes {
         return Err(Reject::new(Code::FourEyes, [&found.requested_by, &found.id]));
     }
     Ok(())

@@ -177,11 +177,11 @@ const DESIGNED: &[Mutant] = &[
         ("pairing", "none"),
         &["pairing.one-winner"],
     ),
-    real(
+    sim(
         ("M12", "stale-serves-on"),
         "What a replica knew once is good for ever",
         ("revocation", "partition:peers-only"),
-        &["revocation.bounded", "revocation.fail-closed"],
+        &["revocation.enforced"],
     ),
     sim(
         ("M13", "snapshot-without-revocations"),
@@ -237,7 +237,7 @@ const DESIGNED: &[Mutant] = &[
         ("journal", "failpoint:snapshot.flip=crash"),
         &["replica.starts"],
     ),
-    real(
+    sim(
         ("M22", "wiped-comes-back"),
         "A replica that lost its disk comes back under its id",
         ("membership", "member"),
@@ -249,11 +249,11 @@ const DESIGNED: &[Mutant] = &[
         ("journal", "bitflip"),
         &["journal.chain"],
     ),
-    real(
+    sim(
         ("M24", "expiry-unwatched"),
         "A stream that is open outlives its certificate",
         ("revocation", "cert-expire"),
-        &["revocation.streams-end"],
+        &["revocation.expired-refused"],
     ),
 ];
 
@@ -334,7 +334,7 @@ const OWN: &[Mutant] = &[
         ("P13", "joint-left-standing"),
         "A change of the members that was left half done stays so",
         ("membership", "member,kill:leader"),
-        &["cluster.heals"],
+        &["membership.no-joint-left", "cluster.heals"],
     ),
     sim(
         ("P14", "deadline-by-sweeper"),
@@ -366,23 +366,17 @@ const OWN: &[Mutant] = &[
         ("lease", "partition:leader"),
         &["lease.exclusive"],
     ),
-    real(
+    sim(
         ("P19", "streams-outlive-revocation"),
         "A revocation shuts the door and leaves whoever is inside",
         ("revocation", "none"),
-        &["revocation.streams-end"],
+        &["revocation.streams-close"],
     ),
     real(
         ("P20", "expired-code-good"),
         "A code is good until somebody has swept it",
         ("pairing", "pause"),
         &["pairing.in-time"],
-    ),
-    real(
-        ("P21", "two-eyes"),
-        "Who asks may also allow",
-        ("pairing", "none"),
-        &["pairing.four-eyes"],
     ),
 ];
 
