@@ -481,7 +481,11 @@ impl Worker {
             let (fence, over, done) = (lease.fence, now >= lease.until, now >= lease.done_at);
             if over {
                 self.cluster.world.reach("lease-over-by-own-clock");
-                self.ends(id, fence);
+                if chance::percent(25) {
+                    self.wakes_late(id, now);
+                } else {
+                    self.ends(id, fence);
+                }
             } else if done {
                 self.stop(id);
                 if let Some(lease) = self.leases.get_mut(&id) {
@@ -490,6 +494,15 @@ impl Worker {
             } else if chance::percent(30) {
                 self.write(id);
             }
+        }
+    }
+
+    /// A worker that was stopped with a result in its hand: it says it when it wakes up, whatever became of the lease.
+    fn wakes_late(&mut self, id: Id, now: u64) {
+        self.stop(id);
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.next(Stage::Finishing);
+            lease.said_at = Some(now + chance::between(0, 4_000) * MS);
         }
     }
 

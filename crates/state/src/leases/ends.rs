@@ -375,7 +375,7 @@ pub(super) fn expire(txn: &mut Txn<'_>, command: &Expire) -> Result<Reply, Rejec
     check::count("the list of runs", command.runs.len(), limits::EXPIRE_BATCH)?;
     let mut count = 0;
     for id in &command.leases {
-        // Planted: what whoever sweeps believed to be due when it looked is ended, renewed meanwhile or not.
+        // Planted: what whoever sweeps names is ended, renewed meanwhile or not.
         let believed = palyra_fault::planted("sweeper-decides");
         let due = |lease: &Lease| !lease.is_over() && (believed || txn.now >= lease.deadline_at);
         if let Some(found) = lease(txn, *id).filter(due) {
