@@ -133,7 +133,9 @@ fn mint_token(txn: &mut Txn<'_>, command: &MintJoinToken) -> Result<Reply, Rejec
     if join_token(txn, id).is_some() {
         return Err(check::invalid("the token id", &"it exists already"));
     }
-    let is_taken = |replica: &Replica| replica.status() != ReplicaStatus::Allocated;
+    // Planted: a replica that lost its disk comes back as who it was.
+    let comes_back = palyra_fault::planted("wiped-comes-back");
+    let is_taken = |replica: &Replica| replica.status() != ReplicaStatus::Allocated && !comes_back;
     if let Some(taken) = replica_named(txn, &command.name).filter(is_taken) {
         return Err(Reject::new(Code::ReplicaNameTaken, [&command.name, &taken.id]));
     }

@@ -155,7 +155,7 @@ const DESIGNED: &[Mutant] = &[
     ),
     sim(
         ("M8", "sweeper-decides"),
-        "A stalled leader ends leases by what it saw before",
+        "A sweeper ends leases that are not due yet, renewed meanwhile or not",
         ("lease", "disk:stall:leader"),
         &["lease.not-early"],
     ),
@@ -338,7 +338,7 @@ const OWN: &[Mutant] = &[
     ),
     sim(
         ("P14", "deadline-by-sweeper"),
-        "The clock of whoever sweeps decides which dispatch is late",
+        "A sweeper ends dispatches that are not late yet",
         ("dispatch", "clock:skew"),
         &["dispatch.not-early"],
     ),
@@ -364,13 +364,13 @@ const OWN: &[Mutant] = &[
         ("P18", "renewal-before-commit"),
         "A worker is told that its lease is longer before anybody has written it down",
         ("lease", "partition:leader"),
-        &["lease.exclusive"],
+        &["lease.not-early", "lease.exclusive"],
     ),
-    sim(
+    real(
         ("P19", "streams-outlive-revocation"),
         "A revocation shuts the door and leaves whoever is inside",
         ("revocation", "none"),
-        &["revocation.streams-close"],
+        &["revocation.streams-end"],
     ),
     real(
         ("P20", "expired-code-good"),
