@@ -10,8 +10,8 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
-use crate::scenario::Level;
 use crate::mutants::MutantsArgs;
+use crate::scenario::Level;
 use crate::target::Target;
 
 /// Wrong usage.

@@ -8,8 +8,8 @@
 //! the process, the kernel or the replicas, never from the fact that a command returned.
 
 mod clock;
-mod frames;
 mod failpoint;
+mod frames;
 mod kill;
 mod noop;
 mod partition;
