@@ -4,10 +4,10 @@
 //! secrets, the text forms of tickets and join tokens, the PAKE behind the eight digits, the pairing
 //! transcript, and the `rustls` configurations that all listeners and clients use.
 //!
-//! What never does: no clock, no file, no socket, no random source is read here. Time comes as `now_ms`
-//! (milliseconds since the Unix epoch) or as a [`tls::Clock`], randomness as [`Entropy`]. One exception is
-//! inside the crypto provider: ECDSA signatures draw their nonce from aws-lc's own generator, so two runs
-//! with the same [`Entropy`] agree on keys, serials and secrets but not on signature bytes, unless [`keys::sign_repeatably`] was called.
+//! What never does: no clock, no file, no socket, no random source is read here. Time comes as `now_ms` (milliseconds
+//! since the Unix epoch) or as a [`tls::Clock`], randomness as [`Entropy`]. One exception is inside the crypto
+//! provider: ECDSA signatures draw their nonce from aws-lc's own generator, so two runs with the same [`Entropy`]
+//! agree on keys, serials and secrets but not on signature bytes, unless [`keys::sign_repeatably`] was called.
 //!
 //! Invariants: private keys are P-256, zeroized on drop and never printed; every comparison of a secret is
 //! constant time; every parser has a size limit that is checked before anything is allocated for the input.

@@ -1,8 +1,8 @@
 //! Nodes and the operators who give them work: sessions, dispatches, results, across replicas that come and go.
 //!
 //! A node attaches at one replica through the real control plane, runs what it is given there, and reports. It may
-//! forget what it holds; then work that must not run twice has to end without it. What ends the dispatches of a node that
-//! does not come back is the leader's own doing. Never here: the line between them.
+//! forget what it holds; then work that must not run twice has to end without it. What ends the dispatches of a node
+//! that does not come back is the leader's own doing. Never here: the line between them.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -1,5 +1,5 @@
-//! Changes of the membership, while faults strike: a new replica comes in by a token, catches up, gets its vote; an old
-//! one goes. What an operator does; the rest is the work of the real reconciler in whoever leads.
+//! Changes of the membership, while faults strike: a new replica comes in by a token, catches up, gets its vote; an
+//! old one goes. What an operator does; the rest is the work of the real reconciler in whoever leads.
 
 use std::rc::Rc;
 use std::time::Duration;

@@ -6,16 +6,20 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use palyra_jepsen_check::Kind;
+use palyra_jepsen_check::history::Answer as Told;
 use palyra_platform as platform;
 use palyra_replica::{Feed, FeedItem};
 use palyra_state::journal::Row;
 use palyra_state::{Cursor, Digest, Id};
+use serde_json::json;
 
 use crate::breaks::Break;
 use crate::chance;
 use crate::cluster::{Cluster, Phase};
 use crate::fleet;
 use crate::history::{Asked, Outcome};
+use crate::runs;
 
 /// How long a follower waits for a row before it looks whether the run is over.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -63,6 +67,8 @@ pub(crate) async fn steady(cluster: Rc<Cluster>, number: u64, keys: Vec<Id>) {
 /// Sets a register.
 pub(crate) async fn write(cluster: &Cluster, at: u64, key: Id, value: u64) -> Outcome {
     let envelope = fleet::write(fleet::node(key, 0), key, value);
+    let wanted = json!({"key": key.to_string(), "value": value});
+    let call = cluster.invoke(None, "write", wanted.clone(), Some(at), Some(envelope.request_id));
     let answer = cluster
         .ask_noted(at, envelope, |answer| Asked::Write {
             key,
@@ -70,13 +76,36 @@ pub(crate) async fn write(cluster: &Cluster, at: u64, key: Id, value: u64) -> Ou
             request: answer.request,
         })
         .await;
+    let mut told = wanted;
+    told["duplicate"] = answer.again.into();
+    // Values are written once: one that changes nothing was written before, under another request.
+    let kind = match answer.outcome {
+        Outcome::Quiet(_) => Kind::Info,
+        ref outcome => runs::kind(outcome),
+    };
+    let told = Told {
+        value: told,
+        rev: answer.outcome.index(),
+        ..Told::default()
+    };
+    cluster.complete(&call, kind, told);
     answer.outcome
 }
 
 /// Reads a register.
 pub(crate) async fn read(cluster: &Cluster, at: u64, key: Id) -> Outcome {
     let invoked = cluster.history.borrow_mut().tick();
+    let wanted = json!({"key": key.to_string()});
+    let call = cluster.invoke(None, "read", wanted, Some(at), None);
     let read = cluster.read(at, move |view| fleet::value(view, key)).await;
+    let kind = if read.is_some() { Kind::Ok } else { Kind::Info };
+    let value = read.map(|(_, value)| value).filter(|value| *value > 0);
+    let told = Told {
+        value: json!({"key": key.to_string(), "value": value}),
+        rev: read.map(|(index, _)| index),
+        ..Told::default()
+    };
+    cluster.complete(&call, kind, told);
     let asked = Asked::Read {
         key,
         value: read.map_or(0, |(_, value)| value),

@@ -23,13 +23,13 @@ use crate::bus::Bus;
 use crate::chance;
 use crate::disk::SimDisk;
 use crate::fleet;
+use crate::held::Resource;
 use crate::history::{Asked, History, Op, Outcome};
-use crate::load::Load;
+use crate::load::{self, Load};
 use crate::oracle::{self, Glimpse, Oracle};
 use crate::papers::Papers;
 use crate::revocation::Probed;
 use crate::setup::Setup;
-use crate::workers::Resource;
 use crate::world::{self, Life, World};
 
 /// Virtual time between two comparisons of a replica that applies nothing.
@@ -56,6 +56,8 @@ pub(crate) struct Answer {
     pub(crate) reply: Option<Result<Reply, Reject>>,
     /// The request id under which it was asked last.
     pub(crate) request: Id,
+    /// It was sent before, and nobody knew what had become of it: the index may be that of the second entry.
+    pub(crate) again: bool,
 }
 
 /// A process of a replica: the replica, and the control plane on it.
@@ -117,7 +119,7 @@ impl Cluster {
             oracle: RefCell::new(Oracle::new(world.worst_drift())),
             problems: RefCell::default(),
             setup,
-            timings: timings(),
+            timings: load::timings(),
         });
         (1..=replicas).for_each(|id| cluster.admit(id));
         cluster
@@ -460,6 +462,7 @@ impl Cluster {
                         outcome,
                         reply: Some(reply),
                         request: envelope.request_id,
+                        again: sent,
                     };
                 }
                 Err(ProposeError::Unknown) => {
@@ -477,6 +480,7 @@ impl Cluster {
             outcome: if sent { Outcome::Unknown } else { Outcome::Refused },
             reply: None,
             request: envelope.request_id,
+            again: sent,
         }
     }
 
@@ -576,23 +580,6 @@ impl Cluster {
         }
         self.problem(format!("{} never committed", envelope.command.name()));
         None
-    }
-}
-
-/// Durations of the control planes, drawn once for all of them: short ones, for a run takes seconds.
-fn timings() -> Timings {
-    let heartbeat = chance::between(200, 600);
-    Timings {
-        heartbeat_interval: Duration::from_millis(heartbeat),
-        heartbeat_timeout: Duration::from_millis(2 * heartbeat + chance::between(200, 1_500)),
-        max_staleness: Duration::from_millis(chance::between(1_000, 2_500)),
-        replica_lost_after: Duration::from_millis(chance::between(1_000, 3_000)),
-        call_timeout: Duration::from_millis(chance::between(1_500, 4_000)),
-        stall_timeout: Duration::from_secs(5),
-        suspect_for: Duration::from_millis(chance::between(150, 1_000)),
-        lost_after: Some(Duration::from_millis(chance::between(400, 2_000))),
-        attach_wait: Duration::from_secs(3),
-        ..Timings::default()
     }
 }
 

@@ -1,9 +1,10 @@
 //! What the clients asked and what they were told, in the one order in which the simulation runs, and the
 //! checks of it against the journal that the cluster ended with.
 //!
-//! A command is `Ok` (told: applied, at or before this index), `Told` (the same without an index), `Quiet` (told: accepted, there was nothing to change),
-//! `Refused` (told: no effect) or `Unknown`. Unknown ones may or may not have happened; every check leaves both open
-//! until the journal, which has passed its own checks, decides. Never here: what single domains promise, see `ledger`.
+//! A command is `Ok` (told: applied, at or before this index), `Told` (the same without an index), `Quiet` (told:
+//! accepted, there was nothing to change), `Refused` (told: no effect) or `Unknown`. Unknown ones may or may not have
+//! happened; every check leaves both open until the journal, which has passed its own checks, decides. Never here:
+//! what single domains promise, see `ledger`.
 
 use std::collections::BTreeMap;
 

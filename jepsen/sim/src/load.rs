@@ -1,7 +1,12 @@
-//! What clients do in a run: each workload alone, or a mix that the seed draws.
+//! What clients do in a run: each workload alone, or a mix that the seed draws; and how patient replicas are with
+//! them.
 //!
 //! Never here: how they do it. Invariant: what a workload is there for runs in each of its seeds; a mix always has the
 //! registry, by which the end of a run sees that the cluster serves.
+
+use std::time::Duration;
+
+use palyra_control::Timings;
 
 use crate::chance;
 
@@ -104,6 +109,23 @@ impl Workload {
             },
             Workload::Mix => mix(),
         }
+    }
+}
+
+/// Durations of the control planes, drawn once for all of them: short ones, for a run takes seconds.
+pub(crate) fn timings() -> Timings {
+    let heartbeat = chance::between(200, 600);
+    Timings {
+        heartbeat_interval: Duration::from_millis(heartbeat),
+        heartbeat_timeout: Duration::from_millis(2 * heartbeat + chance::between(200, 1_500)),
+        max_staleness: Duration::from_millis(chance::between(1_000, 2_500)),
+        replica_lost_after: Duration::from_millis(chance::between(1_000, 3_000)),
+        call_timeout: Duration::from_millis(chance::between(1_500, 4_000)),
+        stall_timeout: Duration::from_secs(5),
+        suspect_for: Duration::from_millis(chance::between(150, 1_000)),
+        lost_after: Some(Duration::from_millis(chance::between(400, 2_000))),
+        attach_wait: Duration::from_secs(3),
+        ..Timings::default()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Keys and certificates of a simulated cluster: its root, the key that seals keys, and each replica's authority, as
 //! real ones as in production, from the seed. What a replica's own disk would keep outlives its deaths here.
 //!
-//! Never here: certificates of devices and of the operator. Those are stand-ins (see `fleet`): the state machine and the
-//! control layer compare their bytes and times, and only TLS, which is left out, looks inside of them.
+//! Never here: certificates of devices and of the operator. Those are stand-ins (see `fleet`): the state machine and
+//! the control layer compare their bytes and times, and only TLS, which is left out, looks inside of them.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

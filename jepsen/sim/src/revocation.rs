@@ -1,10 +1,11 @@
 //! Devices that are revoked while they talk, and probers that show their certificates to every replica all the time,
 //! as TLS would: also to those that are cut off, that have just started, and whose clocks are wrong.
 //!
-//! What must hold. (a) When a revocation is answered as carried out everywhere, nobody accepts the certificate any more.
-//! (b) However it was answered: from `max_staleness` after anybody knew of it, nobody does; a replica that has missed it
-//! has missed the quorum for as long, and serves no node. (c) A session that was open then is served no more. (d) None of
-//! this by refusing everyone: at the end each replica accepts what is not revoked. Never here: who is let in, see `enrol`.
+//! What must hold. (a) When a revocation is answered as carried out everywhere, nobody accepts the certificate any
+//! more. (b) However it was answered: from `max_staleness` after anybody knew of it, nobody does; a replica that has
+//! missed it has missed the quorum for as long, and serves no node. (c) A session that was open then is served no
+//! more. (d) None of this by refusing everyone: at the end each replica accepts what is not revoked. Never here: who
+//! is let in, see `enrol`.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,10 +13,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use palyra_control::{Control, Error, Inbound, Outbound};
+use palyra_jepsen_check::Kind;
+use palyra_jepsen_check::history::Answer as Told;
 use palyra_pki::PeerIdentity;
 use palyra_platform as platform;
 use palyra_state::access::Role;
 use palyra_state::{Code, Id, Reply};
+use serde_json::{Value, json};
 
 use crate::chance;
 use crate::cluster::{Cluster, Phase};
@@ -101,8 +105,13 @@ fn probe(control: &Control, peer: &PeerIdentity) -> Probe {
 
 /// When a revocation that was known at `known` binds every replica.
 fn bound(cluster: &Cluster, known: u64) -> u64 {
+    known + bound_ms(cluster)
+}
+
+/// How long after a revocation is known a replica may accept the device, at most.
+pub(crate) fn bound_ms(cluster: &Cluster) -> u64 {
     let staleness = u64::try_from(cluster.timings.max_staleness.as_millis()).unwrap_or(u64::MAX);
-    known + staleness + staleness * DRIFT / 1_000 + 1
+    staleness + staleness * DRIFT / 1_000 + 1
 }
 
 /// Shows certificates to replicas until the run is over, and then sees that they are not refused for nothing.
@@ -119,12 +128,22 @@ pub(crate) async fn prober(cluster: Rc<Cluster>) {
         }
         let shown = peer.clone();
         let invoked = cluster.world.elapsed_ms();
+        let value = json!({"device": device.to_string(), "how": "grpc"});
+        let call = cluster.invoke(None, "probe", value, Some(at), None);
         let Some(found) = cluster
             .call(at, |control| async move { probe(&control, &shown) })
             .await
         else {
+            cluster.complete(&call, Kind::Info, Told::default());
             continue;
         };
+        let reason = if found == Probe::Revoked {
+            "revoked"
+        } else {
+            "another"
+        };
+        let value = json!({"accepted": found == Probe::Accepted, "reason": reason});
+        cluster.complete(&call, Kind::Ok, answer(value));
         judge(&cluster, at, device, invoked, found);
     }
 }
@@ -155,7 +174,7 @@ fn judge(cluster: &Cluster, at: u64, device: Id, invoked: u64, found: Probe) {
                 && invoked > closed
             {
                 cluster.problem(format!(
-                    "revocation.enforced: r{at} accepts the certificate of {device} at {invoked} ms; {why} at {closed} ms"
+                    "revocation.enforced: r{at} accepts {device} at {invoked} ms; {why} at {closed} ms"
                 ));
             }
         }
@@ -206,9 +225,28 @@ pub(crate) async fn use_and_revoke(cluster: &Cluster, device: Id, by: u64) {
     }
 }
 
+/// [`revoke_anyhow`], with its place in the shared history.
+async fn revoke(cluster: &Cluster, device: Id) -> Option<bool> {
+    let value = json!({"device": device.to_string()});
+    let call = cluster.invoke(None, "revoke", value, None, None);
+    let complete = revoke_anyhow(cluster, device).await;
+    match complete {
+        Some(enforced) => cluster.complete(&call, Kind::Ok, answer(json!({"enforced": enforced}))),
+        None => cluster.complete(&call, Kind::Info, Told::default()),
+    }
+    complete
+}
+
+fn answer(value: Value) -> Told {
+    Told {
+        value,
+        ..Told::default()
+    }
+}
+
 /// Revokes: as a command, or as an operator does who waits until it is carried out. `None` when nobody knows whether it
 /// was; otherwise whether it is carried out everywhere.
-async fn revoke(cluster: &Cluster, device: Id) -> Option<bool> {
+async fn revoke_anyhow(cluster: &Cluster, device: Id) -> Option<bool> {
     if chance::percent(40) {
         let revoke = fleet::revoke(device);
         let revoked = noted(cluster, cluster.any_member(), revoke, Deed::Revoke { device }).await;

@@ -20,6 +20,7 @@ use crate::cluster::{Cluster, Phase};
 use crate::enrol;
 use crate::fleet;
 use crate::history;
+use crate::judge;
 use crate::ledger;
 use crate::load::Workload;
 use crate::nemesis;
@@ -284,8 +285,8 @@ async fn check(cluster: &Cluster, followers: &[Seen], calm: u64) {
         problems.extend(ledger::check(&history, &rows, state));
         if cluster.load.workers > 0 {
             runs::close(cluster, state, &rows);
-            problems.extend(runs::check(cluster, calm));
         }
+        problems.extend(judge::check(cluster, calm));
         note_paths(cluster, &rows);
         problems.extend(
             followers

@@ -1,14 +1,13 @@
 //! Runs: an operator has them granted and approved, starts them, and sometimes takes them back; at the end each must
-//! have come to its one end. The history of leases is judged by `palyra_jepsen_check::lease`.
+//! have come to its one end.
 //!
 //! Never here: who does the work, see `workers`.
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use palyra_jepsen_check::evidence::{Setting, Window};
+use palyra_jepsen_check::Kind;
 use palyra_jepsen_check::history::Answer;
-use palyra_jepsen_check::{Check, Kind, Outcome as Found, lease};
 use palyra_platform as platform;
 use palyra_state::approvals::GrantState;
 use palyra_state::journal::Row;
@@ -21,10 +20,6 @@ use crate::cluster::{Cluster, Phase};
 use crate::enrol::noted;
 use crate::fleet;
 use crate::history::{Deed, Outcome};
-use crate::world::EPOCH_MS;
-
-/// Beyond the faults, how long the cluster may take to notice what is due.
-const RECOVER_MS: u64 = 8_000;
 
 /// An operator who has work done under leases, until faults end.
 pub(crate) async fn operator(cluster: Rc<Cluster>) {
@@ -81,13 +76,13 @@ async fn cancel(cluster: &Cluster, run: Id) {
     let at = cluster.any_member();
     let envelope = fleet::cancel_run(run);
     let value = json!({"run": run.to_string()});
-    let call = cluster.invoke(None, "cancel", value, Some(at), Some(envelope.request_id));
+    let call = cluster.invoke(None, "cancel-run", value, Some(at), Some(envelope.request_id));
     // Whether there was anything to take back is not told apart.
     let answer = cluster.ask(at, envelope).await;
     cluster.complete(&call, kind(&answer.outcome), Answer::default());
 }
 
-fn kind(outcome: &Outcome) -> Kind {
+pub(crate) fn kind(outcome: &Outcome) -> Kind {
     match outcome {
         Outcome::Ok(_) | Outcome::Told | Outcome::Quiet(_) => Kind::Ok,
         Outcome::Refused => Kind::Fail,
@@ -153,46 +148,4 @@ pub(crate) fn close(cluster: &Cluster, state: &dyn palyra_state::Read, rows: &[R
         ..Answer::default()
     };
     cluster.complete(&call, Kind::Ok, answer);
-}
-
-/// What the checker of leases finds, in the words of the sim. Times are compared only while no wall clock was wrong: the
-/// cluster's time is that of whoever leads.
-pub(crate) fn check(cluster: &Cluster, calm_ns: u64) -> Vec<String> {
-    let exact = !cluster.world.clocks_were_wrong();
-    let setting = Setting {
-        faults: vec![Window {
-            from: 0,
-            to: calm_ns,
-            name: "faults".to_owned(),
-            isolated: Vec::new(),
-        }],
-        recover_ms: RECOVER_MS,
-        epoch_ms: exact.then_some(EPOCH_MS),
-        end: 0,
-    };
-    let tape = cluster.tape.borrow();
-    let checks = lease::check(tape.history(), &setting);
-    let by_time = ["lease.exclusive", "lease.not-early"];
-    checks
-        .iter()
-        .filter(|check| exact || !by_time.contains(&check.name.as_str()))
-        .filter_map(told)
-        .collect()
-}
-
-/// The first violation of a check, under its name.
-fn told(check: &Check) -> Option<String> {
-    match &check.outcome {
-        Found::Invalid { violations } => {
-            let first = violations.first()?;
-            Some(format!(
-                "{}: {} ({} ms)",
-                check.name,
-                first.what,
-                first.time / 1_000_000
-            ))
-        }
-        // That nothing was there to judge is seen by what was reached.
-        Found::Valid | Found::Unknown { .. } => None,
-    }
 }

@@ -1,20 +1,19 @@
-//! Workers that attest and hold leases over real sessions, by clocks of their own, and write to a resource that looks at
-//! fences.
+//! Workers that attest and hold leases over real sessions, by clocks of their own, and write to a resource that looks
+//! at fences.
 //!
-//! A worker holds a lease from its first confirmed renewal until its own, conservative end: the moment at which it sent
-//! the newest confirmed renewal, plus what was left of the lease, less what its clock may be wrong by. Now and then its
-//! process stands still, and what it had begun writes on afterwards without a look at the clock: that is what fences are
-//! for. It says all that it does in the history, in the words of `palyra_jepsen_check::lease`, which judges it. Never here:
-//! who starts runs, see `runs`.
+//! A worker holds a lease from its first confirmed renewal until its own, conservative end: the moment at which it
+//! sent the newest confirmed renewal, plus what was left of the lease, less what its clock may be wrong by. Now and
+//! then its process stands still, and what it had begun writes on afterwards without a look at the clock: that is
+//! what fences are for. It says all that it does in the history, in the words of `palyra_jepsen_check::lease`, which
+//! judges it. Never here: who starts runs, see `runs`.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use palyra_control::{
-    CleanedUp, Finished, FromWorker, HeldLease, Inbound, LeaseName, LeaseRenewed, Offer, Outbound, Statement,
-    ToWorker, WorkerAnswer,
+    FromWorker, HeldLease, Inbound, LeaseName, LeaseRenewed, Offer, Outbound, Statement, ToWorker,
+    WorkerAnswer,
 };
 use palyra_jepsen_check::Kind;
 use palyra_jepsen_check::history::{Answer, Pending};
@@ -29,6 +28,7 @@ use crate::breaks::Break;
 use crate::chance;
 use crate::cluster::{Cluster, Phase};
 use crate::fleet;
+use crate::held::{Lease, Stage, clean, succeeded};
 use crate::line::{Broken, Line};
 
 /// How wrong a worker's clock may run, in millionths, and what it takes off each lease for it: twice as much.
@@ -41,61 +41,6 @@ const TICK: Duration = Duration::from_millis(40);
 const AGAIN: u64 = 900 * MS;
 /// Slots of a worker.
 pub(crate) const SLOTS: u32 = 2;
-
-/// What leases protect: it takes no write under a fence that is lower than one before it for that place.
-#[derive(Default)]
-pub(crate) struct Resource(RefCell<BTreeMap<String, u64>>);
-
-impl Resource {
-    fn write(&self, places: &[String; 2], fence: u64, looks: bool) -> bool {
-        let mut highest = self.0.borrow_mut();
-        let passed = places
-            .iter()
-            .any(|place| highest.get(place).is_some_and(|seen| *seen > fence));
-        if passed && looks {
-            return false;
-        }
-        for place in places {
-            let seen = highest.entry(place.clone()).or_default();
-            *seen = (*seen).max(fence);
-        }
-        true
-    }
-}
-
-/// Where a lease stands with its worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Its acceptance is not answered yet.
-    Offered,
-    /// It is the worker's; it works from the first confirmed renewal on.
-    Running,
-    /// Its result is not answered yet.
-    Finishing,
-    /// All of it is dead; the cleanup is not answered yet.
-    Cleaning,
-}
-
-/// A lease that a worker has.
-struct Lease {
-    run: Id,
-    slot: String,
-    fence: u64,
-    stage: Stage,
-    /// The word of this stage, the same for each try.
-    request: Id,
-    said_at: Option<u64>,
-    /// Own, conservative end, in nanoseconds of the run; 0 before the first confirmed renewal.
-    until: u64,
-    stopped: bool,
-    ttl_ms: u64,
-    renew_at: u64,
-    /// When the work is done.
-    done_at: u64,
-    work_ms: u64,
-    /// Of the history.
-    process: u64,
-}
 
 /// A word that waits for its answer.
 struct Said {
@@ -457,7 +402,7 @@ impl Worker {
         };
         let places = [format!("run {}", lease.run), format!("slot {}", lease.slot)];
         let value = json!({"run": lease.run.to_string(), "slot": lease.slot, "fence": lease.fence});
-        let write = self.cluster.invoke(None, "write", value, None, None);
+        let write = self.cluster.invoke(None, "touch", value, None, None);
         let looks = self.cluster.world.broken() != Some(Break::IgnoreFence);
         let taken = self.cluster.resource.write(&places, lease.fence, looks);
         if !taken {
@@ -593,49 +538,6 @@ impl Worker {
     }
 }
 
-impl Lease {
-    fn next(&mut self, stage: Stage) {
-        self.stage = stage;
-        self.request = fleet::fresh();
-        self.said_at = None;
-    }
-
-    /// As the worker reports it when a session begins.
-    fn told(&self, id: Id) -> HeldLease {
-        let state = match self.stage {
-            Stage::Offered | Stage::Running => "running",
-            Stage::Finishing => "finished",
-            Stage::Cleaning => "cleaned",
-        };
-        HeldLease {
-            lease: LeaseName {
-                id: id.to_string(),
-                fence: self.fence,
-            },
-            state: state.to_owned(),
-            message: String::new(),
-        }
-    }
-}
-
-fn succeeded() -> Finished {
-    Finished {
-        outcome: "succeeded".to_owned(),
-        exit_code: Some(0),
-        result: bytes::Bytes::from_static(b"{}"),
-        ..Finished::default()
-    }
-}
-
-fn clean() -> CleanedUp {
-    CleanedUp {
-        ok: true,
-        message: String::new(),
-        removed_files: 0,
-        removed_bytes: 0,
-    }
-}
-
 fn answer(value: Value) -> Answer {
     Answer {
         value,
@@ -647,25 +549,5 @@ fn refused(code: &str) -> Answer {
     Answer {
         error: Some(code.to_owned()),
         ..Answer::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_resource_takes_nothing_behind_a_higher_fence() {
-        let resource = Resource::default();
-        let places = |run: &str, slot: &str| [format!("run {run}"), format!("slot {slot}")];
-        assert!(resource.write(&places("a", "x/0"), 5, true));
-        assert!(resource.write(&places("a", "y/0"), 7, true));
-        assert!(!resource.write(&places("a", "x/0"), 5, true), "the run went on");
-        assert!(!resource.write(&places("b", "y/0"), 6, true), "the slot went on");
-        assert!(resource.write(&places("b", "x/0"), 6, true));
-        assert!(
-            resource.write(&places("a", "x/0"), 5, false),
-            "one that does not look"
-        );
     }
 }

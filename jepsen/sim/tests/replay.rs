@@ -68,6 +68,36 @@ fn what_is_broken_on_purpose_is_found() {
 }
 
 #[test]
+fn each_workload_runs_by_its_name_and_is_replayed_with_it() {
+    for name in [
+        "registry",
+        "pairing",
+        "revocation",
+        "lease",
+        "dispatch",
+        "journal",
+        "watch",
+        "membership",
+        "failover",
+    ] {
+        let (code, text) = sim(&format!("--workload {name} --seeds 50..51"));
+        assert_eq!(code, 0, "{name}:\n{text}");
+        assert!(
+            text.contains("1 replayed by another process, 0 of them differed"),
+            "{name}:\n{text}"
+        );
+    }
+}
+
+#[test]
+fn a_resource_that_looks_at_no_fence_is_found() {
+    let (code, text) = sim("--workload lease --seeds 1..200 --first --break ignore-fence");
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("lease.fenced-resource"), "{text}");
+    assert!(text.contains("--workload lease --break ignore-fence"), "{text}");
+}
+
+#[test]
 fn a_run_in_which_nothing_strikes_is_refused() {
     let (code, text) = sim("--seeds 1..100 --break no-faults");
     assert_eq!(code, 2, "{text}");
