@@ -336,7 +336,8 @@ impl World {
 
     /// Whether any replica's wall clock was ever wrong, or ran at another speed.
     pub(crate) fn clocks_were_wrong(&self) -> bool {
-        !self.inner().skew_ms.is_empty() || self.worst_drift() > 0
+        let jumped = !self.inner().skew_ms.is_empty();
+        jumped || self.worst_drift() > 0
     }
 
     /// Lets a replica crash at its `left`th io point from now, of those named `at` if that is given.
