@@ -60,6 +60,7 @@ fn what_is_broken_on_purpose_is_found() {
         "guess-outcome",
         "retry-anew",
         "skip-row",
+        "split-install",
     ] {
         let (code, text) = sim(&format!("--seeds 1..60 --first --break {name}"));
         assert_eq!(code, 1, "{name} was not found:\n{text}");
