@@ -33,9 +33,6 @@ pub fn main(args: &ScenarioArgs) -> Result<u8> {
         show(&scenario, args.output);
         return Ok(0);
     }
-    if args.output == Form::Text {
-        println!("{}: {}\n{}\n", scenario.name, scenario.title, scenario.source);
-    }
     let chosen = |stage: &&Stage| args.level.is_none_or(|level| level == stage.level);
     let stages: Vec<&Stage> = scenario.stages.iter().filter(chosen).collect();
     if stages.is_empty() {
@@ -48,6 +45,9 @@ pub fn main(args: &ScenarioArgs) -> Result<u8> {
     for stage in &stages {
         let known = stage.check_names();
         known.map_err(|error| Usage(format!("scenario {}: {error:#}", scenario.name)))?;
+    }
+    if args.output == Form::Text {
+        println!("{}: {}\n{}\n", scenario.name, scenario.title, scenario.source);
     }
     let mut codes = Vec::new();
     let mut objects = Vec::new();
