@@ -115,37 +115,37 @@ const DESIGNED: &[Mutant] = &[
         ("M1", "flush-before-sync"),
         "Entries are told to be durable before they are synced",
         ("registry", "power"),
-        &["journal.acknowledged"],
+        &["raft.quorum", "journal.acknowledged"],
     ),
     sim(
         ("M2", "vote-not-saved"),
         "A vote is never written",
         ("registry", "kill"),
-        &["replica.progress", "replica.same-state"],
+        &["raft.durable", "replica.same-state"],
     ),
     sim(
         ("M3", "leader-restored"),
         "A restarted leader goes on in its term, without an election",
         ("journal", "power:all"),
-        &["replica.same-state"],
+        &["raft.leader", "replica.same-state"],
     ),
     sim(
         ("M4", "local-reads"),
         "Whoever believes that it leads answers reads alone",
         ("registry", "partition:peers-only"),
-        &["registry.real-time"],
+        &["registry.linearizable", "registry.real-time"],
     ),
     sim(
         ("M5", "lease-read"),
         "A leader trusts its lease for reads instead of asking a quorum",
         ("registry", "pause,transfer"),
-        &["registry.real-time"],
+        &["registry.linearizable", "registry.real-time"],
     ),
     sim(
         ("M6", "fence-ignored"),
         "Whoever held a run once may still speak for it",
         ("lease", "pause"),
-        &["lease.fenced-control"],
+        &["lease.fenced-control", "lease.one-result"],
     ),
     sim(
         ("M7", "fence-forgets"),
@@ -181,7 +181,7 @@ const DESIGNED: &[Mutant] = &[
         ("M12", "stale-serves-on"),
         "What a replica knew once is good for ever",
         ("revocation", "partition:peers-only"),
-        &["revocation.enforced"],
+        &["revocation.enforced", "revocation.bounded"],
     ),
     sim(
         ("M13", "snapshot-without-revocations"),
@@ -223,7 +223,7 @@ const DESIGNED: &[Mutant] = &[
         ("M19", "ack-before-write"),
         "Entries are acknowledged before they are on their way to the disk",
         ("registry", "power:minority,kill"),
-        &["journal.acknowledged"],
+        &["raft.quorum", "journal.acknowledged"],
     ),
     sim(
         ("M20", "head-without-batch"),
@@ -235,7 +235,7 @@ const DESIGNED: &[Mutant] = &[
         ("M21", "install-in-two-writes"),
         "A snapshot replaces the log first and the state later",
         ("journal", "failpoint:snapshot.flip=crash"),
-        &["replica.starts"],
+        &["raft.durable", "replica.starts"],
     ),
     sim(
         ("M22", "wiped-comes-back"),
@@ -247,7 +247,7 @@ const DESIGNED: &[Mutant] = &[
         ("M23", "checksums-unread"),
         "What the disk returns is believed",
         ("journal", "bitflip"),
-        &["journal.chain"],
+        &["replica.lives", "replica.same-state", "journal.chain"],
     ),
     sim(
         ("M24", "expiry-unwatched"),
@@ -322,7 +322,7 @@ const OWN: &[Mutant] = &[
         ("P11", "truncation-not-saved"),
         "Entries that a new leader overruled stay on the disk",
         ("journal", "partition:leader,kill"),
-        &["replica.starts"],
+        &["raft.log", "raft.committed"],
     ),
     sim(
         ("P12", "effects-before-entries"),
