@@ -173,10 +173,6 @@ impl LogStore {
     /// The state machine waits here before it writes what an entry did: otherwise a power loss could keep an
     /// effect and lose its entry, because a leader applies on its followers' acknowledgements too.
     pub(crate) async fn wait_written(&self, index: u64) -> io::Result<()> {
-        // Planted: effects do not wait for their entries.
-        if palyra_fault::planted("effects-before-entries") {
-            return Ok(());
-        }
         let seq = self.mem().tail.get(&index).map_or(0, |held| held.seq);
         let mut written = self.inner.written.clone();
         match written.wait_for(|at| *at >= seq).await {

@@ -324,11 +324,11 @@ const OWN: &[Mutant] = &[
         ("journal", "partition:leader,kill"),
         &["raft.log", "raft.committed"],
     ),
-    sim(
-        ("P12", "effects-before-entries"),
-        "What an entry did is written before the entry",
-        ("journal", "power"),
-        &["replica.same-state"],
+    real(
+        ("P12", "expired-code-good"),
+        "A code is good until somebody has swept it",
+        ("pairing", "pause"),
+        &["pairing.in-time"],
     ),
     sim(
         ("P13", "joint-left-standing"),
@@ -371,12 +371,6 @@ const OWN: &[Mutant] = &[
         "A revocation shuts the door and leaves whoever is inside",
         ("revocation", "none"),
         &["revocation.streams-end"],
-    ),
-    real(
-        ("P20", "expired-code-good"),
-        "A code is good until somebody has swept it",
-        ("pairing", "pause"),
-        &["pairing.in-time"],
     ),
 ];
 
