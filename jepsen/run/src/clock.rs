@@ -1,8 +1,8 @@
-//! Wall clocks of replicas, moved by a library that is preloaded into their processes, and clocks since boot that start at
-//! another time.
+//! Wall clocks of replicas, moved by a library that is preloaded into their processes, and clocks since boot that
+//! start at another time.
 //!
-//! A replica has a page of memory that it shares with the harness (`jepsen/skew`). What is written there takes effect with its
-//! next look at the clock; only `CLOCK_REALTIME` moves. Never here: when and how far (`nemesis/clock.rs`).
+//! A replica has a page of memory that it shares with the harness (`jepsen/skew`). What is written there takes effect
+//! with its next look at the clock; only `CLOCK_REALTIME` moves. Never here: when and how far (`nemesis/clock.rs`).
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;

@@ -1,8 +1,9 @@
 //! Scenarios: bugs with a name. What went wrong somewhere, or in us, written down as the runs that would show it again.
 //!
-//! A scenario is a TOML file in `jepsen/scenarios`; those are built into this program, and `jepsen scenario FILE.toml` takes
-//! any other. Here is the form of the file and the words of a command line that each of its stages comes to; `commands::scenario`
-//! runs them. Invariant: a key that is not known is an error that names it, so that no typing mistake weakens a regression.
+//! A scenario is a TOML file in `jepsen/scenarios`; those are built into this program, and `jepsen scenario
+//! FILE.toml` takes any other. Here is the form of the file and the words of a command line that each of its stages
+//! comes to; `commands::scenario` runs them. Invariant: a key that is not known is an error that names it, so that no
+//! typing mistake weakens a regression.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
-//! The harness's own fabric between real namespaces: rules of a run's links are felt by sockets, are counted where they were,
-//! and are gone when their layer is. The test runs itself once more under `unshare`; where that is not allowed it says that it
-//! is skipped.
+//! The harness's own fabric between real namespaces: rules of a run's links are felt by sockets, are counted where
+//! they were, and are gone when their layer is. The test runs itself once more under `unshare`; where that is not
+//! allowed it says that it is skipped.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;

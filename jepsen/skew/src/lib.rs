@@ -3,8 +3,8 @@
 //! It takes the place of the C library's functions that read `CLOCK_REALTIME` or wait for a moment of it, and of no
 //! others: `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` stay true, because shifting them under a running process breaks
 //! every absolute deadline that it has already handed to the kernel. Offset and drift come from a page of memory that
-//! it shares with the harness ([`page`]), so a jump takes effect with the next call. Without a page, or with one that is
-//! not ours or damaged, the machine's own time is shown.
+//! it shares with the harness ([`page`]), so a jump takes effect with the next call. Without a page, or with one that
+//! is not ours or damaged, the machine's own time is shown.
 //!
 //! A wait until a moment of the wall clock is handed to the kernel as the true moment at which the shown clock will be
 //! there; a jump during such a wait does not move it, which a real step of the clock would. Waits that name a duration

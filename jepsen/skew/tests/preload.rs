@@ -106,7 +106,8 @@ impl Drop for Helper {
     }
 }
 
-/// Waits for `duration` in a way of Rust's that ends by time alone, and says for how long it did by the monotonic clock.
+/// Waits for `duration` in a way of Rust's that ends by time alone, and says for how long it did by the monotonic
+/// clock.
 fn wait(duration: Duration) -> i64 {
     let started = Instant::now();
     let never = Arc::new((Mutex::new(()), Condvar::new()));

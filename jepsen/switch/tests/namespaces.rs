@@ -1,6 +1,6 @@
-//! The switch between real devices of real namespaces. Each test runs itself once more under `unshare -n -m`, so nothing
-//! of the machine's own network is touched and the kernel takes all of it away; where that is not allowed the test
-//! says that it is skipped.
+//! The switch between real devices of real namespaces. Each test runs itself once more under `unshare -n -m`, so
+//! nothing of the machine's own network is touched and the kernel takes all of it away; where that is not allowed the
+//! test says that it is skipped.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;

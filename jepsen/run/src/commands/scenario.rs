@@ -1,7 +1,7 @@
 //! `jepsen scenario`: runs the stages of a scenario, each as a command of its own, and compares how they ended.
 //!
-//! A stage runs in a process of its own because a run takes its process's namespaces with it. Exit codes add up: the first of
-//! a broken harness, a violated property, and too little tested is that of the scenario.
+//! A stage runs in a process of its own because a run takes its process's namespaces with it. Exit codes add up: the
+//! first of a broken harness, a violated property, and too little tested is that of the scenario.
 
 use std::io::BufRead as _;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Wrong wall clocks: one that jumps, one that runs fast or slow, one that flickers, and one by which every certificate has
-//! expired. Clocks since boot stay true.
+//! Wrong wall clocks: one that jumps, one that runs fast or slow, one that flickers, and one by which every
+//! certificate has expired. Clocks since boot stay true.
 //!
 //! Nothing that Palyra promises may depend on a wall clock, so no verdict may change under these.
 
@@ -322,7 +322,8 @@ fn shown(moved: &Moved, now: Seen, real: i64) -> Evidence {
     )
 }
 
-/// Whether the replica that finds everything expired has refused a certificate. A replica that has ended refuses nobody.
+/// Whether the replica that finds everything expired has refused a certificate. A replica that has ended refuses
+/// nobody.
 async fn who_refused(
     run: &Arc<Run>,
     refused: JoinHandle<BTreeMap<u64, String>>,

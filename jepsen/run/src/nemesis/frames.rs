@@ -1,8 +1,8 @@
 //! Faults of frames: late, out of turn, twice, damaged, or too many for the link. They need the fabric that forwards
 //! frames itself (`--fabric tap`).
 //!
-//! They are between the struck replicas and everybody else but the harness's clients: what those are told must be right, and
-//! must not be made late by us.
+//! They are between the struck replicas and everybody else but the harness's clients: what those are told must be
+//! right, and must not be made late by us.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
