@@ -8,100 +8,28 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, Errno as Code, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    BsdFileFlags, Errno as Code, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow,
     WriteFlags,
 };
 use nix::errno::Errno;
 
+use crate::answer::{TTL, attributes, code, kind, owner, permitted, place, reply_empty, reply_entry};
 use crate::content::PAGE;
 use crate::fault::{Operation, Outcome};
-use crate::image::{Body, Place};
+use crate::image::Body;
 use crate::shared::{Core, Handle};
-use crate::store::{New, Owner};
+use crate::store::New;
 
-/// How long the kernel may believe an answer.
-const TTL: Duration = Duration::ZERO;
 /// The largest write in one request; as much as the kernel gathers for one system call.
 const MAX_WRITE: u32 = 1 << 20;
 
 pub(crate) struct Driver {
     pub(crate) handle: Handle,
-}
-
-fn code(errno: Errno) -> Code {
-    Code::from_i32(errno as i32)
-}
-
-fn place(folder: INodeNo, name: &OsStr) -> Place {
-    Place {
-        folder: folder.0,
-        name: name.to_owned(),
-    }
-}
-
-/// The outcome that faults impose, for operations on which only an error makes sense.
-fn permitted(outcome: Outcome) -> Result<(), Errno> {
-    match outcome {
-        Outcome::Fail(errno) => Err(errno),
-        _ => Ok(()),
-    }
-}
-
-fn attributes(core: &Core, node: u64) -> Result<FileAttr, Errno> {
-    let found = core.store.node(node)?;
-    let (kind, size, blocks, nlink) = match &found.body {
-        Body::File(content) => {
-            let blocks = content.allocated() / 512;
-            (FileType::RegularFile, content.size(), blocks, found.links)
-        }
-        // One name means that folders within are not counted, as on btrfs.
-        Body::Folder { .. } => (FileType::Directory, PAGE, 8, 1),
-        Body::Link(target) => (FileType::Symlink, target.len() as u64, 0, found.links),
-    };
-    Ok(FileAttr {
-        ino: INodeNo(node),
-        size,
-        blocks,
-        atime: found.changed,
-        mtime: found.changed,
-        ctime: found.changed,
-        crtime: found.changed,
-        kind,
-        perm: found.mode as u16,
-        nlink,
-        uid: found.uid,
-        gid: found.gid,
-        rdev: 0,
-        blksize: PAGE as u32,
-        flags: 0,
-    })
-}
-
-fn kind(core: &Core, node: u64) -> FileType {
-    match core.store.node(node).map(|node| &node.body) {
-        Ok(Body::Folder { .. }) => FileType::Directory,
-        Ok(Body::Link(_)) => FileType::Symlink,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn reply_entry(core: &Core, node: Result<u64, Errno>, reply: ReplyEntry) {
-    match node.and_then(|node| attributes(core, node)) {
-        Ok(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-fn reply_empty(result: Result<(), Errno>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(code(errno)),
-    }
 }
 
 fn open_flags() -> FopenFlags {
@@ -218,14 +146,6 @@ impl Driver {
         self.bytes(Operation::Sync, node, move |core, outcome| {
             reply_empty(sync(core, outcome, handle.0, upto), reply);
         });
-    }
-}
-
-fn owner(request: &Request, mode: u32, umask: u32) -> Owner {
-    Owner {
-        uid: request.uid(),
-        gid: request.gid(),
-        mode: mode & !umask,
     }
 }
 

@@ -10,7 +10,7 @@
 //! | `store` | what is durable and what waits for a sync |
 //! | `loss` | what of that which waits a loss of power takes |
 //! | `fault`, `room` | which requests meet a fault, and where they wait |
-//! | `shared`, `driver`, `mount` | the kernel's requests, the harness's commands |
+//! | `shared`, `driver`, `answer`, `mount` | the kernel's requests, the harness's commands |
 //!
 //! It is a model of a disk, chosen to be hard on programs, not one of any file system in particular:
 //! 1. A sync makes durable what the file held when it was asked for, and nothing of other files' bytes. Names become
@@ -23,6 +23,7 @@
 //! 6. A process that waits for a stalled request cannot be killed, as with a real disk; the stall ends by command, by
 //!    its watchdog, by a loss of power, or with the file system.
 
+mod answer;
 mod content;
 mod driver;
 mod fault;

@@ -209,6 +209,11 @@ impl Handle {
         self.shared.core().store.unsynced()
     }
 
+    /// Lets the requests go on that wait now; faults stay. A process that is to be killed can only die then.
+    pub fn let_go(&self) {
+        self.room.release_all();
+    }
+
     /// The power goes: what was not synced is lost as `loss` says, and every open handle is void. Kill the processes
     /// that use the file system first; what they still have in flight, or stalled, answers EIO.
     pub fn power_loss(&self, loss: &PowerLoss) -> Lost {

@@ -23,6 +23,7 @@ use palyra_pki::Credential;
 use tokio::process::Child;
 
 use crate::clock::Clocks;
+use crate::disk::Disks;
 use crate::door::{Door, Identity};
 use crate::net::{Net, Seat};
 
@@ -84,6 +85,7 @@ pub struct Cluster {
     settings: toml::Table,
     net: Net,
     clocks: Clocks,
+    disks: Disks,
     /// Loopback only: the first port of r1.
     loopback: Option<u16>,
     members: Mutex<BTreeMap<u64, Member>>,
@@ -106,6 +108,8 @@ pub struct Parts {
     pub net: Net,
     /// Their clocks.
     pub clocks: Clocks,
+    /// What data folders are on.
+    pub disks: Disks,
 }
 
 impl Cluster {
@@ -126,6 +130,7 @@ impl Cluster {
             settings: parts.settings,
             net: parts.net,
             clocks: parts.clocks,
+            disks: parts.disks,
             loopback,
             members: Mutex::default(),
             turns: Mutex::default(),
@@ -188,9 +193,15 @@ impl Cluster {
         self.members().get(&id).map_or(0, |member| member.starts)
     }
 
-    /// Its data folder.
+    /// Its data folder, in the folder of its disk: a new replica's folder must not be there, so it can't be a mount.
     #[must_use]
     pub fn folder(&self, id: u64) -> PathBuf {
+        self.disk_folder(id).join("data")
+    }
+
+    /// The folder that its disk is, or would be, mounted on.
+    #[must_use]
+    pub fn disk_folder(&self, id: u64) -> PathBuf {
         self.data.join(format!("r{id}"))
     }
 
@@ -217,6 +228,12 @@ impl Cluster {
     #[must_use]
     pub fn logs(&self) -> &Path {
         &self.logs
+    }
+
+    /// The disks below the data folders.
+    #[must_use]
+    pub fn disks(&self) -> &Disks {
+        &self.disks
     }
 
     /// The binaries.
@@ -268,6 +285,8 @@ impl Cluster {
         child
             .start_kill()
             .with_context(|| format!("r{id} can't be killed"))?;
+        // A process that waits for its disk ends only when it has its answer.
+        self.disks.let_go(id);
         child.wait().await?;
         Ok(pid)
     }
@@ -284,6 +303,7 @@ impl Cluster {
         let ended = tokio::time::timeout(ORDERLY, child.wait()).await;
         let Ok(status) = ended else {
             child.start_kill()?;
+            self.disks.let_go(id);
             child.wait().await?;
             return Err(anyhow!(
                 "r{id} did not stop within {} s of SIGTERM",

@@ -250,6 +250,7 @@ fn with(mut told: serde_json::Value, outcome: &str, why: &str) -> serde_json::Va
 async fn make_whole(run: &Arc<Run>) -> Result<()> {
     run.net.heal().await?;
     run.cluster.clocks().heal()?;
+    run.cluster.disks().heal();
     for id in run.cluster.replicas() {
         run.cluster.resume(id)?;
     }

@@ -109,6 +109,7 @@ fn checks(kept: &Kept, history: &History) -> Vec<Check> {
     checks.push(one_leader_per_term(history));
     checks.push(no_crash(kept));
     checks.push(converges(kept, history));
+    checks.extend(ends_on_disk_errors(kept, history));
     let kinds: Vec<&str> = kept.floors.iter().map(String::as_str).collect();
     checks.push(floors::operations(history, &kinds));
     if !kept.nemeses.is_empty() {
@@ -200,6 +201,26 @@ fn no_crash(kept: &Kept) -> Check {
         events: Vec::new(),
     });
     Check::of("cluster.no-crash", violations.collect()).fact("ended", kept.ended.len())
+}
+
+/// After a write or a sync has failed nobody knows what is on the disk: a process must not go on.
+fn ends_on_disk_errors(kept: &Kept, history: &History) -> Option<Check> {
+    let asked = kept
+        .nemeses
+        .iter()
+        .any(|name| name.starts_with("disk:") && name.contains("eio"));
+    let survived = history
+        .faults()
+        .filter(|event| event.f == crate::nemesis::disk::SURVIVED);
+    let violations = survived.map(|event| {
+        let word = |key: &str| event.value[key].as_str().unwrap_or("?").to_owned();
+        Violation {
+            what: format!("{} went on after {} had met it", word("replica"), word("nemesis")),
+            time: event.time,
+            events: vec![event.index],
+        }
+    });
+    asked.then(|| Check::of("cluster.ends-on-disk-errors", violations.collect()))
 }
 
 /// After everything was made whole all replicas come to agree.

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod cluster;
 pub mod commands;
 pub mod conduct;
+pub mod disk;
 pub mod door;
 pub mod equipment;
 pub mod floors;

@@ -104,6 +104,7 @@ impl Cluster {
         self.net.attach(Seat::Replica(id)).await?;
         let mut launch = super::Launch::default();
         self.clocks.equip(id, &mut launch)?;
+        self.disks.make(id, &self.disk_folder(id))?;
         let member = Member {
             state: State::Down,
             child: None,
@@ -140,8 +141,8 @@ impl Cluster {
         if let Some(listen) = listen.as_table_mut() {
             listen.insert("metrics".to_owned(), self.address(id, 5).into());
         }
-        std::fs::write(&path, config.to_string())?;
-        Ok(())
+        // The rest of the folder is the product's to make durable; this is the harness's.
+        crate::disk::write_durably(&path, &config.to_string())
     }
 
     /// Waits until all replicas that run are voters, can be reached, agree on a leader and have applied what was applied

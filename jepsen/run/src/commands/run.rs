@@ -10,10 +10,11 @@ use palyra_jepsen_check::evidence::{Setting, Window};
 use palyra_jepsen_check::{Facts, History};
 use tokio_util::sync::CancellationToken;
 
-use crate::abilities::Abilities;
+use crate::abilities::{Abilities, Ability};
 use crate::cli::{Form, Keep, RunArgs, Usage};
 use crate::cluster::{Cluster, Parts, Programs};
 use crate::conduct::{Course, Done, conduct};
+use crate::disk::{self, Disks, Medium};
 use crate::equipment;
 use crate::inside::{self, Ground};
 use crate::judge::{self, Results};
@@ -117,7 +118,17 @@ async fn whole(
     let stop = inside::asked_to_stop();
     let name = args.name.as_deref().unwrap_or(&settings.workload);
     let folder = store::make(&args.store, name, settings.seed)?;
-    let abilities = equipment::abilities(ground, &settings);
+    let mut abilities = equipment::abilities(ground, &settings);
+    let needed = needs(&settings, Ability::Fuse)?;
+    let medium = disk::choose(
+        &mut abilities,
+        &settings.disk,
+        ground,
+        needed,
+        &folder.join("probe"),
+    )
+    .map_err(usage)?;
+    nemesis::limits::note(&mut abilities);
     let (asked, steps) = planned(&settings, &abilities, workload)?;
     plan::write(&folder.join("plan.jsonl"), &steps)?;
     let names: Vec<String> = asked
@@ -126,7 +137,7 @@ async fn whole(
         .collect();
     let net = network(ground, &settings, &asked).await?;
     let record = Record::new(Clock::begin());
-    let data = data_folder(ground, &folder).await?;
+    let data = data_folder(medium, &folder).await?;
     let cluster = Cluster::new(Parts {
         data: data.clone(),
         logs: folder.join("logs"),
@@ -137,6 +148,7 @@ async fn whole(
             .context("the workload's settings are no TOML")?,
         net: net.clone(),
         clocks: equipment::clocks(&settings, &asked, &data)?,
+        disks: Disks::new(medium, settings.seed),
     })?;
     let run = Arc::new(Run::new(Ingredients {
         settings: settings.clone(),
@@ -170,8 +182,25 @@ async fn whole(
     sound(&history)?;
     let results = judge::judge(&kept, &history, &folder.display().to_string());
     store::write_json(&folder.join("results.json"), &results)?;
-    end(&run, &results, &data, &folder, ground).await?;
+    end(&run, &results, &data, &folder).await?;
     Ok(results)
+}
+
+/// The nemeses that were asked for, by their names in the plan when there is one.
+fn asked_for(settings: &Settings) -> Result<Vec<String>> {
+    let Some(path) = &settings.plan else {
+        return Ok(settings.nemeses.clone());
+    };
+    let mut names: Vec<String> = plan::read(path)?.into_iter().map(|step| step.nemesis).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Whether a nemesis that was asked for needs this.
+fn needs(settings: &Settings, ability: Ability) -> Result<bool> {
+    let asked = nemesis::parse(&asked_for(settings)?, |_| true)?;
+    Ok(asked.iter().any(|asked| asked.kind.needs.contains(&ability)))
 }
 
 fn planned(
@@ -185,10 +214,7 @@ fn planned(
         hosts: workload.hosts(),
     };
     if let Some(path) = &settings.plan {
-        let steps = plan::read(path)?;
-        let mut names: Vec<String> = steps.iter().map(|step| step.nemesis.clone()).collect();
-        names.dedup();
-        return Ok((nemesis::parse(&names, can)?, steps));
+        return Ok((nemesis::parse(&asked_for(settings)?, can)?, plan::read(path)?));
     }
     let asked = nemesis::parse(&settings.nemeses, can)?;
     let wish = Wish {
@@ -210,11 +236,10 @@ async fn network(ground: Ground, settings: &Settings, asked: &[Asked]) -> Result
     Ok(Net::new(Some(equipment::fabric(settings, asked).await?)))
 }
 
-async fn data_folder(ground: Ground, folder: &Path) -> Result<PathBuf> {
-    let data = if ground.is_apart() {
-        PathBuf::from("/run/jepsen/data")
-    } else {
-        folder.join("data")
+async fn data_folder(medium: Medium, folder: &Path) -> Result<PathBuf> {
+    let data = match medium {
+        Medium::Dir => folder.join("data"),
+        Medium::Faultfs | Medium::Tmpfs => PathBuf::from("/run/jepsen/data"),
     };
     tokio::fs::create_dir_all(&data)
         .await
@@ -316,7 +341,7 @@ fn setting(run: &Run, course: &Course) -> Setting {
 }
 
 /// Ends the replicas, and keeps their data when that was asked for.
-async fn end(run: &Run, results: &Results, data: &Path, folder: &Path, ground: Ground) -> Result<()> {
+async fn end(run: &Run, results: &Results, data: &Path, folder: &Path) -> Result<()> {
     let stops = run
         .cluster
         .replicas()
@@ -325,12 +350,12 @@ async fn end(run: &Run, results: &Results, data: &Path, folder: &Path, ground: G
     futures::future::join_all(stops).await;
     let kept = run.settings.keep == "always" || results.valid != Some(true);
     let target = folder.join("data");
-    if kept && ground.is_apart() {
+    if kept && data != target {
         let (from, to) = (data.display().to_string(), target.display().to_string());
         crate::net::tool(&["cp", "-a", &from, &to], "")
             .await
             .context("keeping the data folders")?;
-    } else if !kept && !ground.is_apart() {
+    } else if !kept && data == target {
         tokio::fs::remove_dir_all(data).await?;
     }
     Ok(())

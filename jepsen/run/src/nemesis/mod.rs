@@ -8,12 +8,17 @@
 //! the process, the kernel or the replicas, never from the fact that a command returned.
 
 mod clock;
+mod damage;
+pub(crate) mod disk;
 mod failpoint;
 mod frames;
 mod kill;
+pub(crate) mod limits;
 mod noop;
 mod partition;
 mod pause;
+mod power;
+mod revive;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -146,6 +151,10 @@ pub fn kinds() -> Vec<Kind> {
         frames::KINDS,
         clock::KINDS,
         failpoint::KINDS,
+        power::KINDS,
+        disk::KINDS,
+        damage::KINDS,
+        limits::KINDS,
     ]
     .concat()
 }
