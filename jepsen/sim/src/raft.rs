@@ -193,8 +193,12 @@ impl Raft {
             .map(|(id, _)| *id)
             .collect();
         let voters_at = |at: &Place| self.voters.get(at);
-        let upto = self.committed.range(..=place.index).rev();
-        let before = upto.map(|(_, at)| at).find_map(voters_at);
+        let mut upto = self.committed.range(..=place.index).rev().map(|(_, at)| *at);
+        let since = upto.find(|at| self.voters.contains_key(at));
+        let before = since.as_ref().and_then(voters_at);
+        // A change is over for its leader as soon as that has the new voters in memory, before any disk has them.
+        let ends = since.filter(|at| at.index < place.index).and(before);
+        let ended: Option<Vec<BTreeSet<u64>>> = ends.and_then(|sets| Some(vec![sets.last()?.clone()]));
         let later = self
             .disks
             .values()
@@ -204,7 +208,7 @@ impl Raft {
             let half = |voters: &BTreeSet<u64>| voters.intersection(&holders).count() * 2 > voters.len();
             config.iter().all(half)
         };
-        let mut configs = before.into_iter().chain(later);
+        let mut configs = before.into_iter().chain(later).chain(ended.as_ref());
         (!configs.any(quorum)).then(|| format!("which only {holders:?} have durable of {before:?}"))
     }
 
@@ -374,6 +378,38 @@ mod tests {
         raft.synced(1);
         raft.wrote(1, vec![Record::Applied(place(1, 2))]);
         assert_eq!(found(&mut raft), ["raft.quorum"], "one of three has it");
+    }
+
+    #[test]
+    fn a_change_needs_both_halves_for_itself_and_the_new_one_after_it() {
+        let joint = |index| Record::Entry {
+            place: place(1, index),
+            voters: Some(vec![[1, 2, 3].into(), [2, 3, 4].into()]),
+            sum: 20,
+        };
+        let mut raft = three();
+        for id in [2, 3, 4] {
+            raft.wrote(id, vec![vote(1)]);
+        }
+        for id in [1, 2, 3] {
+            raft.wrote(id, vec![joint(2)]);
+        }
+        raft.synced(1);
+        raft.synced(2);
+        raft.wrote(1, vec![Record::Applied(place(1, 2))]);
+        assert_eq!(found(&mut raft), ["raft.quorum"], "one of the new half has it");
+        let mut raft = three();
+        for id in [1, 2, 3] {
+            raft.wrote(id, vec![joint(2)]);
+            raft.synced(id);
+        }
+        raft.wrote(1, vec![Record::Applied(place(1, 2))]);
+        for id in [2, 3] {
+            raft.wrote(id, vec![entry(1, 3, 13)]);
+            raft.synced(id);
+        }
+        raft.wrote(1, vec![entry(1, 3, 13), Record::Applied(place(1, 3))]);
+        assert_eq!(found(&mut raft), Vec::<String>::new());
     }
 
     #[test]
