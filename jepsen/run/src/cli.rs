@@ -40,6 +40,13 @@ enum Command {
     Scenario(ScenarioArgs),
     /// Plant bugs in the product, one at a time: each must be caught by the check that is named with it
     Mutants(MutantsArgs),
+    /// What agents run in the workload dispatch: notes its begin and its end
+    #[command(hide = true)]
+    Effect {
+        /// The file that it notes them in
+        #[arg(long)]
+        ledger: PathBuf,
+    },
 }
 
 /// Form of what is printed.
@@ -186,6 +193,7 @@ pub fn main() -> u8 {
         Command::Run(args) => commands::run::main(&args),
         Command::Scenario(args) => commands::scenario::main(&args),
         Command::Mutants(args) => crate::mutants::main(&args),
+        Command::Effect { ledger } => crate::effect::main(&ledger).map(|()| 0),
     };
     done.unwrap_or_else(|error| {
         eprintln!("jepsen: {error:#}");

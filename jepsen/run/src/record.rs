@@ -197,6 +197,12 @@ impl Process {
         end.kind
     }
 
+    /// Another client in the same history.
+    #[must_use]
+    pub fn another(&self) -> Process {
+        self.record.process()
+    }
+
     /// Its number at present.
     #[must_use]
     pub fn id(&self) -> u64 {

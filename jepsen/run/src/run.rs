@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::abilities::Abilities;
 use crate::chance::Chance;
 use crate::cluster::{Cluster, Leaders};
+use crate::machines::Machines;
 use crate::net::Net;
 use crate::record::Record;
 use crate::target::Target;
@@ -111,6 +112,8 @@ pub struct Run {
     pub abilities: Abilities,
     /// Machines of the fleet: how many.
     pub host_count: u64,
+    /// Their agents, of those that are real.
+    pub machines: Machines,
     /// Cancelled when the run is to be broken off.
     pub stop: CancellationToken,
     phase: watch::Sender<Phase>,
@@ -146,6 +149,7 @@ impl Run {
             leaders: Leaders::default(),
             abilities: parts.abilities,
             host_count: parts.host_count,
+            machines: Machines::default(),
             stop: parts.stop,
             phase: watch::Sender::new(Phase::Prepare),
         }

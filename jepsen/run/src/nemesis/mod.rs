@@ -14,6 +14,7 @@ mod failpoint;
 mod frames;
 mod kill;
 pub(crate) mod limits;
+mod machines;
 mod noop;
 mod partition;
 mod pause;
@@ -155,6 +156,7 @@ pub fn kinds() -> Vec<Kind> {
         disk::KINDS,
         damage::KINDS,
         limits::KINDS,
+        machines::KINDS,
     ]
     .concat()
 }

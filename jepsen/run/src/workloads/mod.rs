@@ -8,8 +8,16 @@
 //! effect; a client's trouble is an outcome of its operation, never an error of the run: an error from here is a failure of the
 //! harness.
 
+mod dispatch;
+mod enrol;
 pub mod fleet;
+mod lease;
+mod mix;
+mod operator;
+mod pairing;
 mod registry;
+mod revocation;
+mod session;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -67,7 +75,14 @@ pub struct Kind {
 /// All kinds.
 #[must_use]
 pub fn kinds() -> Vec<Kind> {
-    vec![registry::KIND]
+    vec![
+        registry::KIND,
+        pairing::KIND,
+        revocation::KIND,
+        lease::KIND,
+        dispatch::KIND,
+        mix::KIND,
+    ]
 }
 
 /// The workload of that name.

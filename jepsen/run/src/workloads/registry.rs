@@ -109,7 +109,9 @@ impl Workload for Registry {
             for key in 0..self.ready()?.machines.len() {
                 hand.read(key, false).await;
             }
-            hand.read_policy().await;
+            if run.settings.workload != "mix" {
+                hand.read_policy().await;
+            }
             hand.list().await;
         }
         Ok(())
@@ -142,7 +144,13 @@ impl Hand<'_> {
     /// One operation. Answers whether the replica was of no use.
     async fn step(&mut self) -> bool {
         let key = self.chance.place(self.ready.machines.len());
-        match self.chance.below(100) {
+        // In mix the policy is what admits the workers of another workload.
+        let bound = if self.run.settings.workload == "mix" {
+            72
+        } else {
+            100
+        };
+        match self.chance.below(bound) {
             0..35 => self.write(key).await,
             35..65 => self.read(key, false).await,
             65..72 => self.read(key, true).await,

@@ -1,0 +1,227 @@
+//! What the harness asks as an operator: each try an operation of the history, at one replica; and the last reads that workloads
+//! of the fleet have in common.
+//!
+//! Never here: what it means (the checkers). Invariant: a request that is sent again has the same request id, and is an operation
+//! of its own.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use palyra_client::Step;
+use palyra_jepsen_check::Kind;
+use palyra_proto::journal::v1::TailRequest;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use crate::chance::Chance;
+use crate::door::{Door, Identity, Miss};
+use crate::record::{End, Process};
+use crate::run::Run;
+
+/// A replica that is well answers within this, elections included.
+pub(super) const CALL: Duration = Duration::from_millis(3_000);
+/// Between two tries of one request.
+const AGAIN: Duration = Duration::from_millis(250);
+/// Rows in one operation of the history, so that its lines stay short.
+const PAGE: usize = 400;
+
+/// An operator: one client of the history, at one replica at a time.
+pub(super) struct Operator {
+    /// The run.
+    pub(super) run: Arc<Run>,
+    /// Its own chance.
+    pub(super) chance: Chance,
+    /// The replica that it asks.
+    pub(super) at: u64,
+    process: Process,
+    identity: Identity,
+    doors: BTreeMap<u64, Door>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Asked<'a> {
+    /// The operation.
+    pub(super) f: &'a str,
+    /// Its value in the history.
+    pub(super) value: Value,
+    /// Of a change.
+    pub(super) request: Option<&'a str>,
+    /// How long an answer may take.
+    pub(super) within: Duration,
+}
+
+impl<'a> Asked<'a> {
+    /// A change.
+    pub(super) fn change(f: &'a str, value: Value, request: &'a str) -> Asked<'a> {
+        Asked {
+            f,
+            value,
+            request: Some(request),
+            within: CALL,
+        }
+    }
+
+    /// A read.
+    pub(super) fn read(f: &'a str, value: Value) -> Asked<'a> {
+        Asked {
+            f,
+            value,
+            request: None,
+            within: CALL,
+        }
+    }
+}
+
+impl Operator {
+    /// The first operator of the cluster, under a name that decides its chance.
+    pub(super) fn new(run: &Arc<Run>, name: &str) -> Result<Operator> {
+        let mut chance = run.chance(name);
+        Ok(Operator {
+            run: Arc::clone(run),
+            at: run.pick(&mut chance, None),
+            chance,
+            process: run.record.process(),
+            identity: Identity::of(&run.cluster.operator()?)?,
+            doors: BTreeMap::new(),
+        })
+    }
+
+    /// Goes to another replica, or stays, as `broke` and chance have it.
+    pub(super) fn roam(&mut self, broke: bool) {
+        let stay = (!broke).then_some(self.at);
+        self.at = self.run.pick(&mut self.chance, stay);
+    }
+
+    /// Waits as long as the rate wants.
+    pub(super) async fn pace(&mut self) {
+        let run = Arc::clone(&self.run);
+        run.pace(&mut self.chance).await;
+    }
+
+    /// Asks once, here. `tell` says what the history is told of the answer, and its log index.
+    pub(super) async fn ask<T, F, Fut>(
+        &mut self,
+        asked: Asked<'_>,
+        send: F,
+        tell: impl FnOnce(&T) -> (Value, u64),
+    ) -> Result<T, Miss>
+    where
+        F: FnOnce(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let (cluster, identity) = (&self.run.cluster, &self.identity);
+        let door = self
+            .doors
+            .entry(self.at)
+            .or_insert_with(|| cluster.door(self.at, identity))
+            .clone();
+        let node = format!("r{}", self.at);
+        let call = self
+            .process
+            .invoke(asked.f, asked.value.clone(), Some(&node), asked.request);
+        let answer = door.call(asked.within, send).await;
+        let end = match &answer {
+            Ok(done) => {
+                let (more, index) = tell(done);
+                End::ok(merge(asked.value, &more)).at(index)
+            }
+            Err(miss) => End::missed(miss.kind(asked.request.is_some()), asked.value, miss.to_string()),
+        };
+        self.process.end(call, end);
+        answer
+    }
+
+    /// Asks here and elsewhere, the same each time, until it is known what became of it, or for `within`.
+    pub(super) async fn insist<T, Fut>(
+        &mut self,
+        asked: Asked<'_>,
+        within: Duration,
+        send: impl Fn(Channel) -> Fut,
+        tell: impl Fn(&T) -> (Value, u64),
+    ) -> Result<T, Miss>
+    where
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let until = Instant::now() + within;
+        loop {
+            let answer = self.ask(asked.clone(), &send, &tell).await;
+            let Err(miss) = &answer else { return answer };
+            if !is_open(miss) || Instant::now() >= until || self.run.stop.is_cancelled() {
+                return answer;
+            }
+            self.roam(true);
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Reads the journal to its end into the history: rows whose action begins with one of these.
+    pub(super) async fn rows(&mut self, prefixes: &[&str]) -> Result<()> {
+        let client = self.run.cluster.client_of_all(Duration::from_secs(20))?;
+        let request = TailRequest::default();
+        let mut feed = client.follow(request, Some(Duration::from_secs(60)));
+        let mut page = Vec::new();
+        loop {
+            match feed.next().await.context("reading the journal at the end")? {
+                Step::Rows(rows) => {
+                    let wanted = rows
+                        .iter()
+                        .filter(|row| prefixes.iter().any(|prefix| row.action.starts_with(prefix)));
+                    page.extend(wanted.map(row));
+                    if page.len() >= PAGE {
+                        self.page(&mut page, false);
+                    }
+                }
+                Step::End => break,
+                // What was lost of the beginning is no matter of a run that fits into the journal.
+                Step::Gap(first) => bail!("the journal begins at {first:?}: the run was too long for it"),
+                Step::Moved { .. } | Step::Lost { .. } => {}
+            }
+        }
+        self.page(&mut page, true);
+        Ok(())
+    }
+
+    fn page(&mut self, rows: &mut Vec<Value>, end: bool) {
+        let call = self.process.invoke("rows", json!({}), None, None);
+        let value = json!({"rows": std::mem::take(rows), "end": end});
+        self.process.end(call, End::ok(value));
+    }
+}
+
+fn row(row: &palyra_proto::journal::v1::Row) -> Value {
+    let cursor = row.cursor.unwrap_or_default();
+    json!({
+        "index": cursor.index,
+        "ordinal": cursor.ordinal,
+        "at_ms": row.at_ms,
+        "action": row.action,
+        "subject": row.subject,
+        "request": row.request_id,
+        "detail": row.detail,
+    })
+}
+
+/// Whether nobody knows what became of it, or another try may do better.
+pub(super) fn is_open(miss: &Miss) -> bool {
+    match miss {
+        Miss::Answered(error) => error.retryable || error.unknown || miss.kind(true) == Kind::Info,
+        Miss::NotSent(_) | Miss::Lost(_) => true,
+        Miss::Refused(_) => false,
+    }
+}
+
+/// Two objects as one; the second one's fields count.
+pub(super) fn merge(mut into: Value, from: &Value) -> Value {
+    if let (Some(into), Some(from)) = (into.as_object_mut(), from.as_object()) {
+        for (key, value) in from {
+            into.insert(key.clone(), value.clone());
+        }
+    }
+    into
+}
