@@ -150,7 +150,7 @@ impl Workload for Dispatch {
         for (machine, ledger) in self.machines.lock().await.iter() {
             tell_effects(run, machine, ledger)?;
         }
-        operator.rows(&["dispatch."]).await
+        operator.rows().await
     }
 }
 

@@ -160,37 +160,41 @@ impl Operator {
         }
     }
 
-    /// Reads the journal to its end into the history: rows whose action begins with one of these.
-    pub(super) async fn rows(&mut self, prefixes: &[&str]) -> Result<()> {
-        let client = self.run.cluster.client_of_all(Duration::from_secs(20))?;
-        let request = TailRequest::default();
-        let mut feed = client.follow(request, Some(Duration::from_secs(60)));
-        let mut page = Vec::new();
+    /// Reads the whole journal of one replica into the history, page by page: `rows`, as the checker of the journal has it.
+    pub(super) async fn rows(&mut self) -> Result<()> {
+        let client = self.run.cluster.client(&[self.at], Duration::from_secs(20))?;
+        let mut feed = client.follow(TailRequest::default(), Some(Duration::from_secs(60)));
+        let (mut page, mut after) = (Vec::new(), Value::Null);
         loop {
             match feed.next().await.context("reading the journal at the end")? {
                 Step::Rows(rows) => {
-                    let wanted = rows
-                        .iter()
-                        .filter(|row| prefixes.iter().any(|prefix| row.action.starts_with(prefix)));
-                    page.extend(wanted.map(row));
+                    page.extend(rows.iter().map(row));
                     if page.len() >= PAGE {
-                        self.page(&mut page, false);
+                        after = self.page(after, &mut page, false);
                     }
                 }
                 Step::End => break,
-                // What was lost of the beginning is no matter of a run that fits into the journal.
                 Step::Gap(first) => bail!("the journal begins at {first:?}: the run was too long for it"),
                 Step::Moved { .. } | Step::Lost { .. } => {}
             }
         }
-        self.page(&mut page, true);
+        self.page(after, &mut page, true);
         Ok(())
     }
 
-    fn page(&mut self, rows: &mut Vec<Value>, end: bool) {
-        let call = self.process.invoke("rows", json!({}), None, None);
-        let value = json!({"rows": std::mem::take(rows), "end": end});
+    /// Tells one page; answers after what the next one comes.
+    fn page(&mut self, after: Value, rows: &mut Vec<Value>, end: bool) -> Value {
+        let rows = std::mem::take(rows);
+        let last = rows
+            .last()
+            .map_or_else(|| after.clone(), |row| json!([row["index"], row["ordinal"]]));
+        let node = format!("r{}", self.at);
+        let call = self
+            .process
+            .invoke("rows", json!({"after": after}), Some(&node), None);
+        let value = json!({"after": after, "rows": rows, "end": end});
         self.process.end(call, End::ok(value));
+        last
     }
 }
 
@@ -200,10 +204,13 @@ fn row(row: &palyra_proto::journal::v1::Row) -> Value {
         "index": cursor.index,
         "ordinal": cursor.ordinal,
         "at_ms": row.at_ms,
+        "actor": row.actor,
         "action": row.action,
         "subject": row.subject,
         "request": row.request_id,
         "detail": row.detail,
+        "prev": hex::encode(&row.prev_hash),
+        "hash": hex::encode(&row.hash),
     })
 }
 

@@ -85,7 +85,7 @@ impl Workload for Pairing {
         for _ in 0..3 {
             self.alone(&mut operator).await?;
         }
-        operator.rows(&["pairing."]).await
+        operator.rows().await
     }
 }
 

@@ -145,7 +145,7 @@ impl Workload for Lease {
         if let Some(real) = self.real.lock().await.as_ref() {
             real.tell_held(run)?;
         }
-        operator.rows(&["lease.", "run."]).await
+        operator.rows().await
     }
 }
 
