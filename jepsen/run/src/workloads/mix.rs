@@ -21,7 +21,7 @@ pub(super) const KIND: Kind = Kind {
 };
 
 /// What it consists of.
-pub const PARTS: &[&str] = &["registry", "pairing", "revocation", "lease", "dispatch"];
+const PARTS: &[&str] = &["registry", "pairing", "revocation", "lease", "dispatch"];
 
 struct Mix {
     parts: Vec<Box<dyn Workload>>,

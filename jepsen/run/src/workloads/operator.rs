@@ -160,8 +160,16 @@ impl Operator {
         }
     }
 
-    /// Reads the whole journal of one replica into the history, page by page: `rows`, as the checker of the journal has it.
+    /// Reads the whole journal of each replica into the history, page by page: `rows`, as the checker of the journal has it.
     pub(super) async fn rows(&mut self) -> Result<()> {
+        for id in self.run.cluster.replicas() {
+            self.at = id;
+            self.rows_here().await?;
+        }
+        Ok(())
+    }
+
+    async fn rows_here(&mut self) -> Result<()> {
         let client = self.run.cluster.client(&[self.at], Duration::from_secs(20))?;
         let mut feed = client.follow(TailRequest::default(), Some(Duration::from_secs(60)));
         let (mut page, mut after) = (Vec::new(), Value::Null);
