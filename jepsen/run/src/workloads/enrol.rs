@@ -32,6 +32,9 @@ const PROOF: Duration = Duration::from_secs(6);
 /// How long a replica may wait for the operator's decision, in milliseconds.
 const WAIT_MS: u32 = 500;
 
+/// Of a nonce that is not known any more: the newest exchanges of a network push the oldest out.
+const GAVE_WAY: &str = "[E1023]";
+
 /// What a machine has of a code.
 #[derive(Clone)]
 pub(super) enum Secret {
@@ -139,6 +142,13 @@ pub(super) async fn redeem(run: Arc<Run>, at: u64, secret: Secret, more: Value) 
             Ok(Some(proved))
         }
         Err(Tried(kind, why)) => {
+            // The replica keeps so many exchanges of one network, and all machines here are of one: it was not alone after all.
+            let crowded = why.contains(GAVE_WAY);
+            let value = if crowded {
+                merge(value, &json!({"alone": false}))
+            } else {
+                value
+            };
             process.end(call, End::missed(kind, value, why));
             Ok(None)
         }

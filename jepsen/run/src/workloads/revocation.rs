@@ -271,11 +271,14 @@ async fn probe(run: &Run, process: &mut record::Process, papers: &Papers, at: u6
             device_id: papers.device.clone(),
             events: Some(StreamEventsRequest::default()),
         };
-        match timeout(CALL, connection.events(events)).await {
-            Ok(Ok(feed)) => {
-                drop(feed);
-                Ok(())
-            }
+        // Over QUIC the call is open before it is answered: only what the replica says counts.
+        let first = async {
+            let mut feed = connection.events(events).await?;
+            feed.message().await
+        };
+        match timeout(CALL, first).await {
+            Ok(Ok(Some(_))) => Ok(()),
+            Ok(Ok(None)) => Err(session::End::Lost("the feed ended".to_owned())),
             Ok(Err(failure)) => Err(session::End::of(&failure)),
             Err(_) => Err(session::End::Lost("no answer".to_owned())),
         }

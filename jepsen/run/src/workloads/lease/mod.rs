@@ -81,12 +81,12 @@ impl Workload for Lease {
     }
 
     fn floors(&self) -> &'static [&'static str] {
-        &["start", "accept", "renew", "finish", "touch"]
+        &["start", "renew", "touch"]
     }
 
     async fn prepare(&self, run: &Arc<Run>) -> Result<()> {
         let client = run.cluster.client_of_all(Duration::from_secs(20))?;
-        let real = Real::prepare(run, REAL, SLOTS).await?;
+        let real = Real::prepare(run, REAL, 1).await?;
         proof::allow(&client, real.digests(), u32::try_from(PLAYED + REAL)?, SLOTS).await?;
         for number in 1..=PLAYED {
             let machine = fleet::pair(&run.cluster, &format!("w{number}")).await?;
