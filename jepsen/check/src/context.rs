@@ -9,7 +9,8 @@ use crate::resolve::Canonical;
 use crate::revocation;
 use crate::wgl::Limits;
 
-/// What a run tells of itself to the judge; stored as `facts.json`. Each workload's module names the bounds that it uses.
+/// What a run tells of itself to the judge; stored as `facts.json`. Each workload's module names the bounds that it
+/// uses.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Facts {

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | `submit` | `{device, effect}`; effect `once` or `idempotent`; the request id is the key | `ok` adds `job` |
 //! | `cancel` | `{job}` | `ok` adds `state`: `cancelled`, it never began; `cancelling`, its node was asked |
-//! | `job` | `{job}`, at the end, when the time for everything to end is over | `ok` adds `state`; `fail`: there is none |
+//! | `job` | `{job}`, when the time for everything to end is over | `ok` adds `state`; `fail`: there is none |
 //! | `rows` | see [`crate::evidence`] | |
 //!
 //! Nodes of the harness, and of the simulation, each delivery a process of its own:
@@ -16,24 +16,27 @@
 //! | `f` | call | answer |
 //! |---|---|---|
 //! | `deliver` | `{job, attempt, epoch, device}`, `ok` at once: it was heard and is begun | |
-//! | `complete` | `{job, attempt, epoch, device, outcome}`; outcome `succeeded`, `failed`, `rejected`, `cancelled` | `ok`: it counts; `fail`: it does not, as it came late or was known |
+//! | `complete` | `{job, attempt, epoch, device, outcome}` | `ok`: it counts; `fail`: it came late or was known |
 //!
-//! Of real agents, what their programs left: `effects`, `ok` with `{device, effects: [{job, from, to}]}`; `from` and `to` in
-//! nanoseconds of the run, `to` null of one that was cut short.
+//! An `outcome` is `succeeded`, `failed`, `rejected` or `cancelled`.
+//!
+//! Of real agents, what their programs left: `effects`, `ok` with `{device, effects: [{job, from, to}]}`; `from` and
+//! `to` in nanoseconds of the run, `to` null of one that was cut short.
 //! A message that is sent again under the same request id belongs to the operation that it repeats.
 //!
 //! # Conditions
 //!
 //! - `dispatch.all-end`: each job that was accepted is there at the end and has come to one end.
 //! - `dispatch.delivered-once`: no node hears the same attempt of a job twice, over any number of sessions.
-//! - `dispatch.attempts-follow`: an attempt is assigned only after the one before it has ended, and when it has been heard of,
-//!   nothing of an earlier one counts any more.
+//! - `dispatch.attempts-follow`: an attempt is assigned only after the one before it has ended, and when it has been
+//!   heard of, nothing of an earlier one counts any more.
 //! - `dispatch.one-completion`: one completion counts for a job, and the job ends as that said.
-//! - `dispatch.effects`: a `once` job is begun at most once, an idempotent one at most as often as it was assigned, one that
-//!   succeeded at least once, and none that nobody asked for.
-//! - `dispatch.one-job-per-key`: a key names one job, however often it is sent; a refused one none, an unknown one at most one.
-//! - `dispatch.cancelled-stays`: a job that was cancelled before it began does not begin after the answer, and one that was
-//!   being cancelled gets no new attempt.
+//! - `dispatch.effects`: a `once` job is begun at most once, an idempotent one at most as often as it was assigned,
+//!   one that succeeded at least once, and none that nobody asked for.
+//! - `dispatch.one-job-per-key`: a key names one job, however often it is sent; a refused one none, an unknown one at
+//!   most one.
+//! - `dispatch.cancelled-stays`: a job that was cancelled before it began does not begin after the answer, and one
+//!   that was being cancelled gets no new attempt.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -7,8 +7,8 @@
 //! # The operation `rows`
 //!
 //! `rows` is read at the end, page by page. Its `ok` has `{"rows": [ROW, …], "end": BOOL}`; `end` is true when the page
-//! reaches the newest row. A ROW is `{"index", "ordinal", "at_ms", "action", "subject", "detail": {NAME: TEXT}}`, as the
-//! server's journal has it, with `"request"` where it has one; `at_ms` is the server's time.
+//! reaches the newest row. A ROW is `{"index", "ordinal", "at_ms", "action", "subject", "detail": {NAME: TEXT}}`, as
+//! the server's journal has it, with `"request"` where it has one; `at_ms` is the server's time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,7 +31,8 @@ pub struct Window {
     /// The fault.
     #[serde(default)]
     pub name: String,
-    /// Replicas that are cut off from every quorum by it, or whose process stands still; empty when none is known to be.
+    /// Replicas that are cut off from every quorum by it, or whose process stands still; empty when none is known to
+    /// be.
     #[serde(default)]
     pub isolated: Vec<String>,
 }
@@ -71,8 +72,9 @@ const ISOLATING: [&str; 5] = [
 ];
 
 impl Setting {
-    /// As the nemesis's events in a history tell it (see [`crate::history`]): faults with their `start` and `stop`, `phase`
-    /// with `{"phase"}`, `ended` of a process, and `healed` when the last stage has everything started and in agreement.
+    /// As the nemesis's events in a history tell it (see [`crate::history`]): faults with their `start` and `stop`,
+    /// `phase` with `{"phase"}`, `ended` of a process, and `healed` when the last stage has everything started and in
+    /// agreement.
     #[must_use]
     pub fn of(history: &History, epoch_ms: Option<u64>) -> Setting {
         let nodes: BTreeSet<&str> = history

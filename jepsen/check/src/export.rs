@@ -42,8 +42,9 @@ pub struct Error {
     pub source: io::Error,
 }
 
-/// Writes everything that is made from a history and its verdict into a folder: `history.edn`, `independent/KEY/history.edn`,
-/// `results.edn`, `results.json`, `junit.xml`, `timeline.html`. `results` is what the results say: those of [`results`], or more.
+/// Writes everything that is made from a history and its verdict into a folder: `history.edn`,
+/// `independent/KEY/history.edn`, `results.edn`, `results.json`, `junit.xml`, `timeline.html`. `results` is what the
+/// results say: those of [`results`], or more.
 ///
 /// # Errors
 /// The first file that cannot be written.

@@ -12,9 +12,12 @@
 //!
 //! | `f` | `value` |
 //! |---|---|
-//! | name of a fault: `kill`, `partition:leader` | `{"id": 3, "phase": "start" or "stop", "targets": ["r1"], ...}`: a band of the timeline |
+//! | a fault's name: `kill`, `partition:leader` | `{"id": 3, "phase": "start" or "stop", "targets": ["r1"], ...}` |
 //! | `leader` | `{"replica": "r2", "term": 7}`: it was first seen to lead |
-//! | `healed` | `{}`: the last fault has ended, and all replicas are up; what must happen after faults is timed from here |
+//! | `phase` | `{"phase": "before"}`: what the run does from here on |
+//! | `healed` | `{}`: the last fault has ended and all replicas are up; what must follow is timed from here |
+//!
+//! Any other one is a single moment, such as `ended` of a process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

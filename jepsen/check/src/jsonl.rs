@@ -68,7 +68,7 @@ impl History {
             }
             if line.last() != Some(&b'\n') {
                 return Err(wrong(
-                    "it is cut off: the run ended while it wrote. Remove the line to judge what stands before it".into(),
+                    "it is cut off: the run ended while it wrote. Remove the line to judge the others".into(),
                 ));
             }
             if history.events.len() == MAX_EVENTS {

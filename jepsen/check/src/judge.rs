@@ -1,7 +1,8 @@
 //! From a history to its verdict: which checkers look at what.
 //!
 //! The checker of the workload that ran always has its say; those of other workloads join in when the history has
-//! operations of theirs, so that `mix` is judged by all, and a run of leases whose journal was read by that of the journal.
+//! operations of theirs, so that `mix` is judged by all, and a run of leases whose journal was read by that of the
+//! journal.
 //!
 //! Invariants: a history that breaks its own rules gets no verdict at all; a workload that did nothing is *unknown*.
 

@@ -12,28 +12,31 @@
 //! | `renew` | `{lease, fence}` | `ok` adds `until`: the holder's own, conservative end, in nanoseconds of the run |
 //! | `finish` | `{lease, fence, outcome}`; outcome `succeeded`, `failed`, `refused`, `cancelled` | `ok`: taken |
 //! | `clean` | `{lease, fence}`: all of it is dead and removed | `ok`, `fail` |
-//! | `report` | `{device, held: [{lease, fence, state}]}`, when a session begins; `state` as in the wire's report | `ok` |
+//! | `report` | `{device, held: [{lease, fence, state}]}`, when a session begins; `state` as reported | `ok` |
 //! | `stop` | `{lease, fence}`, `ok` at once: nothing of it runs from now on | |
 //! | `touch` | `{run, slot, fence}`: a write to the harness's fenced resource | `ok`: taken; `fail`: refused |
 //! | `held` | `{run, fence, from, to}`, and `slot` when known: read at the end from what a program left behind | `ok` |
 //!
-//! Operators: `start {run, effect, max_attempts}`, `cancel-run {run}`; at the end of each run that was started `run {run}`,
-//! whose `ok` adds `state` and `fence` and whose `fail` says that there is none; and `rows` (see [`crate::evidence`]).
-//! A message that is sent again under the same request id belongs to the operation that it repeats.
+//! Operators: `start {run, effect, max_attempts}`, `cancel-run {run}`; at the end of each run that was started `run
+//! {run}`, whose `ok` adds `state` and `fence` and whose `fail` says that there is none; and `rows` (see
+//! [`crate::evidence`]). A message that is sent again under the same request id belongs to the operation that it
+//! repeats.
 //!
 //! # Conditions
 //!
 //! - `lease.tokens-rise`: fences rise strictly in the order of the grants, each lease has one, no two the same.
 //! - `lease.fenced-resource`: after a write with a higher fence returned, no lower one is taken for that place.
-//! - `lease.fenced-control`: after the server has taken a word under a higher fence, none under a lower one for that place.
-//! - `lease.exclusive`: the times in which different holders of a place believe to hold it don't overlap: from the first
-//!   confirmed renewal to the holder's own stop or own end, whichever comes first; and of programs, what they left.
-//! - `lease.not-early`: nobody is offered a place before the end that its holder was promised, unless the holder gave it
-//!   back or came back without it; and no row ends such a lease before.
+//! - `lease.fenced-control`: after the server has taken a word under a higher fence, none under a lower one for that
+//!   place.
+//! - `lease.exclusive`: the times in which different holders of a place believe to hold it don't overlap: from the
+//!   first confirmed renewal to the holder's own stop or own end, whichever comes first; and of programs, what they
+//!   left.
+//! - `lease.not-early`: nobody is offered a place before the end that its holder was promised, unless the holder gave
+//!   it back or came back without it; and no row ends such a lease before.
 //! - `lease.grantable-again`: a lease whose end nobody confirmed frees its places within a bound after its deadline.
 //! - `lease.one-result`: a run ends once, and as the one `finish` said that was taken.
-//! - `lease.runs-end`: each run that was started is there and has come to an end; none that was refused is there, and none
-//!   that nobody asked for.
+//! - `lease.runs-end`: each run that was started is there and has come to an end; none that was refused is there, and
+//!   none that nobody asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -6,25 +6,27 @@
 //! |---|---|---|
 //! | `mint` | `{method, ttl_ms}`, method `pin` or `ticket`; with a request id | `ok` adds `code` |
 //! | `close` | `{code}`: an operator takes it back | `ok` |
-//! | `redeem` | `{code, device}`: a proof with a key of its own; `wrong: true` of a wrong secret; `alone: true` of one that has no rival and a good code | `ok` adds `pairing`; `fail`: refused |
+//! | `redeem` | `{code, device}`: a proof with a key of its own | `ok` adds `pairing`; `fail`: refused |
 //! | `approve` | `{pairing}`; with a request id | `ok` adds `certificate` |
 //! | `reject` | `{pairing}` | `ok` |
 //! | `fetch` | `{pairing, device}` | `ok` adds `state`, and `certificate` when it is `approved` |
 //! | `rows` | see [`crate::evidence`] | |
 //!
+//! A `redeem` says `wrong: true` of a wrong secret, and `alone: true` when it has no rival and a good code.
 //! A call that is sent again, with the same request id or the same pairing, is an operation of its own here.
 //!
 //! # Conditions
 //!
 //! - `pairing.one-winner`: a code has at most one device that ever succeeds with it, and one pairing.
-//! - `pairing.same-answer`: what is sent again is answered with the same code, the same pairing, the same certificate; and two
-//!   pairings never have one certificate.
-//! - `pairing.in-time`: nobody succeeds with a code after its end, before it was asked for, or after it was taken back; no
-//!   certificate before an approval was asked for, none after a rejection.
+//! - `pairing.same-answer`: what is sent again is answered with the same code, the same pairing, the same certificate;
+//!   and two pairings never have one certificate.
+//! - `pairing.in-time`: nobody succeeds with a code after its end, before it was asked for, or after it was taken
+//!   back; no certificate before an approval was asked for, none after a rejection.
 //! - `pairing.proof-needed`: nobody succeeds with a wrong secret.
-//! - `pairing.one-certificate`: in the journal each code that was used has one proof, by somebody who tried, and each approved
-//!   pairing one certificate; what was answered as done is there, what nobody asked for is not.
-//! - `pairing.live`: who is alone and has a good code succeeds while nothing is wrong, and has a certificate once approved.
+//! - `pairing.one-certificate`: in the journal each code that was used has one proof, by somebody who tried, and each
+//!   approved pairing one certificate; what was answered as done is there, what nobody asked for is not.
+//! - `pairing.live`: who is alone and has a good code succeeds while nothing is wrong, and has a certificate once
+//!   approved.
 
 use std::collections::{BTreeMap, BTreeSet};
 

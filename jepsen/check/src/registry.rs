@@ -1,20 +1,20 @@
 //! The workload `registry`: registers that clients write and read at all replicas.
 //!
-//! Operations. `key` is a text; `value` a number or a text that is written once per key and never again; `version` counts
-//! the changes of a key, from 1, and may be left out where the interface does not tell it.
+//! Operations. `key` is a text; `value` a number or a text that is written once per key and never again; `version`
+//! counts the changes of a key, from 1, and may be left out where the interface does not tell it.
 //!
 //! | `f` | call | answer (`ok`) |
 //! |---|---|---|
 //! | `read` | `{"key"}` | `{"key", "version", "value"}`; of an absent key, version 0 and value `null` |
-//! | `read` | `{"key", "stale": true, "session"}` | the same and `"age_ms"`: what the replica has, and how old it says that it is |
+//! | `read` | `{"key", "stale": true, "session"}` | the same and `"age_ms"`: how old the replica says that this is |
 //! | `list` | `{}` | `{"entries": [{"key", "version", "value"}, ...]}`: all keys at one revision |
 //! | `write` | `{"key", "value"}` | `{"key", "value", "version"}` |
 //! | `cas` | `{"key", "from", "value"}` | `{"key", "from", "value", "version"}`; `fail` when the value was not `from` |
 //! | `delete` | `{"key"}` | `{"key", "version"}` |
 //!
 //! `rev` of an answer: of a change, the log index of its entry; of a read, the index that it reflects. An answer to a
-//! request that was sent before carries `"duplicate": true`: its `rev` is then not before its entry. Changes carry their
-//! `request` id. What registers hold before the clients begin is written by operations of the history as well.
+//! request that was sent before carries `"duplicate": true`: its `rev` is then not before its entry. Changes carry
+//! their `request` id. What registers hold before the clients begin is written by operations of the history as well.
 //!
 //! Conditions:
 //! - `registry.linearizable`: of each key, the changes and the reads that are not stale have an order in which each
@@ -23,10 +23,11 @@
 //! - `registry.claimed-order`: the order of the revisions is such an order.
 //! - `registry.revs-follow-time`: over all keys, what is called after another has returned has no lower revision, and a
 //!   higher one if it is a change.
-//! - `registry.values-written`: no read answers a value that nobody wrote, that a failed change wrote, or that was written
-//!   only after it.
-//! - `registry.stale-reads`: a stale read answers what was there at its revision; within a session revisions do not fall.
-//!   With the bound `stale_slack_ms`, it misses nothing that was answered more than `age_ms` and that much before its call.
+//! - `registry.values-written`: no read answers a value that nobody wrote, that a failed change wrote, or that was
+//!   written only after it.
+//! - `registry.stale-reads`: a stale read answers what was there at its revision; within a session revisions do not
+//!   fall. With the bound `stale_slack_ms`, it misses nothing that was answered more than `age_ms` and that much
+//!   before its call.
 
 mod order;
 mod parse;

@@ -1,8 +1,8 @@
 //! Outcomes that nobody knew, told by the canonical journal afterwards.
 //!
-//! Invariants: only a journal that passed its own checks on every replica is canonical (see [`crate::journal`]); absence
-//! means *never* only when the journal is whole, from its first row on, and was read after all replicas had converged. The
-//! checks that would let the system explain itself away run on the unresolved history.
+//! Invariants: only a journal that passed its own checks on every replica is canonical (see [`crate::journal`]);
+//! absence means *never* only when the journal is whole, from its first row on, and was read after all replicas had
+//! converged. The checks that would let the system explain itself away run on the unresolved history.
 
 use std::collections::HashMap;
 

@@ -5,21 +5,26 @@
 //! | `f` | call | answer |
 //! |---|---|---|
 //! | `revoke` | `{device}` | `ok` adds `enforced`: every replica has carried it out, or serves nobody |
-//! | `probe` | `{device, how}` at `node`; how `grpc`, `quic`: a new connection with the device's certificate, and a call | `ok` adds `accepted`, and `reason` when not: `revoked`, or another; `info`: nobody answered |
-//! | `stream` | `{device, stream}` at `node`: a session is open from the call on | `ok` when it has ended, adds `end`: why |
+//! | `probe` | `{device, how}` at `node` | `ok` adds `accepted`, and `reason` when not; `info`: nobody answered |
+//! | `stream` | `{device, stream}` at `node`: a session, open from the call on | `ok` adds `end`: why it has ended |
 //! | `ping` | `{device, stream}` at `node`: a message within that session | `ok` adds `accepted`; `info`: no answer |
+//!
+//! A probe is a new connection with the device's certificate, and a call; `how` is `grpc` or `quic`, and a `reason` is
+//! `revoked` or another.
 //!
 //! # Conditions
 //!
-//! - `revocation.answer-true`: after a revocation was answered with `enforced`, no probe or ping that begins is accepted.
+//! - `revocation.answer-true`: after a revocation was answered with `enforced`, no probe or ping that begins is
+//!   accepted.
 //! - `revocation.bounded`: after any answer and the bound, none is accepted either.
-//! - `revocation.fail-closed`: a replica that is cut off from every quorum for longer than its authority lasts accepts nobody.
-//! - `revocation.monotone`: a replica that has refused a device as revoked never accepts it again, over restarts, snapshots
-//!   and changes of membership; nor does any other after the bound.
-//! - `revocation.streams-end`: sessions that were open when the device was revoked end within the bound; what faults and
-//!   recovery take does not count, as a cut link hides the end.
-//! - `revocation.open`: who is not revoked is accepted by each replica as soon as it has been whole for a time: refusing
-//!   everybody is no way to pass.
+//! - `revocation.fail-closed`: a replica that is cut off from every quorum for longer than its authority lasts accepts
+//!   nobody.
+//! - `revocation.monotone`: a replica that has refused a device as revoked never accepts it again, over restarts,
+//!   snapshots and changes of membership; nor does any other after the bound.
+//! - `revocation.streams-end`: sessions that were open when the device was revoked end within the bound; what faults
+//!   and recovery take does not count, as a cut link hides the end.
+//! - `revocation.open`: who is not revoked is accepted by each replica as soon as it has been whole for a time:
+//!   refusing everybody is no way to pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 

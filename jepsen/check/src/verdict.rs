@@ -37,7 +37,8 @@ pub struct Violation {
 }
 
 impl Violation {
-    /// What operations did: `what` for people, the time and the events from the operations, the last of which gave it away.
+    /// What operations did: `what` for people, the time and the events from the operations, the last of which gave it
+    /// away.
     #[must_use]
     pub fn of(what: impl Into<String>, ops: &[&Op<'_>]) -> Self {
         let time = |op: &Op<'_>| op.end.unwrap_or(op.invoke).time;
@@ -112,8 +113,8 @@ impl Check {
 }
 
 impl Verdict {
-    /// `Some(true)` when each check holds, `Some(false)` when one is violated, `None` when nobody knows: also when nothing
-    /// was checked.
+    /// `Some(true)` when each check holds, `Some(false)` when one is violated, `None` when nobody knows: also when
+    /// nothing was checked.
     #[must_use]
     pub fn valid(&self) -> Option<bool> {
         let violated = |check: &Check| matches!(check.outcome, Outcome::Invalid { .. });

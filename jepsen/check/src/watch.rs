@@ -1,32 +1,35 @@
 //! The workload `watch`: readers follow the journal as it grows, at every replica and roaming between them.
 //!
-//! Operations; CURSOR and ROW as in [`crate::journal`], of a ROW `index`, `ordinal`, `action`, `subject` and `hash` (which may
-//! be empty where the reader may not see the whole row). A *watcher* is a name that lives through many streams.
+//! Operations; CURSOR and ROW as in [`crate::journal`], of a ROW `index`, `ordinal`, `action`, `subject` and `hash`
+//! (which may be empty where the reader may not see the whole row). A *watcher* is a name that lives through many
+//! streams.
 //!
 //! | `f` | call | answer (`ok`) |
 //! |---|---|---|
-//! | `watch` | `{"watcher", "after": CURSOR, "first" or "now", "filter": {"action": PREFIX, "subject"}, "slow": BOOL}` | the same and `"stream"`: its number, new for each stream |
+//! | `watch` | `{"watcher", "after": CURSOR, "first" or "now", "filter", "slow": BOOL}` | the same and `"stream"` |
 //! | `next` | `{"watcher", "stream"}` | the same and one of what follows |
 //! | | | `"rows": [ROW, ...], "cursor": CURSOR`: everything up to the cursor was looked at |
 //! | | | `"caught_up": CURSOR` or `"heartbeat": CURSOR`: nothing for the reader up to there |
 //! | | | `"gap": CURSOR, "rescan": INDEX`: rows before the cursor were trimmed |
 //!
+//! `filter`, if there is one, is `{"action": PREFIX, "subject": TEXT}`; `stream` a number that no other stream has.
+//!
 //! `next` ends as `fail` when the stream has ended; the watcher then opens another one, at any replica, after the last
-//! cursor that it was given, or before it on purpose. The canonical journal is put together from the operations `rows` and
-//! `tail`.
+//! cursor that it was given, or before it on purpose. The canonical journal is put together from the operations `rows`
+//! and `tail`.
 //!
 //! Conditions, for each stream, from where it was asked to begin:
 //! - `watch.ordered`: cursors rise; nothing comes twice.
 //! - `watch.committed`: each row that is delivered is in the canonical journal, with the same hash.
-//! - `watch.gapless`: the row that comes next is the first one that matches the filter; nothing is left out, also over a
-//!   resumption elsewhere.
+//! - `watch.gapless`: the row that comes next is the first one that matches the filter; nothing is left out, also over
+//!   a resumption elsewhere.
 //! - `watch.bookmarks`: no cursor is ahead of a matching row that was not delivered.
 //! - `watch.gaps`: a gap is ahead of what was delivered, and what follows it begins there.
-//! - `watch.reaches-end`: within [`HEAL_MS`] after the faults have ended (bound `watch_heal_ms`) each watcher that is not slow
-//!   and still reads has seen everything that was acknowledged before.
+//! - `watch.reaches-end`: within [`HEAL_MS`] after the faults have ended (bound `watch_heal_ms`) each watcher that is
+//!   not slow and still reads has seen everything that was acknowledged before.
 //!
-//! That a list at a revision and the watch after it make up the state follows from these and `journal.state`, which compares
-//! each list with the journal's rows up to its revision.
+//! That a list at a revision and the watch after it make up the state follows from these and `journal.state`, which
+//! compares each list with the journal's rows up to its revision.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -393,15 +396,19 @@ impl<'a> Watchers<'a> {
                     slowest = slowest.max(got.time.saturating_sub(healed));
                 }
                 None if ends < due => undecided += 1,
-                _ => violations.push(Violation {
-                    what: format!(
+                _ => {
+                    let at = reached.iter().take_while(|got| got.time <= due).last();
+                    let what = format!(
                         "watcher {watcher} had not seen row {} {bound_ms} ms after the faults had ended; it was at {}",
                         wanted.map_or(String::new(), show),
-                        reached.iter().take_while(|got| got.time <= due).last().map_or("its begin".into(), |got| show(got.at))
-                    ),
-                    time: due,
-                    events: self.last_event(watcher).into_iter().collect(),
-                }),
+                        at.map_or("its begin".into(), |got| show(got.at))
+                    );
+                    violations.push(Violation {
+                        what,
+                        time: due,
+                        events: self.last_event(watcher).into_iter().collect(),
+                    });
+                }
             }
         }
         let check = if judged == 0 && violations.is_empty() {

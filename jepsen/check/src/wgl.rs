@@ -1,10 +1,10 @@
 //! The search for a linearization: Wing and Gong's, with Lowe's memo of what was tried, as an iteration over a list.
 //!
-//! An operation whose outcome nobody knows may be placed anywhere after its call, or nowhere. The search succeeds when all
-//! others are placed.
+//! An operation whose outcome nobody knows may be placed anywhere after its call, or nowhere. The search succeeds when
+//! all others are placed.
 //!
-//! Invariants: it never recurses; whatever runs into a limit is *unknown*, never valid; an order that is given back is one
-//! that [`crate::witness::walk`] accepts.
+//! Invariants: it never recurses; whatever runs into a limit is *unknown*, never valid; an order that is given back is
+//! one that [`crate::witness::walk`] accepts.
 
 use std::collections::HashSet;
 

@@ -1,8 +1,8 @@
 //! The linear-time check: is this order, which the system itself claims, a linearization?
 //!
-//! A passed check is a proof, whoever made up the order: the model explains each answer along it, and no operation stands
-//! behind one that was only called after it had returned. A failed one says only that this order is none, unless no other
-//! order was possible.
+//! A passed check is a proof, whoever made up the order: the model explains each answer along it, and no operation
+//! stands behind one that was only called after it had returned. A failed one says only that this order is none,
+//! unless no other order was possible.
 //!
 //! Invariants: each operation is looked at once; nothing is searched.
 

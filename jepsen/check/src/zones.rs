@@ -1,10 +1,10 @@
 //! Decides, without a search, whether a register that is only read and written, each value once, is linearizable: the
 //! method of Gibbons and Korach ("Testing Shared Memories", 1997), in the time that sorting takes.
 //!
-//! The operations on one value have a *zone*: from the first return among them to the last call among them. If the return
-//! comes first, the value certainly was there in between (a forward zone); else it may have been there for a moment only,
-//! anywhere in between (a backward zone). A history is linearizable exactly when no two forward zones overlap, no backward
-//! zone lies within a forward one, and no read returned before its value was written.
+//! The operations on one value have a *zone*: from the first return among them to the last call among them. If the
+//! return comes first, the value certainly was there in between (a forward zone); else it may have been there for a
+//! moment only, anywhere in between (a backward zone). A history is linearizable exactly when no two forward zones
+//! overlap, no backward zone lies within a forward one, and no read returned before its value was written.
 //!
 //! A write of unknown outcome that nobody read may have had no effect, and is left out.
 

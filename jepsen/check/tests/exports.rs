@@ -52,7 +52,8 @@ fn story(ops: usize, broken: bool) -> (History, Verdict) {
         .into_iter()
         .enumerate()
     {
-        let value = |phase: &str| json!({"id": id, "phase": phase, "targets": ["r2"], "outcome": "installed", "why": "it was"});
+        let value =
+            |phase: &str| json!({"id": id, "phase": phase, "targets": ["r2"], "outcome": "installed"});
         told.fault(end / 100 * from, f, value("start"));
         told.fault(end / 100 * to, f, value("stop"));
     }

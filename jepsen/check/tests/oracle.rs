@@ -1,6 +1,7 @@
 //! The fast checks against a plain search that tries every order, and against stateright, on random small histories.
 //!
-//! `PALYRA_JEPSEN_HISTORIES` sets how many, each judged with and without versions; the seed of a history is its number, so that a failure names it.
+//! `PALYRA_JEPSEN_HISTORIES` sets how many, each judged with and without versions; the seed of a history is its
+//! number, so that a failure names it.
 #![allow(clippy::unwrap_used)]
 
 mod common;

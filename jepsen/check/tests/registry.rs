@@ -69,7 +69,8 @@ impl Teller {
     }
 }
 
-/// Written at 5, 7, 9 and (unknown, but read) 11; a failed write and a failed cas; reads of each; stale reads of one session.
+/// Written at 5, 7, 9 and (unknown, but read) 11; a failed write and a failed cas; reads of each; stale reads of one
+/// session.
 fn story() -> History {
     let mut told = Teller::default();
     let absent = json!({"version": 0, "value": null});
@@ -343,10 +344,12 @@ fn a_good_history_passes() {
     let checks = registry::check(&history, &context());
     let wrong: Vec<_> = checks.iter().filter(|check| !check.holds()).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
-    // Without the journal the unknown write has no revision, and nobody knows its place in the claimed order.
+    // Without the journal the unknown write has no revision, but whoever read it tells its place.
     let checks = registry::check(&history, &Context::default());
-    assert!(named(&checks, "registry.linearizable").holds());
-    assert_eq!(violated(named(&checks, "registry.claimed-order")), None);
+    assert!(
+        checks.iter().all(palyra_jepsen_check::Check::holds),
+        "{checks:#?}"
+    );
     // Without versions too.
     for event in &mut history.events {
         event.value.as_object_mut().unwrap().remove("version");

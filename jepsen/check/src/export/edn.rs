@@ -1,9 +1,11 @@
 //! Histories in EDN, as Jepsen stores them: one op map after the other, which knossos and elle read.
 //!
-//! `history.edn` has whole operations. `independent/KEY/history.edn` has one register each, with bare values, which is what
-//! knossos' models want: `:read` of a value or `nil`, `:write` of a value, `:cas` of `[from to]`; a deletion writes `nil`.
+//! `history.edn` has whole operations. `independent/KEY/history.edn` has one register each, with bare values, which is
+//! what knossos' models want: `:read` of a value or `nil`, `:write` of a value, `:cas` of `[from to]`; a deletion
+//! writes `nil`.
 //!
-//! Invariants: names that EDN cannot have as keywords are strings; numbers are written as they are; times are nanoseconds.
+//! Invariants: names that EDN cannot have as keywords are strings; numbers are written as they are; times are
+//! nanoseconds.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

@@ -1,9 +1,9 @@
 //! The page for people: one file without anything from elsewhere, that shows who did what when, what was broken at that
 //! moment, who led, and where it went wrong.
 //!
-//! Here the history becomes small numbers and short texts; `timeline/` has the page itself. Clients that come one after the
-//! other share a lane. A history of more than [`WHOLE`] operations is shown around its first violation, or its first fault;
-//! the strip below always shows the whole run.
+//! Here the history becomes small numbers and short texts; `timeline/` has the page itself. Clients that come one
+//! after the other share a lane. A history of more than [`WHOLE`] operations is shown around its first violation, or
+//! its first fault; the strip below always shows the whole run.
 
 use std::collections::{BTreeMap, HashMap};
 

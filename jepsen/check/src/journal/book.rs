@@ -186,7 +186,7 @@ impl<'a> Book<'a> {
         if let Some(known) = self.rows.get(&cursor) {
             if known.row != row {
                 let what = format!(
-                    "the journal forks at {}: {} answered {} of {:?} with hash {}, {} before that {} of {:?} with hash {}",
+                    "the journal forks at {}: {} answered {} of {:?}, hash {}; {} before that {} of {:?}, hash {}",
                     show(cursor),
                     node(&op),
                     row.action,

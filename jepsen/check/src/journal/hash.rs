@@ -1,7 +1,7 @@
 //! The hash of a journal row, from its published definition: SHA-256 over `"palyra journal row\0"` and then each field
-//! behind its length in eight bytes, big-endian: index (8 bytes), ordinal (4), time (8), actor, action, subject, request id
-//! (16 bytes), number of details (8 bytes), each detail's name and value in the order of the names, hash of the row before
-//! (32 bytes).
+//! behind its length in eight bytes, big-endian: index (8 bytes), ordinal (4), time (8), actor, action, subject,
+//! request id (16 bytes), number of details (8 bytes), each detail's name and value in the order of the names, hash of
+//! the row before (32 bytes).
 //!
 //! Written a second time on purpose: a checker that used the product's own function would believe its mistakes.
 

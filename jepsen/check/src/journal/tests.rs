@@ -35,7 +35,8 @@ pub(crate) fn draft(index: u64, ordinal: u32, number: u64, version: u64) -> Valu
     })
 }
 
-/// Writes 1 to 3 are acknowledged at 10, 12 and 14; 4 is unknown and took effect at 16; 5 is unknown and did not; 6 failed.
+/// Writes 1 to 3 are acknowledged at 10, 12 and 14; 4 is unknown and took effect at 16; 5 is unknown and did not; 6
+/// failed.
 struct Story {
     drafts: Vec<Value>,
 }

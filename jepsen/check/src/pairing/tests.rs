@@ -11,8 +11,8 @@ fn row(index: u64, action: &str, subject: &str, detail: Value) -> Value {
     json!({"index": index, "ordinal": 0, "at_ms": index, "action": action, "subject": subject, "detail": detail})
 }
 
-/// `c1` has two rivals and an approval that is sent twice; `c2` is taken back; `c3` runs out; `c4` is somebody's alone; the
-/// one who has `c5` never hears the answer.
+/// `c1` has two rivals and an approval that is sent twice; `c2` is taken back; `c3` runs out; `c4` is somebody's
+/// alone; the one who has `c5` never hears the answer.
 fn good() -> Sketch {
     let mut s = Sketch::default();
     for (number, at) in [(1, 10), (2, 20), (3, 30), (4, 40), (5, 50)] {

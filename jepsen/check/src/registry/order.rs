@@ -1,6 +1,6 @@
 //! The orders that the answers themselves claim: that of the versions, which decides, and that of the revisions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::parse::{ABSENT, Access, Call, Effect, Key, Registers, tell};
 use crate::linear::{Item, Model};
@@ -126,9 +126,9 @@ impl Break<'_, '_> {
     }
 }
 
-/// Checks the order of the versions. It decides: each change makes the next version, so that no other order is possible.
-/// `None` when an answer tells no version, or when a deletion of unknown outcome, or a cas of one where a version is missing,
-/// leaves more than one order.
+/// Checks the order of the versions. It decides: each change makes the next version, so that no other order is
+/// possible. `None` when an answer tells no version, or when a deletion of unknown outcome, or a cas of one where a
+/// version is missing, leaves more than one order.
 pub(super) fn by_version<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
     let mut made: BTreeMap<u64, &Access<'a>> = BTreeMap::new();
     let mut reads: BTreeMap<u64, Vec<&Access<'a>>> = BTreeMap::new();
@@ -175,8 +175,8 @@ pub(super) fn by_version<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
     Some(walk(&order))
 }
 
-/// Gives the versions that nobody was told of to writes of unknown outcome: to those whose value was read there, and else
-/// the earliest version to the earliest call, which leaves most room to the others. `None` when that is not so.
+/// Gives the versions that nobody was told of to writes of unknown outcome: to those whose value was read there, and
+/// else the earliest version to the earliest call, which leaves most room to the others. `None` when that is not so.
 fn place_open<'k, 'a>(
     made: &mut BTreeMap<u64, &'k Access<'a>>,
     reads: &BTreeMap<u64, Vec<&'k Access<'a>>>,
@@ -228,18 +228,57 @@ fn place_open<'k, 'a>(
     Some(Ok(()))
 }
 
-/// Checks the order of the revisions, a change before the reads that reflect it. `None` when an operation has none.
+/// Checks the order of the revisions, a change before the reads that reflect it. A change of unknown outcome stands right
+/// before the first that saw its value: nothing can have come between them. `None` when an operation has no revision, or
+/// when the order breaks and a change that nobody saw may be why.
 pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
-    let mut order = Vec::with_capacity(key.ops.len());
-    for op in &key.ops {
-        if op.item.optional {
-            return None;
-        }
-        order.push((op.rev?, op.item.call.effect() == Effect::Read, op.item.start, op));
+    let mut seen_at: HashMap<u32, u64> = HashMap::new();
+    for op in key.ops.iter().filter(|op| !op.item.optional) {
+        let seen = match op.item.call {
+            Call::Read { value, .. } => value,
+            Call::Cas { from, .. } => from,
+            Call::Write { .. } | Call::Delete { .. } => continue,
+        };
+        let at = op.rev?;
+        seen_at
+            .entry(seen)
+            .and_modify(|first| *first = at.min(*first))
+            .or_insert(at);
     }
-    order.sort_by_key(|(rev, is_read, start, _)| (*rev, *is_read, *start));
+    let mut order = Vec::with_capacity(key.ops.len());
+    let mut unseen = false;
+    for op in &key.ops {
+        let (rev, place) = match (op.item.optional, op.item.call.effect()) {
+            (true, _) if matches!(op.item.call, Call::Delete { .. }) => return None,
+            (true, _) => match seen_at.get(&op.item.call.value()) {
+                Some(rev) => (*rev, Place::Assumed),
+                None => {
+                    unseen = true;
+                    continue;
+                }
+            },
+            (false, Effect::Change) => (op.rev?, Place::Change),
+            (false, Effect::Read) => (op.rev?, Place::Read),
+        };
+        order.push((rev, place, op.item.start, op));
+    }
+    order.sort_by_key(|(rev, place, start, _)| (*rev, *place, *start));
     let order: Vec<&Access<'a>> = order.into_iter().map(|(.., op)| op).collect();
-    Some(walk(&order))
+    match walk(&order) {
+        Order::Broken(_) if unseen => None,
+        found => Some(found),
+    }
+}
+
+/// What comes first at one revision.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    /// A change that must have been before what is there.
+    Assumed,
+    /// The change of this revision.
+    Change,
+    /// Reads that reflect it.
+    Read,
 }
 
 fn walk<'k, 'a>(order: &[&'k Access<'a>]) -> Order<'k, 'a> {
