@@ -419,7 +419,7 @@ impl Control {
         let info = WriteInfo {
             index: committed.index,
             served_by: self.replica_id(),
-            duplicate: false,
+            duplicate: committed.duplicate,
         };
         Ok(Written {
             index: committed.index,

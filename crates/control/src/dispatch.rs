@@ -131,7 +131,7 @@ impl Control {
         // Submitted and committed: from here on only the view of it can be missing, when it was forgotten
         // long ago.
         let seen = view_of(&self.replica().view(), submitted.dispatch_id)?;
-        let duplicate = submitted.dispatch_id != dispatch_id;
+        let duplicate = written.info.duplicate || submitted.dispatch_id != dispatch_id;
         Ok((
             seen,
             WriteInfo {

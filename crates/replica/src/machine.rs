@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::log::LogStore;
 use crate::meta::{self, Applied, OpenError};
-use crate::types::{Answer, Entry, LogCommand, LogId, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::types::{Answer, Decided, Entry, LogCommand, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::view::{Generation, Overlay, disk_key};
 
 /// Entries applied in one batch.
@@ -240,7 +240,10 @@ fn apply_command(overlay: &mut Overlay<'_>, id: LogId, command: &LogCommand) -> 
     };
     let result = palyra_state::apply(overlay, position, at_ms, &envelope, &command.bytes);
     overlay.absorb(result.writes);
-    Answer(Some(result.reply))
+    Answer(Some(Decided {
+        reply: result.reply,
+        duplicate: result.duplicate,
+    }))
 }
 
 /// Removes generations other than the active one.

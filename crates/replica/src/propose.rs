@@ -18,7 +18,7 @@ use wire::propose_response::Outcome;
 use crate::codec;
 use crate::core::Core;
 use crate::peer::{Method, PeerError, Refusal};
-use crate::types::LogCommand;
+use crate::types::{Decided, LogCommand};
 
 /// Pause before a command is tried again when nothing is heard of a new leader.
 const RETRY: Duration = Duration::from_millis(50);
@@ -34,6 +34,9 @@ pub struct Committed {
     pub index: u64,
     /// The state machine's answer.
     pub reply: Result<Reply, Reject>,
+    /// The request was decided in an earlier entry, and this is the answer of that time. Who sent it once may see that,
+    /// too: a replica sends again by itself what it cannot know to have arrived.
+    pub duplicate: bool,
 }
 
 /// Why there is no answer of the state machine.
@@ -62,7 +65,7 @@ pub enum ProposeError {
 pub(crate) enum Attempt {
     Done {
         index: u64,
-        answer: Result<Reply, Reject>,
+        answer: Decided,
     },
     /// Not appended; the leader that was named.
     NotLeader(Option<u64>),
@@ -103,7 +106,13 @@ impl Core {
                 });
             }
             match self.attempt(&bytes, left).await {
-                Attempt::Done { index, answer } => return Ok(Committed { index, reply: answer }),
+                Attempt::Done { index, answer } => {
+                    return Ok(Committed {
+                        index,
+                        reply: answer.reply,
+                        duplicate: answer.duplicate,
+                    });
+                }
                 // Planted: a lost answer is taken for a refusal.
                 Attempt::Unknown => ambiguous = !palyra_fault::planted("unknown-told-as-refused"),
                 Attempt::NotLeader(_) | Attempt::Stopped => {}
@@ -196,7 +205,10 @@ impl Core {
         };
         Some(Attempt::Done {
             index: self.metrics().last_log_index.unwrap_or_default() + 1,
-            answer: Ok(Reply::Submitted(submitted)),
+            answer: Decided {
+                reply: Ok(Reply::Submitted(submitted)),
+                duplicate: false,
+            },
         })
     }
 
@@ -208,9 +220,12 @@ impl Core {
         match answered {
             Ok(wire::response::Body::Propose(response)) => match response.outcome {
                 Some(Outcome::Committed(committed)) => match codec::to_answer(committed.answer) {
-                    Ok(answer) => Attempt::Done {
+                    Ok(reply) => Attempt::Done {
                         index: committed.index,
-                        answer,
+                        answer: Decided {
+                            reply,
+                            duplicate: committed.duplicate,
+                        },
                     },
                     Err(_) => Attempt::Unknown,
                 },

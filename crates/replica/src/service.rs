@@ -188,7 +188,8 @@ impl PeerService {
         let outcome = match self.core.propose_here(asked.envelope).await {
             Attempt::Done { index, answer } => Outcome::Committed(wire::Committed {
                 index,
-                answer: codec::answer(&answer),
+                answer: codec::answer(&answer.reply),
+                duplicate: answer.duplicate,
             }),
             Attempt::NotLeader(hint) => Outcome::NotLeader(hint.unwrap_or(0)),
             Attempt::Unknown => Outcome::Unknown(wire::Blank {}),

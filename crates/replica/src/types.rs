@@ -40,7 +40,16 @@ impl fmt::Display for LogCommand {
 
 /// What applying an entry answered; nothing for entries that are Raft's own.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Answer(pub(crate) Option<Result<Reply, Reject>>);
+pub(crate) struct Answer(pub(crate) Option<Decided>);
+
+/// What the state machine decided.
+#[derive(Clone, Debug)]
+pub(crate) struct Decided {
+    /// Its answer.
+    pub(crate) reply: Result<Reply, Reject>,
+    /// It was decided in an earlier entry.
+    pub(crate) duplicate: bool,
+}
 
 openraft::declare_raft_types!(
     /// The types that openraft is used with.

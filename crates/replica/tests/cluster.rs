@@ -43,6 +43,7 @@ fn a_retry_is_answered_and_not_applied_again() {
         let again = world.replicas[&3].propose(envelope).await.unwrap();
         assert_eq!(first.reply, again.reply);
         assert!(again.index > first.index);
+        assert!(!first.duplicate && again.duplicate, "who asks again is told so");
         assert_eq!(palyra_state::meta(&world.replicas[&3].view()).journal_rows, rows);
         // A refusal is an answer, too.
         let envelope = Envelope::new(world.request(), Actor::System, cluster::MintJoinToken::default());

@@ -446,7 +446,7 @@ impl Cluster {
         for attempt in 0..TRIES {
             let at = members[(first + attempt) % members.len()];
             match self.propose(at, envelope.clone()).await {
-                Ok(Committed { reply, index }) => {
+                Ok(Committed { reply, index, .. }) => {
                     if sent {
                         self.world.reach("answered-on-retry");
                     }
@@ -563,6 +563,7 @@ impl Cluster {
                 Ok(Committed {
                     reply: Ok(reply),
                     index,
+                    ..
                 }) => {
                     self.world
                         .note(&format!("r{at}: {} at {index}", envelope.command.name()));
