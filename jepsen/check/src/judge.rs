@@ -7,7 +7,7 @@
 //! Invariants: a history that breaks its own rules gets no verdict at all; a workload that did nothing is *unknown*.
 
 use crate::context::{Context, Facts};
-use crate::history::{History, Problem};
+use crate::history::{History, Problem, Process};
 use crate::resolve::Canonical;
 use crate::verdict::{Check, Verdict};
 use crate::{dispatch, journal, lease, pairing, registry, revocation, watch};
@@ -104,6 +104,7 @@ pub fn judge(workload: &str, history: &History, facts: &Facts) -> Result<Verdict
         history
             .events
             .iter()
+            .filter(|event| matches!(event.process, Process::Client(_)))
             .any(|event| functions.contains(&event.f.as_str()))
     };
     let mut verdict = Verdict::default();
