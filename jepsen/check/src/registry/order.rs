@@ -228,9 +228,9 @@ fn place_open<'k, 'a>(
     Some(Ok(()))
 }
 
-/// Checks the order of the revisions, a change before the reads that reflect it. A change of unknown outcome stands right
-/// before the first that saw its value: nothing can have come between them. `None` when an operation has no revision, or
-/// when the order breaks and a change that nobody saw may be why.
+/// Checks the order of the revisions, a change before the reads that reflect it. A change of unknown outcome stands
+/// right before the first that saw its value: nothing can have come between them. `None` when an operation has no
+/// revision, or when the order breaks and a change that nobody saw may be why.
 pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
     let mut seen_at: HashMap<u32, u64> = HashMap::new();
     for op in key.ops.iter().filter(|op| !op.item.optional) {
