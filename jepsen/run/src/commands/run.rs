@@ -119,16 +119,7 @@ async fn whole(
     let name = args.name.as_deref().unwrap_or(&settings.workload);
     let folder = store::make(&args.store, name, settings.seed)?;
     let mut abilities = equipment::abilities(ground, &settings);
-    let needed = needs(&settings, Ability::Fuse)?;
-    let medium = disk::choose(
-        &mut abilities,
-        &settings.disk,
-        ground,
-        needed,
-        &folder.join("probe"),
-    )
-    .map_err(usage)?;
-    nemesis::limits::note(&mut abilities);
+    let medium = medium(ground, &settings, &folder, &mut abilities)?;
     let (asked, steps) = planned(&settings, &abilities, workload)?;
     plan::write(&folder.join("plan.jsonl"), &steps)?;
     let names: Vec<String> = asked
@@ -184,6 +175,14 @@ async fn whole(
     store::write_json(&folder.join("results.json"), &results)?;
     end(&run, &results, &data, &folder).await?;
     Ok(results)
+}
+
+/// Chooses what data is on, and notes what that and the kernel's control groups make possible.
+fn medium(ground: Ground, settings: &Settings, folder: &Path, abilities: &mut Abilities) -> Result<Medium> {
+    nemesis::limits::note(abilities);
+    let needed = needs(settings, Ability::Fuse)?;
+    let scratch = folder.join("probe");
+    disk::choose(abilities, &settings.disk, ground, needed, &scratch).map_err(usage)
 }
 
 /// The nemeses that were asked for, by their names in the plan when there is one.
