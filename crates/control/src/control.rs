@@ -363,9 +363,10 @@ impl Control {
         *self.inner.stopping.borrow()
     }
 
-    /// The time by which expiry is judged here: this replica's clock, but never before the state's.
+    /// The time by which expiry is judged here: never before the state's clock, also when a leader whose clock was ahead
+    /// has moved that.
     pub(crate) fn now_ms(&self, view: &dyn Read) -> u64 {
-        platform::wall_ms().max(palyra_state::clock(view))
+        self.replica().log_ms().max(palyra_state::clock(view))
     }
 
     pub(crate) fn fresh_id(&self) -> Id {

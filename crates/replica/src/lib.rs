@@ -14,6 +14,7 @@ mod freshness;
 pub mod inspect;
 mod links;
 mod log;
+mod log_clock;
 mod machine;
 mod members;
 mod meta;
@@ -189,6 +190,13 @@ impl Replica {
     #[must_use]
     pub fn leader(&self) -> Option<u64> {
         self.core.leader_hint()
+    }
+
+    /// The time by which deadlines are judged, milliseconds since the Unix epoch: what this replica would stamp on an
+    /// entry if it led. Never before the state's clock, and never standing still.
+    #[must_use]
+    pub fn log_ms(&self) -> u64 {
+        self.core.machine.log_ms()
     }
 
     /// Whether this replica believes that it leads. Only a committed entry proves it.

@@ -20,6 +20,7 @@ use palyra_storage::{Batch, Engine, Family, Snapshot};
 use tokio::sync::watch;
 
 use crate::log::LogStore;
+use crate::log_clock::LogClock;
 use crate::meta::{self, Applied, OpenError};
 use crate::types::{Answer, Decided, Entry, LogCommand, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::view::{Generation, Overlay, disk_key};
@@ -44,6 +45,7 @@ struct Shared {
     index: watch::Sender<u64>,
     next_generation: AtomicU32,
     has_snapshot: AtomicBool,
+    clock: LogClock,
 }
 
 /// What a snapshot is on this replica.
@@ -70,10 +72,13 @@ impl Machine {
             engine,
             log,
             index,
+            clock: LogClock::default(),
         };
-        Ok(Machine {
+        let machine = Machine {
             shared: Arc::new(shared),
-        })
+        };
+        machine.note_clock();
+        Ok(machine)
     }
 
     /// The index of the last applied entry; what it wrote is visible when the number changes.
@@ -83,6 +88,21 @@ impl Machine {
 
     pub(crate) fn engine(&self) -> &Arc<dyn Engine> {
         &self.shared.engine
+    }
+
+    /// See [`crate::Replica::log_ms`].
+    pub(crate) fn log_ms(&self) -> u64 {
+        self.shared.clock.now(platform::wall_ms(), platform::boot_ms())
+    }
+
+    /// The state has become another: its clock may be further.
+    fn note_clock(&self) {
+        let state = Generation {
+            source: &*self.shared.engine,
+            number: self.generation(),
+        };
+        let clock = palyra_state::clock(&state);
+        self.shared.clock.applied(clock, platform::boot_ms());
     }
 
     fn applied(&self) -> MutexGuard<'_, Applied> {
@@ -111,6 +131,7 @@ impl Machine {
             let answer = apply_entry(&mut overlay, &mut applied, entry);
             answers.push((responder, answer));
         }
+        let clock = palyra_state::clock(&overlay);
         let mut batch = Batch::new();
         for (key, value) in overlay.into_writes() {
             let key = disk_key(applied.generation, &key);
@@ -127,6 +148,7 @@ impl Machine {
         meta::put_applied(&mut batch, &applied);
         self.write(batch, "the state");
         *self.applied() = applied;
+        self.shared.clock.applied(clock, platform::boot_ms());
         self.shared.index.send_replace(last.index);
         platform::io_point("apply.answer").await;
         for (responder, answer) in answers {
@@ -347,6 +369,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.shared.log.install(batch, meta.last_log_id).await?;
         platform::io_point("snapshot.flipped").await;
         let old = std::mem::replace(&mut *self.applied(), applied);
+        self.note_clock();
         self.shared.has_snapshot.store(true, Ordering::Release);
         self.shared
             .index

@@ -153,7 +153,7 @@ impl Core {
             return Attempt::NotLeader(None);
         }
         let command = LogCommand {
-            at_ms: platform::wall_ms(),
+            at_ms: self.machine.log_ms(),
             bytes,
         };
         if let Some(early) = self.answer_early(&command) {
