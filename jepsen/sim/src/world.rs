@@ -192,6 +192,9 @@ fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// What is lost when a time is scaled there and back.
+const ROUNDING: Duration = Duration::from_nanos(1);
+
 fn scaled(time: Duration, by: u64, of: u64) -> Duration {
     let nanos = time.as_nanos() * u128::from(by) / u128::from(of);
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
@@ -448,7 +451,8 @@ impl Hooks for World {
         let replica = tag.map_or(0, |t| Life(t).replica());
         let parts = self.inner().drift.get(&replica).copied().unwrap_or(0);
         let local = time.saturating_duration_since(self.start);
-        self.start + scaled(local, 1_000, 1_000_u64.saturating_add_signed(parts))
+        // Never too early: who wakes up before its moment goes to sleep again, at once and for ever.
+        self.start + scaled(local, 1_000, 1_000_u64.saturating_add_signed(parts)) + ROUNDING
     }
 
     fn fill_random(&self, _tag: Option<u64>, buf: &mut [u8]) {
