@@ -7,8 +7,10 @@
 
 use palyra_jepsen_check::context::Context;
 use palyra_jepsen_check::evidence::{Setting, Window};
+use palyra_jepsen_check::resolve::Canonical;
 use palyra_jepsen_check::revocation::Bounds;
 use palyra_jepsen_check::{Check, Outcome, lease, registry, revocation as revoked};
+use palyra_state::journal::Row;
 
 use crate::cluster::Cluster;
 use crate::revocation;
@@ -19,8 +21,9 @@ const RECOVER_MS: u64 = 8_000;
 /// Checks that compare holders' clocks with the cluster's.
 const BY_CLOCKS: [&str; 2] = ["lease.exclusive", "lease.not-early"];
 
-/// What the checkers of the workloads that took part find; faults ended at `calm`.
-pub(crate) fn check(cluster: &Cluster, calm: u64) -> Vec<String> {
+/// What the checkers of the workloads that took part find; faults ended at `calm`, and `rows` is the journal, which has
+/// passed its own checks: it tells what became of requests whose outcome nobody knew.
+pub(crate) fn check(cluster: &Cluster, calm: u64, rows: &[Row]) -> Vec<String> {
     let exact = !cluster.world.clocks_were_wrong();
     let setting = Setting {
         faults: vec![Window {
@@ -35,7 +38,19 @@ pub(crate) fn check(cluster: &Cluster, calm: u64) -> Vec<String> {
     };
     let tape = cluster.tape.borrow();
     let history = tape.history();
-    let mut checks = registry::check(history, &Context::default());
+    let mut canonical = Canonical {
+        whole: true,
+        ..Canonical::default()
+    };
+    for row in rows {
+        let request = row.request_id.to_string();
+        canonical.revs.entry(request).or_insert(row.index);
+    }
+    let context = Context {
+        canonical: Some(canonical),
+        ..Context::default()
+    };
+    let mut checks = registry::check(history, &context);
     if cluster.load.workers > 0 {
         checks.extend(lease::check(history, &setting));
     }

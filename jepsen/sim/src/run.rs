@@ -304,7 +304,7 @@ async fn check(cluster: &Cluster, followers: &[Seen], calm: u64) {
         if cluster.load.workers > 0 {
             runs::close(cluster, state, &rows);
         }
-        problems.extend(judge::check(cluster, calm));
+        problems.extend(judge::check(cluster, calm, &rows));
         note_paths(cluster, &rows);
         problems.extend(
             followers
