@@ -457,6 +457,9 @@ fn replica_config(config: &Config) -> Result<ReplicaConfig, Failure> {
     replica.timing.election_min = config.raft.election_min.get();
     replica.timing.election_max = config.raft.election_max.get();
     replica.compaction.snapshot_every = config.raft.snapshot_entries.get();
+    replica.compaction.keep = config.raft.log_entries.get();
+    // A batch that is larger than what is kept would wait for more than that to be purgeable.
+    replica.compaction.purge_batch = replica.compaction.purge_batch.min(replica.compaction.keep);
     Ok(replica)
 }
 

@@ -29,6 +29,8 @@ pub enum Ability {
     Failpoints,
     /// The binary of an earlier release.
     OldBinary,
+    /// A daemon whose log can be kept short, so that a snapshot is needed soon.
+    ShortLog,
     /// Machines of the fleet: the workload has some.
     Hosts,
 }
@@ -45,6 +47,7 @@ impl fmt::Display for Ability {
             Ability::Skew => "skew",
             Ability::Failpoints => "failpoints",
             Ability::OldBinary => "old-binary",
+            Ability::ShortLog => "short-log",
             Ability::Hosts => "hosts",
         })
     }

@@ -1,7 +1,7 @@
 //! The command line of `jepsen`.
 //!
-//! Exit codes: 0 as it should be, 1 a property was violated, 2 nobody knows or too little was tested, 254 usage, 255 the harness
-//! failed.
+//! Exit codes: 0 as it should be, 1 a property was violated, 2 nobody knows or too little was tested, 254 usage, 255
+//! the harness failed.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,7 +21,8 @@ pub const BROKEN: u8 = 255;
 
 /// Attacks a cluster of Palyra and says what it did wrong.
 ///
-/// Jepsen-style: histories, faults, and checkers that say valid, violated or unknown. It is not Kyle Kingsbury's Jepsen.
+/// Jepsen-style: histories, faults, and checkers that say valid, violated or unknown. It is not Kyle Kingsbury's
+/// Jepsen.
 #[derive(Debug, Parser)]
 #[command(name = "jepsen", version, after_help = AFTER)]
 struct Cli {
@@ -29,17 +30,27 @@ struct Cli {
     command: Command,
 }
 
-const AFTER: &str = "Exit codes: 0 valid, 1 a property was violated, 2 unknown or too little tested, 254 usage, 255 the \
-                     harness failed.";
+const AFTER: &str = "Exit codes: 0 valid, 1 a property was violated, 2 unknown or too little tested, 254 usage, \
+                     255 the harness failed.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Say what this machine can do, and why not what it can't
+    Doctor(DoctorArgs),
+    /// List workloads, nemeses, scenarios, mutants
+    List(ListArgs),
     /// Run a workload on real processes under faults
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Run the regression of a bug with a name
     Scenario(ScenarioArgs),
     /// Plant bugs in the product, one at a time: each must be caught by the check that is named with it
     Mutants(MutantsArgs),
+    /// Simulate whole clusters, seed by seed: see jepsen sim --help
+    Sim(SimArgs),
+    /// Judge a run that is kept again, with today's checkers
+    Check(CheckArgs),
+    /// Show runs in a browser on this machine
+    Serve(ServeArgs),
     /// What agents run in the workload dispatch: notes its begin and its end
     #[command(hide = true)]
     Effect {
@@ -79,8 +90,8 @@ pub struct RunArgs {
     /// How long clients work: 60s, 5m
     #[arg(long, short, default_value = "60s", value_parser = duration)]
     pub time: Duration,
-    /// Decides operations and faults; drawn when absent. It does not decide how threads run: --plan repeats faults, and only
-    /// jepsen sim repeats everything
+    /// Decides operations and faults; drawn when absent. It does not decide how threads run: --plan repeats faults,
+    /// and only jepsen sim repeats everything
     #[arg(long, short)]
     pub seed: Option<u64>,
     /// Replicas
@@ -152,6 +163,74 @@ pub struct ScenarioArgs {
     pub output: Form,
 }
 
+/// What `jepsen doctor` takes.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Folder of palyrad and palyra
+    #[arg(long, env = "PALYRA_BIN")]
+    pub binary: Option<PathBuf>,
+    /// Form of the answer
+    #[arg(long, short, value_enum, default_value_t = Form::Text)]
+    pub output: Form,
+}
+
+/// What can be listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Listed {
+    /// What clients do.
+    Workloads,
+    /// What harms the cluster.
+    Nemeses,
+    /// Bugs with a name.
+    Scenarios,
+    /// Bugs that can be planted.
+    Mutants,
+}
+
+/// What `jepsen list` takes.
+#[derive(Clone, Debug, Args)]
+pub struct ListArgs {
+    /// Of what
+    #[arg(value_enum)]
+    pub what: Listed,
+    /// Form of the answer
+    #[arg(long, short, value_enum, default_value_t = Form::Text)]
+    pub output: Form,
+}
+
+/// What `jepsen sim` takes: whatever `jepsen-sim` does.
+#[derive(Clone, Debug, Args)]
+#[command(disable_help_flag = true)]
+pub struct SimArgs {
+    /// Arguments of jepsen-sim
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<std::ffi::OsString>,
+}
+
+/// What `jepsen check` takes.
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// Folder of the run
+    pub folder: PathBuf,
+    /// Only checks with this in their names
+    #[arg(long)]
+    pub only: Option<String>,
+    /// Form of the answer
+    #[arg(long, short, value_enum, default_value_t = Form::Text)]
+    pub output: Form,
+}
+
+/// What `jepsen serve` takes.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Where runs are kept
+    #[arg(default_value = "jepsen/store")]
+    pub folder: PathBuf,
+    /// Port on 127.0.0.1; 0 takes a free one
+    #[arg(long, default_value_t = 7450)]
+    pub port: u16,
+}
+
 /// Reads `90s`, `5m`, `500ms`, `2h`.
 ///
 /// # Errors
@@ -190,9 +269,14 @@ pub fn main() -> u8 {
         }
     };
     let done = match cli.command {
+        Command::Doctor(args) => commands::doctor::main(&args),
+        Command::List(args) => commands::list::main(&args),
         Command::Run(args) => commands::run::main(&args),
         Command::Scenario(args) => commands::scenario::main(&args),
         Command::Mutants(args) => crate::mutants::main(&args),
+        Command::Sim(args) => commands::sim::main(&args),
+        Command::Check(args) => commands::check::main(&args),
+        Command::Serve(args) => commands::serve::main(&args),
         Command::Effect { ledger } => crate::effect::main(&ledger).map(|()| 0),
     };
     done.unwrap_or_else(|error| {

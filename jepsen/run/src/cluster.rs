@@ -1,13 +1,15 @@
-//! The replicas of a run: real processes of the real binary, each with its folder, its configuration and its seat in the
-//! network, and their first operator.
+//! The replicas of a run: real processes of the real binary, each with its folder, its configuration and its seat in
+//! the network, and their first operator.
 //!
 //! Never here: faults as a nemesis means them, which know when and whom; here is only what can be done to one replica.
-//! Invariants: a replica counts as started when it says that it serves; a process that ends without having been told to is
-//! noticed, written down and started again, as a service manager does, and judged unless somebody said that it might end.
+//! Invariants: a replica counts as started when it says that it serves; a process that ends without having been told
+//! to is noticed, written down and started again, as a service manager does, and judged unless somebody said that it
+//! might end.
 
 mod birth;
 mod launch;
 mod metrics;
+mod removed;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -27,6 +29,7 @@ use crate::disk::Disks;
 use crate::door::{Door, Identity};
 use crate::net::{Net, Seat};
 
+pub(crate) use birth::merge;
 pub use launch::{Launch, Programs, prefixed};
 pub use metrics::Metrics;
 pub use watch::{Leader, Leaders, follow_leaders, mind};
@@ -382,8 +385,8 @@ impl Cluster {
         self.data.join("operator")
     }
 
-    /// The product's client, as the first operator, of some replicas: for what a nemesis or a preparation does. What goes
-    /// into a history goes through [`Cluster::door`].
+    /// The product's client, as the first operator, of some replicas: for what a nemesis or a preparation does. What
+    /// goes into a history goes through [`Cluster::door`].
     ///
     /// # Errors
     /// Before the cluster is born.

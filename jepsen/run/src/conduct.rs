@@ -1,7 +1,8 @@
 //! The order of a run: birth, preparation, quiet, faults, quiet, everything whole again, last reads.
 //!
-//! Invariants: every fault that was begun is ended before the final stage, whatever happens; the final stage lifts what may be
-//! left and waits, within bounds, until all replicas have applied the same; a trouble of the harness is an error, not a verdict.
+//! Invariants: every fault that was begun is ended before the final stage, whatever happens; the final stage lifts
+//! what may be left and waits, within bounds, until all replicas have applied the same; a trouble of the harness is
+//! an error, not a verdict.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,8 +2,8 @@
 //!
 //! The product's client tries again and elsewhere, as it should; a history needs to know of each try. So clients of the
 //! harness come in here: one connection, made when it is needed, one request, one answer or none.
-//! Invariant: `fail` is said only of what certainly had no effect: nothing was sent, or the replica itself refused it by a
-//! typed error that it knows the outcome of.
+//! Invariant: `fail` is said only of what certainly had no effect: nothing was sent, or the replica itself refused
+//! it by a typed error that it knows the outcome of.
 
 use std::future::Future;
 use std::sync::Arc;

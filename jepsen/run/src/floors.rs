@@ -1,8 +1,9 @@
 //! Whether a run tested enough for its verdict to mean something.
 //!
-//! A run that exercised nothing must not pass. So each kind of operation must have succeeded often enough before, during and
-//! after faults; each nemesis that was asked for must have been installed, with evidence; and where leaders were struck,
-//! leadership must have changed. What is missed makes the verdict *unknown*, exit code 2, never *violated*.
+//! A run that exercised nothing must not pass. So each kind of operation must have succeeded often enough before,
+//! during and after faults; each nemesis that was asked for must have been installed, with evidence; and where
+//! leaders were struck, leadership must have changed. What is missed makes the verdict *unknown*, exit code 2, never
+//! *violated*.
 
 use std::collections::BTreeMap;
 
@@ -100,7 +101,7 @@ pub fn faults(asked: &[String], done: &[Done]) -> Check {
             json!({"planned": of().count(), "installed": installed}),
         );
         if installed == 0 {
-            missing.push(match of().last().map(|done| &done.outcome) {
+            missing.push(match of().next_back().map(|done| &done.outcome) {
                 None => format!("{name} was never begun"),
                 Some(Outcome::Skipped(why)) => format!("{name} was skipped: {why}"),
                 Some(Outcome::Indeterminate(why) | Outcome::Installed(why)) => {

@@ -1,9 +1,10 @@
 //! How the harness gets inside namespaces of its own, and how all that it started ends with it.
 //!
-//! The program runs itself once more under `unshare`: the outer process only waits, the inner one is the first process of
-//! a new process namespace. The outer one's death, however it comes, kills `unshare` (by `setpriv --pdeathsig`), that kills
-//! the inner one (`--kill-child`), and the kernel then ends every process of the namespace and takes mounts and networks
-//! away. A signal that asks the outer one to stop is passed on by closing the inner one's standard input.
+//! The program runs itself once more under `unshare`: the outer process only waits, the inner one is the first
+//! process of a new process namespace. The outer one's death, however it comes, kills `unshare` (by `setpriv
+//! --pdeathsig`), that kills the inner one (`--kill-child`), and the kernel then ends every process of the namespace
+//! and takes mounts and networks away. A signal that asks the outer one to stop is passed on by closing the inner
+//! one's standard input.
 //!
 //! Never here: what runs inside. Invariant: nothing outside is changed, not even a folder in `/run`.
 
@@ -56,7 +57,7 @@ impl Ground {
     }
 
     /// What `unshare` is told for it.
-    fn flags(self) -> &'static [&'static str] {
+    pub(crate) fn flags(self) -> &'static [&'static str] {
         const ROOT: &[&str] = &[
             "--net",
             "--mount",
@@ -202,10 +203,8 @@ pub fn asked_to_stop() -> CancellationToken {
     // A terminal's interrupt comes to this process as well; the outer one decides.
     tokio::spawn(async {
         let handlers = [SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        for handler in handlers {
-            if let Ok(mut handler) = handler {
-                tokio::spawn(async move { while handler.recv().await.is_some() {} });
-            }
+        for mut handler in handlers.into_iter().flatten() {
+            tokio::spawn(async move { while handler.recv().await.is_some() {} });
         }
     });
     token

@@ -1,10 +1,10 @@
 //! What is made of a run: the workload's checks, what must hold of any cluster, and whether enough was tested.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use palyra_jepsen_check::{
-    Check, Context, Event, History, Kind, Outcome, Process, Verdict, Violation, lease, registry,
-};
+use palyra_jepsen_check::export::{self, Title};
+use palyra_jepsen_check::{Check, Event, Facts, History, Kind, Outcome, Process, Verdict, Violation};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -43,6 +43,8 @@ pub struct Results {
     pub checks: Vec<Check>,
     /// Where the run is kept.
     pub store: String,
+    /// The command that applies the same faults again.
+    pub replay: String,
 }
 
 /// Operations by outcome.
@@ -101,6 +103,7 @@ pub fn judge(kept: &Kept, history: &History, store: &str) -> Results {
         starved: kept.course.late_ms > STARVED_MS,
         checks: verdict.checks,
         store: store.to_owned(),
+        replay: replay(kept, store),
     }
 }
 
@@ -125,19 +128,37 @@ fn checks(kept: &Kept, history: &History) -> Vec<Check> {
     checks
 }
 
-/// The checks of the workload's module of `palyra-jepsen-check`.
+/// The same operations and the same faults; how threads run is nobody's to repeat.
+fn replay(kept: &Kept, store: &str) -> String {
+    let asked = &kept.settings;
+    let mut line = format!(
+        "jepsen run --workload {} --time {}ms --seed {} --replicas {} --rate {} --concurrency {} \
+         --plan {store}/plan.jsonl",
+        asked.workload,
+        asked.time.as_millis(),
+        asked.seed,
+        asked.replicas,
+        asked.rate,
+        asked.concurrency
+    );
+    for (name, value, usual) in [("fabric", &asked.fabric, "auto"), ("disk", &asked.disk, "auto")] {
+        if value != usual {
+            line += &format!(" --{name} {value}");
+        }
+    }
+    line
+}
+
+/// The checks of `palyra-jepsen-check`. A history that breaks its rules never comes here.
 fn workload_checks(kept: &Kept, history: &History) -> Vec<Check> {
-    let context = Context {
-        facts: kept.facts.clone(),
-        ..Context::default()
+    let facts = Facts {
+        setting: kept.setting.clone(),
+        ..kept.facts.clone()
     };
-    match kept.settings.workload.as_str() {
-        "registry" => registry::check(history, &context),
-        "lease" => lease::check(history, &kept.setting),
-        other => vec![Check::unknown(
-            format!("{other}.checked"),
-            "no checker of this workload is built in",
-        )],
+    let workload = &kept.settings.workload;
+    match palyra_jepsen_check::judge::judge(workload, history, &facts) {
+        Ok(verdict) => verdict.checks,
+        Err(why) => vec![Check::unknown(format!("{workload}.judged"), why.to_string())],
     }
 }
 
@@ -235,6 +256,24 @@ fn converges(kept: &Kept, history: &History) -> Check {
 }
 
 impl Results {
+    /// Writes the results and all that is made of them for others to read: see `palyra_jepsen_check::export`.
+    ///
+    /// # Errors
+    /// The first file that can't be written.
+    pub fn export(&self, folder: &Path, history: &History) -> anyhow::Result<()> {
+        let title = Title {
+            workload: self.workload.clone(),
+            nemesis: self.nemesis.join(","),
+            seed: self.seed,
+            replay: self.replay.clone(),
+        };
+        let verdict = Verdict {
+            checks: self.checks.clone(),
+        };
+        let results = serde_json::to_value(self)?;
+        Ok(export::write_all(folder, &title, history, &verdict, &results)?)
+    }
+
     /// What the process ends with.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -260,8 +299,8 @@ impl Results {
             self.nemesis.join(",")
         };
         let mut line = format!(
-            "{word} {} nemesis={nemesis} seed={} {:.0}s ops={} ok={} fail={} info={} faults={} leaders={} gap_max={:.1}s \
-             checks={held}/{} store={}",
+            "{word} {} nemesis={nemesis} seed={} {:.0}s ops={} ok={} fail={} info={} faults={} leaders={} \
+             gap_max={:.1}s checks={held}/{} store={}",
             self.workload,
             self.seed,
             self.seconds,
@@ -281,10 +320,7 @@ impl Results {
         if let Some((check, first)) = verdict.first() {
             let at = first.time as f64 / 1e9;
             line += &format!(" first: {check}: {} t={at:.3}s", first.what);
-            line += &format!(
-                " replay: jepsen run --workload {} --plan {}/plan.jsonl",
-                self.workload, self.store
-            );
+            line += &format!(" replay: {}", self.replay);
         } else if let Some(why) = self.checks.iter().find_map(unknown) {
             line += &format!(" why: {why}");
         }

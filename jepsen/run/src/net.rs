@@ -1,8 +1,8 @@
 //! The network of a run: who has a place in it, what is wrong with which link, and a [`Fabric`] that makes it so.
 //!
 //! A fault owns a *layer* of rules; layers add up, so that a partition and a loss can overlap and each is lifted alone.
-//! Never here: which rules a nemesis wants (`nemesis`), and how they are made true (`bridge`; `tap` is the other fabric).
-//! Invariants: a rule is about one direction; nothing but the namespaces of this run is touched.
+//! Never here: which rules a nemesis wants (`nemesis`), and how they are made true (`bridge`; `tap` is the other
+//! fabric). Invariants: a rule is about one direction; nothing but the namespaces of this run is touched.
 
 pub mod bridge;
 mod filter;

@@ -1,7 +1,9 @@
-//! The plan of a run: which fault begins when, strikes whom, and lasts how long. Drawn from the seed before anything runs.
+//! The plan of a run: which fault begins when, strikes whom, and lasts how long. Drawn from the seed before anything
+//! runs.
 //!
-//! A plan is data: one JSON object a line, `plan.jsonl`. `--plan` applies it again, to the same faults at the same moments; what
-//! the cluster does meanwhile is its own affair. Invariant: the same seed and settings give the same plan.
+//! A plan is data: one JSON object a line, `plan.jsonl`. `--plan` applies it again, to the same faults at the same
+//! moments; what the cluster does meanwhile is its own affair. Invariant: the same seed and settings give the same
+//! plan.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! The run's one clock, and the history as it happens.
 //!
 //! Everything runs under one kernel, so one monotonic clock orders every event of a run, and real-time order needs no
-//! synchronisation of clocks. Invariants: an invocation is written before the request leaves, a completion after the answer
-//! has come; a process that ended in `info` is never used again.
+//! synchronisation of clocks. Invariants: an invocation is written before the request leaves, a completion after the
+//! answer has come; a process that ended in `info` is never used again.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

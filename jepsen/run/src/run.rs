@@ -116,6 +116,8 @@ pub struct Run {
     pub machines: Machines,
     /// Cancelled when the run is to be broken off.
     pub stop: CancellationToken,
+    /// Held by whoever changes who is a member.
+    pub membership: tokio::sync::Mutex<()>,
     phase: watch::Sender<Phase>,
 }
 
@@ -151,6 +153,7 @@ impl Run {
             host_count: parts.host_count,
             machines: Machines::default(),
             stop: parts.stop,
+            membership: tokio::sync::Mutex::default(),
             phase: watch::Sender::new(Phase::Prepare),
         }
     }
@@ -187,8 +190,8 @@ impl Run {
         Chance::named(self.settings.seed, name)
     }
 
-    /// Waits before a client's next operation, so that all of them together come to the rate; less than asked for when they
-    /// are slow. `share` of the clients' rate is this client's: `1.0` when all do the same.
+    /// Waits before a client's next operation, so that all of them together come to the rate; less than asked for
+    /// when they are slow. `share` of the clients' rate is this client's: `1.0` when all do the same.
     pub async fn pace(&self, chance: &mut Chance) {
         let mean_us = 1_000_000 * self.settings.concurrency.max(1) / self.settings.rate.max(1);
         let pause = Duration::from_micros(chance.between(0, 2 * mean_us));

@@ -5,7 +5,9 @@
 //! | `run.json` | [`Kept`]: settings, faults and what became of them, what the cluster itself did |
 //! | `history.jsonl` | the history |
 //! | `plan.jsonl` | the plan, for `--plan` |
-//! | `results.json` | the verdict |
+//! | `results.json`, `results.edn`, `junit.xml` | the verdict |
+//! | `history.edn`, `independent/KEY/history.edn` | the history for Jepsen's own checkers |
+//! | `timeline.html` | the history for people |
 //! | `logs/` | what replicas, machines and fabric logged |
 //! | `data/` | data folders, of a run that failed |
 

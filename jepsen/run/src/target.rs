@@ -1,7 +1,7 @@
 //! Whom a fault strikes: as it is asked for ([`Target`]), and as it is drawn ([`Aim`]).
 //!
-//! `--target` takes a [`Target`]. A seed makes an [`Aim`] of it, which is what a plan holds: fixed replicas, or a role that
-//! whoever has it at that moment is struck for. The replicas themselves are known when the fault begins.
+//! `--target` takes a [`Target`]. A seed makes an [`Aim`] of it, which is what a plan holds: fixed replicas, or a
+//! role that whoever has it at that moment is struck for. The replicas themselves are known when the fault begins.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,7 +1,7 @@
 //! Unavailability: for how long nothing succeeded, in the whole run and around each fault.
 //!
-//! A gap is the time between two changes that succeeded one after the other, whoever made them. The gap of a fault is the
-//! longest that overlaps it, from its beginning until a little after its end.
+//! A gap is the time between two changes that succeeded one after the other, whoever made them. The gap of a fault
+//! is the longest that overlaps it, from its beginning until a little after its end.
 
 use std::collections::BTreeMap;
 

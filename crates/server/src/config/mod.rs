@@ -261,6 +261,8 @@ pub(crate) struct RaftSection {
     pub(crate) election_max: Span<200, 60_000>,
     /// A snapshot is made after this many entries.
     pub(crate) snapshot_entries: Count<100, 10_000_000>,
+    /// So many entries stay in the log behind a snapshot: a replica that is further behind is sent the snapshot.
+    pub(crate) log_entries: Count<10, 10_000_000>,
 }
 
 impl Default for RaftSection {
@@ -270,6 +272,7 @@ impl Default for RaftSection {
             election_min: Span::ms(450),
             election_max: Span::ms(850),
             snapshot_entries: Count::of(50_000),
+            log_entries: Count::of(100_000),
         };
         DEFAULT
     }

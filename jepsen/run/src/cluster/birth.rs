@@ -1,4 +1,5 @@
-//! How a cluster is born: the first replica makes it, the others join by token, each is started with this run's settings.
+//! How a cluster is born: the first replica makes it, the others join by token, each is started with this run's
+//! settings.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -145,8 +146,8 @@ impl Cluster {
         crate::disk::write_durably(&path, &config.to_string())
     }
 
-    /// Waits until all replicas that run are voters, can be reached, agree on a leader and have applied what was applied
-    /// anywhere when this began.
+    /// Waits until all replicas that run are voters, can be reached, agree on a leader and have applied what was
+    /// applied anywhere when this began.
     ///
     /// # Errors
     /// When that is not so within that time, with what is missing.
@@ -234,7 +235,7 @@ fn text(path: &Path) -> Result<&str> {
 }
 
 /// Puts one table's keys into another, table by table.
-fn merge(into: &mut toml::Table, from: &toml::Table) {
+pub(crate) fn merge(into: &mut toml::Table, from: &toml::Table) {
     for (key, value) in from {
         match (into.get_mut(key), value) {
             (Some(toml::Value::Table(inner)), toml::Value::Table(more)) => merge(inner, more),

@@ -116,7 +116,7 @@ impl Cluster {
         }
     }
 
-    fn spawn(&self, id: u64, launch: &Launch) -> Result<Child> {
+    pub(super) fn spawn(&self, id: u64, launch: &Launch) -> Result<Child> {
         let log = std::fs::File::options()
             .append(true)
             .create(true)

@@ -1,5 +1,5 @@
-//! What a replica says of itself on its page of metrics: role, term, indexes. It answers alone, without its peers, so this
-//! works also when it is cut off.
+//! What a replica says of itself on its page of metrics: role, term, indexes. It answers alone, without its peers,
+//! so this works also when it is cut off.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -15,7 +15,6 @@ use crate::cli::{Form, Keep, RunArgs, Usage};
 use crate::cluster::{Cluster, Parts, Programs};
 use crate::conduct::{Course, Done, conduct};
 use crate::disk::{self, Disks, Medium};
-use crate::equipment;
 use crate::inside::{self, Ground};
 use crate::judge::{self, Results};
 use crate::nemesis::{self, Asked, Scene};
@@ -25,6 +24,7 @@ use crate::record::{Clock, Record};
 use crate::run::{Ingredients, Phase, Run, Settings};
 use crate::store::{self, Kept, KeptEnd};
 use crate::workloads::{self, Workload};
+use crate::{daemon, equipment};
 
 /// Runs it, inside namespaces where there are any.
 ///
@@ -118,8 +118,10 @@ async fn whole(
     let stop = inside::asked_to_stop();
     let name = args.name.as_deref().unwrap_or(&settings.workload);
     let folder = store::make(&args.store, name, settings.seed)?;
+    let programs = Programs::find(settings.binary.as_deref())?;
     let mut abilities = equipment::abilities(ground, &settings);
     let medium = medium(ground, &settings, &folder, &mut abilities)?;
+    let short_log = daemon::attempt(&mut abilities, &programs, &settings).await?;
     let (asked, steps) = planned(&settings, &abilities, workload)?;
     plan::write(&folder.join("plan.jsonl"), &steps)?;
     let names: Vec<String> = asked
@@ -132,11 +134,8 @@ async fn whole(
     let cluster = Cluster::new(Parts {
         data: data.clone(),
         logs: folder.join("logs"),
-        programs: Programs::find(settings.binary.as_deref())?,
-        settings: workload
-            .settings()
-            .parse()
-            .context("the workload's settings are no TOML")?,
+        programs,
+        settings: daemon::configuration(workload.settings(), short_log)?,
         net: net.clone(),
         clocks: equipment::clocks(&settings, &asked, &data)?,
         disks: Disks::new(medium, settings.seed),
@@ -167,13 +166,18 @@ async fn whole(
         .await
         .map_err(|error| error.context(format!("see {}", folder.join("logs").display())))?;
     let kept = keep(&run, workload.as_ref(), ground, names, course, began);
-    let history = record.history();
-    store::write_json(&folder.join("run.json"), &kept)?;
-    history.save(&folder.join("history.jsonl"))?;
-    sound(&history)?;
-    let results = judge::judge(&kept, &history, &folder.display().to_string());
-    store::write_json(&folder.join("results.json"), &results)?;
+    let results = settle(&record.history(), &kept, &folder)?;
     end(&run, &results, &data, &folder).await?;
+    Ok(results)
+}
+
+/// Keeps what happened, judges it, and writes down what is made of it.
+fn settle(history: &History, kept: &Kept, folder: &Path) -> Result<Results> {
+    store::write_json(&folder.join("run.json"), kept)?;
+    history.save(&folder.join("history.jsonl"))?;
+    sound(history)?;
+    let results = judge::judge(kept, history, &folder.display().to_string());
+    results.export(folder, history)?;
     Ok(results)
 }
 
@@ -360,7 +364,7 @@ async fn end(run: &Run, results: &Results, data: &Path, folder: &Path) -> Result
     Ok(())
 }
 
-fn tell_checks(results: &Results) {
+pub(crate) fn tell_checks(results: &Results) {
     for check in &results.checks {
         let (word, rest) = match &check.outcome {
             palyra_jepsen_check::Outcome::Valid => ("ok      ", String::new()),

@@ -1,12 +1,15 @@
 //! Nemeses: what can be done to a cluster, and the register of all of them.
 //!
-//! To add one: write a type that implements [`Nemesis`] in a file here, give it a [`Kind`] in that file's `KINDS`, and add
-//! that to [`kinds`]. `jepsen list nemeses`, `--nemesis`, the plan, the coverage floors and the documentation follow.
+//! To add one: write a type that implements [`Nemesis`] in a file here, give it a [`Kind`] in that file's `KINDS`,
+//! and add that to [`kinds`]. `jepsen list nemeses`, `--nemesis`, the plan, the coverage floors and the
+//! documentation follow.
 //!
-//! Invariants: what is done is drawn from the seed before the run begins, so that a plan can be applied again; a fault that was
-//! begun is ended, also when the run is broken off; *installed* is only said with evidence that it really happened, taken from
-//! the process, the kernel or the replicas, never from the fact that a command returned.
+//! Invariants: what is done is drawn from the seed before the run begins, so that a plan can be applied again; a
+//! fault that was begun is ended, also when the run is broken off; *installed* is only said with evidence that it
+//! really happened, taken from the process, the kernel or the replicas, never from the fact that a command returned.
 
+mod admin;
+mod behind;
 mod clock;
 mod damage;
 pub(crate) mod disk;
@@ -14,11 +17,14 @@ mod failpoint;
 mod frames;
 mod kill;
 pub(crate) mod limits;
+mod links;
 mod machines;
+mod member;
 mod noop;
 mod partition;
 mod pause;
 mod power;
+mod restart;
 mod revive;
 
 use std::sync::Arc;
@@ -152,6 +158,11 @@ pub fn kinds() -> Vec<Kind> {
         frames::KINDS,
         clock::KINDS,
         failpoint::KINDS,
+        links::KINDS,
+        restart::KINDS,
+        member::KINDS,
+        behind::KINDS,
+        admin::KINDS,
         power::KINDS,
         disk::KINDS,
         damage::KINDS,
@@ -175,8 +186,8 @@ impl std::fmt::Debug for Asked {
     }
 }
 
-/// Reads names. `all` is every kind that the group has and `can` says yes to; a name such as `partition` is every kind that
-/// begins with it and a colon.
+/// Reads names. `all` is every kind that the group has and `can` says yes to; a name such as `partition` is every
+/// kind that begins with it and a colon.
 ///
 /// # Errors
 /// When a name is none, or an argument is wrong.

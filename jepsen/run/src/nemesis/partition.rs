@@ -1,6 +1,7 @@
 //! Partitions: which seats no longer hear which.
 //!
-//! Clients reach every replica in all of them but `hosts`: what a replica tells while it is cut off is what is of interest.
+//! Clients reach every replica in all of them but `hosts`: what a replica tells while it is cut off is what is of
+//! interest.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -258,7 +259,7 @@ fn around(order: &str, members: &[u64]) -> Vec<Seat> {
 /// Each hears its neighbours, half of a majority on either side, and nobody else.
 fn ring(table: &[Seat]) -> Rules {
     let count = table.len();
-    let reach = (count / 2 + 1) / 2;
+    let reach = (count / 2).div_ceil(2);
     let mut cut = BTreeSet::new();
     for one in 0..count {
         for other in 0..count {

@@ -34,8 +34,8 @@ pub struct Machine {
     pub credential: Credential,
 }
 
-/// Pairs a machine by a ticket that the first operator mints and approves, at the replicas that are up. For preparations:
-/// nothing is harmed meanwhile, so an error is the harness's or the product's.
+/// Pairs a machine by a ticket that the first operator mints and approves, at the replicas that are up. For
+/// preparations: nothing is harmed meanwhile, so an error is the harness's or the product's.
 ///
 /// # Errors
 /// When a step fails.

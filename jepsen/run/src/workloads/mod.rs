@@ -1,12 +1,12 @@
 //! Workloads: what clients do and what must hold of it, and the register of all of them.
 //!
-//! To add one: its operations and conditions are a module of `palyra-jepsen-check`, where it is judged; its driver is a file
-//! here with a type that implements [`Workload`] and a line in [`kinds`]. `jepsen list workloads`, `--workload` and the coverage
-//! floors follow.
+//! To add one: its operations and conditions are a module of `palyra-jepsen-check`, where it is judged; its driver
+//! is a file here with a type that implements [`Workload`] and a line in [`kinds`]. `jepsen list workloads`,
+//! `--workload` and the coverage floors follow.
 //!
-//! Invariants: each operation is one try at one replica that was chosen for it; what is recorded as `fail` certainly had no
-//! effect; a client's trouble is an outcome of its operation, never an error of the run: an error from here is a failure of the
-//! harness.
+//! Invariants: each operation is one try at one replica that was chosen for it; what is recorded as `fail` certainly
+//! had no effect; a client's trouble is an outcome of its operation, never an error of the run: an error from here
+//! is a failure of the harness.
 
 mod dispatch;
 mod enrol;

@@ -1,9 +1,10 @@
 //! `registry`: registers in the product's own records, written and read at each replica directly.
 //!
-//! A register `nK` is a label in the registration of a machine that the harness pretends to be: written by `Register` with the
-//! machine's own certificate, read by `GetNode`, its version the registration's generation. The register `policy` is the
-//! workers' policy, which changes only from the version that the caller has seen: that is `cas`. A `list` reads all machines at
-//! one revision, and a stale read is answered by the asked replica alone. Conditions: `palyra_jepsen_check::registry`.
+//! A register `nK` is a label in the registration of a machine that the harness pretends to be: written by
+//! `Register` with the machine's own certificate, read by `GetNode`, its version the registration's generation. The
+//! register `policy` is the workers' policy, which changes only from the version that the caller has seen: that is
+//! `cas`. A `list` reads all machines at one revision, and a stale read is answered by the asked replica alone.
+//! Conditions: `palyra_jepsen_check::registry`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
