@@ -10,7 +10,7 @@ use crate::context::{Context, Facts};
 use crate::history::{History, Problem, Process};
 use crate::resolve::Canonical;
 use crate::verdict::{Check, Verdict};
-use crate::{dispatch, journal, lease, pairing, registry, revocation, watch};
+use crate::{dispatch, failover, journal, lease, membership, pairing, registry, revocation, watch};
 
 /// Why a history has no verdict: that is a failure of the harness.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +49,16 @@ const MODULES: &[Module] = &[
         name: "watch",
         functions: watch::FUNCTIONS,
         check: watch::check,
+    },
+    Module {
+        name: "membership",
+        functions: membership::FUNCTIONS,
+        check: membership::check,
+    },
+    Module {
+        name: "failover",
+        functions: failover::FUNCTIONS,
+        check: failover::check,
     },
     Module {
         name: "lease",

@@ -273,22 +273,26 @@ fn keep(
         .claims()
         .into_iter()
         .map(|(term, who)| (term, who.into_iter().collect()));
+    let mut facts = Facts {
+        bounds: workload.bounds(),
+        replicas: run
+            .cluster
+            .replicas()
+            .into_iter()
+            .map(|id| format!("r{id}"))
+            .collect(),
+        // All replicas were restarted since clients ended, and agree: no request is under way.
+        settled: !course.broken_off && course.diverged.is_none(),
+        ..Facts::default()
+    };
+    workload.tell(&mut facts);
     Kept {
         settings: run.settings.clone(),
         nemeses,
         ground,
         fabric: run.net.name().to_owned(),
         floors: workload.floors().iter().map(|name| (*name).to_owned()).collect(),
-        facts: Facts {
-            bounds: workload.bounds(),
-            replicas: run
-                .cluster
-                .replicas()
-                .into_iter()
-                .map(|id| format!("r{id}"))
-                .collect(),
-            ..Facts::default()
-        },
+        facts,
         setting: setting(run, &course),
         course,
         ended: ended.collect(),

@@ -11,6 +11,7 @@
 mod dispatch;
 mod enrol;
 pub mod fleet;
+mod journal;
 mod lease;
 mod mix;
 mod operator;
@@ -18,12 +19,15 @@ mod pairing;
 mod registry;
 mod revocation;
 mod session;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use async_trait::async_trait;
+
+use palyra_jepsen_check::Facts;
 
 use crate::run::Run;
 
@@ -59,6 +63,9 @@ pub trait Workload: Send + Sync {
     fn bounds(&self) -> BTreeMap<String, f64> {
         BTreeMap::new()
     }
+
+    /// What else checkers need to know of this run.
+    fn tell(&self, _: &mut Facts) {}
 }
 
 /// One entry of the register.
@@ -81,6 +88,8 @@ pub fn kinds() -> Vec<Kind> {
         revocation::KIND,
         lease::KIND,
         dispatch::KIND,
+        journal::KIND,
+        watch::KIND,
         mix::KIND,
     ]
 }

@@ -38,7 +38,8 @@ pub(super) struct Operator {
     pub(super) chance: Chance,
     /// The replica that it asks.
     pub(super) at: u64,
-    process: Process,
+    /// Its operations that are no call of their own go through this.
+    pub(super) process: Process,
     identity: Identity,
     doors: BTreeMap<u64, Door>,
 }
@@ -206,7 +207,8 @@ impl Operator {
     }
 }
 
-fn row(row: &palyra_proto::journal::v1::Row) -> Value {
+/// A row as the checker of the journal has it.
+pub(super) fn row(row: &palyra_proto::journal::v1::Row) -> Value {
     let cursor = row.cursor.unwrap_or_default();
     json!({
         "index": cursor.index,

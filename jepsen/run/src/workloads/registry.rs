@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use palyra_client::new_ulid;
+use palyra_jepsen_check::context::RegisterRows;
 use palyra_proto::common::v1::{Consistency, ReadInfo, ReadOptions, WriteInfo};
 use palyra_proto::node::v1 as node;
 use palyra_proto::node::v1::fleet_service_client::FleetServiceClient;
@@ -33,7 +34,7 @@ use crate::run::Run;
 pub(super) const KIND: Kind = Kind {
     name: "registry",
     does: "registers in nodes' labels and in the workers' policy: reads, writes, compare-and-set, lists, stale reads",
-    make: || Box::new(Registry::default()),
+    make: || Box::new(Registry::named("n")),
 };
 
 /// Few keys, so that clients meet.
@@ -43,8 +44,12 @@ const POLICY: &str = "policy";
 /// A replica that is well answers within this, elections included.
 const CALL: Duration = Duration::from_millis(2_500);
 
-#[derive(Default)]
-struct Registry {
+/// The workload; others build on it.
+pub(super) struct Registry {
+    /// How its machines' names begin.
+    prefix: &'static str,
+    /// Whether keys are device ids, as in the journal, and not machines' names.
+    by_id: bool,
     ready: OnceCell<Ready>,
     /// The last value that was written; each is written once.
     last: AtomicU64,
@@ -58,6 +63,7 @@ struct Ready {
 /// One client.
 struct Hand<'a> {
     ready: &'a Ready,
+    by_id: bool,
     last: &'a AtomicU64,
     run: &'a Arc<Run>,
     process: Process,
@@ -82,7 +88,7 @@ impl Workload for Registry {
     async fn prepare(&self, run: &Arc<Run>) -> Result<()> {
         let mut machines = Vec::new();
         for number in 1..=KEYS {
-            machines.push(fleet::pair(&run.cluster, &format!("n{number}")).await?);
+            machines.push(fleet::pair(&run.cluster, &format!("{}{number}", self.prefix)).await?);
         }
         let operator = Identity::of(&run.cluster.operator()?)?;
         ensure!(
@@ -120,6 +126,42 @@ impl Workload for Registry {
 }
 
 impl Registry {
+    /// Registers whose keys are machines' names.
+    fn named(prefix: &'static str) -> Registry {
+        Registry {
+            prefix,
+            by_id: false,
+            ready: OnceCell::new(),
+            last: AtomicU64::new(0),
+        }
+    }
+
+    /// Registers whose keys are device ids, so that rows of the journal tell of them; without `policy`, of which they don't.
+    pub(super) fn by_id(prefix: &'static str) -> Registry {
+        Registry {
+            by_id: true,
+            ..Registry::named(prefix)
+        }
+    }
+
+    /// How rows of the journal tell of registers whose keys are device ids.
+    pub(super) fn rows() -> RegisterRows {
+        RegisterRows {
+            action: "node.registered".to_owned(),
+            version: "generation".to_owned(),
+        }
+    }
+
+    /// Device ids of its machines.
+    pub(super) fn devices(&self) -> Result<Vec<String>> {
+        let ready = self.ready()?;
+        Ok(ready
+            .machines
+            .iter()
+            .map(|machine| machine.device_id.clone())
+            .collect())
+    }
+
     fn ready(&self) -> Result<&Ready> {
         self.ready.get().context("the workload was not prepared")
     }
@@ -129,6 +171,7 @@ impl Registry {
         let at = run.pick(&mut chance, None);
         Ok(Hand {
             ready: self.ready()?,
+            by_id: self.by_id,
             last: &self.last,
             run,
             process: run.record.process(),
@@ -155,6 +198,7 @@ impl Hand<'_> {
             0..35 => self.write(key).await,
             35..65 => self.read(key, false).await,
             65..72 => self.read(key, true).await,
+            72..96 if self.by_id => self.read(key, false).await,
             72..86 => self.read_policy().await,
             86..96 => self.set_policy().await,
             _ => self.list().await,
@@ -177,6 +221,15 @@ impl Hand<'_> {
             .clone()
     }
 
+    fn key(&self, at: usize) -> &str {
+        let machine = &self.ready.machines[at];
+        if self.by_id {
+            &machine.device_id
+        } else {
+            &machine.name
+        }
+    }
+
     fn name(&self) -> String {
         format!("r{}", self.at)
     }
@@ -188,7 +241,7 @@ impl Hand<'_> {
     async fn write(&mut self, key: usize) -> bool {
         let (value, request) = (self.fresh(), new_ulid());
         let machine = &self.ready.machines[key];
-        let asked = json!({"key": machine.name, "value": value});
+        let asked = json!({"key": self.key(key), "value": value});
         let register = node::RegisterRequest {
             request_id: request.clone(),
             device_id: machine.device_id.clone(),
@@ -219,7 +272,7 @@ impl Hand<'_> {
 
     async fn read(&mut self, key: usize, stale: bool) -> bool {
         let machine = &self.ready.machines[key];
-        let mut asked = json!({"key": machine.name});
+        let mut asked = json!({"key": self.key(key)});
         if stale {
             asked["stale"] = true.into();
             // A session is a client's reads at one replica.
@@ -279,7 +332,12 @@ impl Hand<'_> {
             .machines
             .iter()
             .find(|machine| machine.device_id == info.device_id)?;
-        Some(json!({"key": machine.name, "version": info.generation, "value": value_of(info)}))
+        let key = if self.by_id {
+            &machine.device_id
+        } else {
+            &machine.name
+        };
+        Some(json!({"key": key, "version": info.generation, "value": value_of(info)}))
     }
 
     async fn read_policy(&mut self) -> bool {
