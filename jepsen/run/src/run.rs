@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -116,6 +117,8 @@ pub struct Run {
     pub machines: Machines,
     /// Cancelled when the run is to be broken off.
     pub stop: CancellationToken,
+    /// The journal's last reads are put off: a workload of many parts reads it once, after all of them.
+    pub journal_held: AtomicBool,
     /// Held by whoever changes who is a member.
     pub membership: tokio::sync::Mutex<()>,
     phase: watch::Sender<Phase>,
@@ -153,6 +156,7 @@ impl Run {
             host_count: parts.host_count,
             machines: Machines::default(),
             stop: parts.stop,
+            journal_held: AtomicBool::new(false),
             membership: tokio::sync::Mutex::default(),
             phase: watch::Sender::new(Phase::Prepare),
         }

@@ -6,9 +6,19 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
 
-use super::{Cluster, signal};
+use super::{Cluster, State, signal};
 
 impl Cluster {
+    /// Those that were members once.
+    #[must_use]
+    pub fn removed(&self) -> Vec<u64> {
+        let members = self.members();
+        let gone = members
+            .iter()
+            .filter(|(_, member)| member.state == State::Removed);
+        gone.map(|(id, _)| *id).collect()
+    }
+
     /// The id that the cluster gives to the next replica that joins: ids are never used again.
     #[must_use]
     pub fn next_id(&self) -> u64 {

@@ -285,6 +285,7 @@ fn keep(
         settled: !course.broken_off && course.diverged.is_none(),
         ..Facts::default()
     };
+    facts.bounds.insert("late_ms".to_owned(), course.late_ms as f64);
     workload.tell(&mut facts);
     Kept {
         settings: run.settings.clone(),

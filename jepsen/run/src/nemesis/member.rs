@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use palyra_proto::cluster::v1::RemoveReplicaRequest;
+use serde_json::json;
 
 use super::{Evidence, Fault, Kind, Nemesis, Scene};
 use crate::chance::Chance;
@@ -114,6 +115,8 @@ async fn remove(run: &Arc<Run>, id: u64, force: bool) -> Result<()> {
         ..Default::default()
     };
     client.remove_replica(request).await?;
+    // From here on it must not acknowledge anything.
+    run.record.fault("removed", json!({"replica": format!("r{id}")}));
     Ok(())
 }
 

@@ -58,7 +58,7 @@ impl Workload for Journal {
     }
 
     async fn client(&self, run: &Arc<Run>, number: u64) -> Result<()> {
-        if number % WRITERS == 0 {
+        if number % WRITERS == WRITERS - 1 {
             return self.registers.client(run, number).await;
         }
         let mut reader = Reader::new(run, &format!("journal {number}"))?;

@@ -1,13 +1,16 @@
 //! `mix`: all workloads at once, on one cluster and in one history. Each is judged by its own checks.
 //!
-//! Clients are dealt to the workloads in turn, so that `--concurrency` has to be at least their number.
+//! Clients are dealt to the workloads in turn, so that `--concurrency` has to be at least their number. The journal is read
+//! once at the end, for all of them. `failover` is not one of them: its bounds are those of its own rate, without other load.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 
+use super::operator::Operator;
 use super::{Kind, Workload};
 use crate::run::Run;
 
@@ -21,7 +24,16 @@ pub(super) const KIND: Kind = Kind {
 };
 
 /// What it consists of.
-const PARTS: &[&str] = &["registry", "pairing", "revocation", "lease", "dispatch"];
+const PARTS: &[&str] = &[
+    "registry",
+    "pairing",
+    "revocation",
+    "lease",
+    "dispatch",
+    "journal",
+    "watch",
+    "membership",
+];
 
 struct Mix {
     parts: Vec<Box<dyn Workload>>,
@@ -46,7 +58,8 @@ impl Workload for Mix {
     fn floors(&self) -> &'static [&'static str] {
         // Each part has a fraction of the rate; what matters is that every one of them did something.
         &[
-            "read", "write", "mint", "probe", "start", "renew", "submit", "deliver",
+            "read", "write", "mint", "probe", "start", "renew", "submit", "deliver", "tail", "next",
+            "members",
         ]
     }
 
@@ -69,10 +82,12 @@ impl Workload for Mix {
     }
 
     async fn finish(&self, run: &Arc<Run>) -> Result<()> {
+        run.journal_held.store(true, Ordering::Relaxed);
         for part in &self.parts {
             part.finish(run).await.with_context(|| part.name())?;
         }
-        Ok(())
+        run.journal_held.store(false, Ordering::Relaxed);
+        Operator::new(run, "mix, last reads")?.rows().await
     }
 
     fn bounds(&self) -> BTreeMap<String, f64> {

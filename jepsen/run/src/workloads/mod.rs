@@ -10,9 +10,11 @@
 
 mod dispatch;
 mod enrol;
+mod failover;
 pub mod fleet;
 mod journal;
 mod lease;
+mod membership;
 mod mix;
 mod operator;
 mod pairing;
@@ -90,6 +92,8 @@ pub fn kinds() -> Vec<Kind> {
         dispatch::KIND,
         journal::KIND,
         watch::KIND,
+        membership::KIND,
+        failover::KIND,
         mix::KIND,
     ]
 }

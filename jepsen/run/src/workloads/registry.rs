@@ -61,7 +61,7 @@ struct Ready {
 }
 
 /// One client.
-struct Hand<'a> {
+pub(super) struct Hand<'a> {
     ready: &'a Ready,
     by_id: bool,
     last: &'a AtomicU64,
@@ -127,7 +127,7 @@ impl Workload for Registry {
 
 impl Registry {
     /// Registers whose keys are machines' names.
-    fn named(prefix: &'static str) -> Registry {
+    pub(super) fn named(prefix: &'static str) -> Registry {
         Registry {
             prefix,
             by_id: false,
@@ -166,7 +166,8 @@ impl Registry {
         self.ready.get().context("the workload was not prepared")
     }
 
-    fn hand<'a>(&'a self, run: &'a Arc<Run>, name: &str) -> Result<Hand<'a>> {
+    /// A client of these registers.
+    pub(super) fn hand<'a>(&'a self, run: &'a Arc<Run>, name: &str) -> Result<Hand<'a>> {
         let mut chance = run.chance(name);
         let at = run.pick(&mut chance, None);
         Ok(Hand {
@@ -202,6 +203,17 @@ impl Hand<'_> {
             72..86 => self.read_policy().await,
             86..96 => self.set_policy().await,
             _ => self.list().await,
+        }
+    }
+
+    /// One change or read at a replica that is no member any more.
+    pub(super) async fn knock(&mut self, at: u64, changes: bool) {
+        self.at = at;
+        let key = self.chance.place(self.ready.machines.len());
+        if changes {
+            self.write(key).await;
+        } else {
+            self.read(key, false).await;
         }
     }
 

@@ -96,7 +96,7 @@ impl Workload for Watch {
     }
 
     async fn client(&self, run: &Arc<Run>, number: u64) -> Result<()> {
-        if number % WRITERS == 0 {
+        if number % WRITERS == WRITERS - 1 {
             return self.registers.client(run, number).await;
         }
         let mut watcher = self.watcher(run, number)?;
