@@ -476,3 +476,30 @@ fn a_stored_history_is_read_back_and_a_damaged_one_names_the_line() {
     long.extend(vec![b' '; palyra_jepsen_check::jsonl::MAX_LINE + 2]);
     assert!(error(&long).contains("line 2: it is longer"), "{}", error(&long));
 }
+
+#[test]
+fn what_found_nothing_and_tells_no_revision_stands_before_all_changes() {
+    let absent = json!({"version": 0, "value": null});
+    let with = |deletes: bool| {
+        let mut told = Teller::default();
+        let read = |told: &mut Teller| told.op("read", json!({"key": "a"}), Kind::Ok, &absent, None);
+        read(&mut told);
+        told.write(1, 1, 5);
+        if deletes {
+            told.op(
+                "delete",
+                json!({"key": "a"}),
+                Kind::Ok,
+                &json!({"version": 2}),
+                Some(6),
+            );
+            read(&mut told);
+        } else {
+            told.read(1, 1, 6);
+        }
+        let checks = registry::check(told.told.history(), &Context::default());
+        violated(named(&checks, "registry.claimed-order"))
+    };
+    assert_eq!(with(false), Some(false), "it is in order");
+    assert_eq!(with(true), None, "it may be from after the deletion");
+}

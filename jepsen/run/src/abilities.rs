@@ -33,6 +33,8 @@ pub enum Ability {
     ShortLog,
     /// Machines of the fleet: the workload has some.
     Hosts,
+    /// Replicas enough for a ring of majorities: five.
+    Ring,
 }
 
 impl fmt::Display for Ability {
@@ -49,6 +51,7 @@ impl fmt::Display for Ability {
             Ability::OldBinary => "old-binary",
             Ability::ShortLog => "short-log",
             Ability::Hosts => "hosts",
+            Ability::Ring => "ring",
         })
     }
 }

@@ -37,6 +37,24 @@ pub fn abilities(ground: Ground, settings: &Settings) -> Abilities {
     abilities
 }
 
+/// Notes what a run of these settings, whose workload has so many machines, is large enough for.
+pub fn scene(abilities: &mut Abilities, settings: &Settings, hosts: u64) {
+    if hosts > 0 {
+        abilities.yes(Ability::Hosts);
+    } else {
+        let why = format!("the workload {} has no machines", settings.workload);
+        abilities.no(Ability::Hosts, why);
+    }
+    if settings.replicas >= 5 {
+        abilities.yes(Ability::Ring);
+    } else {
+        abilities.no(
+            Ability::Ring,
+            "a ring of majorities has five replicas: --replicas 5",
+        );
+    }
+}
+
 fn taps(ground: Ground, settings: &Settings) -> Result<(), String> {
     if !ground.is_apart() {
         return Err("there are no namespaces here; see jepsen doctor".to_owned());

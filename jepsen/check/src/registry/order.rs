@@ -229,9 +229,18 @@ fn place_open<'k, 'a>(
 }
 
 /// Checks the order of the revisions, a change before the reads that reflect it. A change of unknown outcome stands
-/// right before the first that saw its value: nothing can have come between them. `None` when an operation has no
-/// revision, or when the order breaks and a change that nobody saw may be why.
+/// right before the first that saw its value: nothing can have come between them. What found nothing and tells no
+/// revision stands before all changes, where nothing is ever deleted. `None` when another operation has no revision,
+/// or when the order breaks and a change that nobody saw may be why.
 pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
+    let deletes = key
+        .ops
+        .iter()
+        .any(|op| matches!(op.item.call, Call::Delete { .. }));
+    let rev_of = |op: &Access<'a>| match op.item.call {
+        Call::Read { value: ABSENT, .. } if !deletes => op.rev.or(Some(0)),
+        _ => op.rev,
+    };
     let mut seen_at: HashMap<u32, u64> = HashMap::new();
     for op in key.ops.iter().filter(|op| !op.item.optional) {
         let seen = match op.item.call {
@@ -239,7 +248,7 @@ pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
             Call::Cas { from, .. } => from,
             Call::Write { .. } | Call::Delete { .. } => continue,
         };
-        let at = op.rev?;
+        let at = rev_of(op)?;
         seen_at
             .entry(seen)
             .and_modify(|first| *first = at.min(*first))
@@ -258,7 +267,7 @@ pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
                 }
             },
             (false, Effect::Change) => (op.rev?, Place::Change),
-            (false, Effect::Read) => (op.rev?, Place::Read),
+            (false, Effect::Read) => (rev_of(op)?, Place::Read),
         };
         order.push((rev, place, op.item.start, op));
     }

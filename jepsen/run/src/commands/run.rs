@@ -121,6 +121,7 @@ async fn whole(
     let programs = Programs::find(settings.binary.as_deref())?;
     let mut abilities = equipment::abilities(ground, &settings);
     let medium = medium(ground, &settings, &folder, &mut abilities)?;
+    equipment::scene(&mut abilities, &settings, workload.hosts());
     let short_log = daemon::attempt(&mut abilities, &programs, &settings).await?;
     let (asked, steps) = planned(&settings, &abilities, workload)?;
     plan::write(&folder.join("plan.jsonl"), &steps)?;

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use nix::sys::signal::Signal;
 
 use super::{Evidence, Fault, Kind, Nemesis, Scene};
+use crate::abilities::Ability;
 use crate::chance::Chance;
 use crate::plan::Step;
 use crate::run::Run;
@@ -18,7 +19,7 @@ pub(super) const KINDS: &[Kind] = &[
         name: "machine-kill",
         argument: None,
         does: "SIGKILL to the agent of a machine, which is started again: what it ran dies or is found again",
-        needs: &[],
+        needs: &[Ability::Hosts],
         all: None,
         make: |_| Ok(Box::new(Machines(What::Kill))),
     },
@@ -26,7 +27,7 @@ pub(super) const KINDS: &[Kind] = &[
         name: "machine-pause",
         argument: None,
         does: "SIGSTOP to the agent of a machine, for up to twice the life of a lease",
-        needs: &[],
+        needs: &[Ability::Hosts],
         all: None,
         make: |_| Ok(Box::new(Machines(What::Pause))),
     },

@@ -187,7 +187,8 @@ impl std::fmt::Debug for Asked {
 }
 
 /// Reads names. `all` is every kind that the group has and `can` says yes to; a name such as `partition` is every
-/// kind that begins with it and a colon.
+/// kind that begins with it and a colon and `can` says yes to, or all of them when it says so to none: what can't be
+/// done is then told.
 ///
 /// # Errors
 /// When a name is none, or an argument is wrong.
@@ -215,7 +216,8 @@ pub fn parse(names: &[String], can: impl Fn(&Kind) -> bool) -> Result<Vec<Asked>
         } else if let Some((kind, argument)) = find(&kinds, name)? {
             add(kind, argument)?;
         } else if members().next().is_some() {
-            for kind in members() {
+            let able = members().any(&can);
+            for kind in members().filter(|kind| !able || can(kind)) {
                 add(*kind, "")?;
             }
         } else {

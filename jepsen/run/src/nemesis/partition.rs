@@ -17,15 +17,13 @@ use crate::plan::Step;
 use crate::run::Run;
 use crate::target::Target;
 
-const NEEDS: &[Ability] = &[Ability::Network];
-
 macro_rules! kind {
-    ($name:literal, $shape:expr, $does:literal) => {
+    ($name:literal, $shape:expr, $does:literal $(, $need:expr)?) => {
         Kind {
             name: $name,
             argument: None,
             does: $does,
-            needs: NEEDS,
+            needs: &[Ability::Network $(, $need)?],
             all: Some(""),
             make: |_| {
                 Ok(Box::new(Partition {
@@ -56,7 +54,8 @@ pub(super) const KINDS: &[Kind] = &[
     kind!(
         "partition:ring",
         Shape::Ring,
-        "each replica hears a majority, and no two hear the same one (5 replicas)"
+        "each replica hears a majority, and no two hear the same one (5 replicas)",
+        Ability::Ring
     ),
     kind!(
         "partition:bridge",
@@ -81,7 +80,8 @@ pub(super) const KINDS: &[Kind] = &[
     kind!(
         "partition:hosts",
         Shape::Hosts,
-        "machines of the fleet are cut off from some replicas, or from all"
+        "machines of the fleet are cut off from some replicas, or from all",
+        Ability::Hosts
     ),
 ];
 

@@ -475,6 +475,8 @@ fn policy_with(value: u64) -> worker::FleetPolicy {
         images: vec![format!("{value:064x}")],
         sdk_protocol_min: 1,
         sdk_protocol_max: 1,
+        max_workers: 1,
+        leases_per_worker: 1,
         ..Default::default()
     }
 }
