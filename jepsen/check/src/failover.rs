@@ -7,10 +7,10 @@
 //! A pulse is one try at one replica, sent when it is due, also when earlier ones have no answer yet. The nemesis's events
 //! say what was broken when (see [`crate::history`]), and `phase` with `{"phase": "before" | "faults" | "after" | "final"}`
 //! when clients had quiet. A *gap* is the time from one pulse that succeeded to the next one that did; the gap of a fault is
-//! the longest that overlaps it and the three seconds after it.
+//! the longest from its begin to three seconds after its end, or to the begin of the next one.
 //!
-//! Conditions. A fault that leaves a majority of the replicas untouched (of those named in [`BOUNDED`]; faults at the same
-//! time count together) is bounded while it lasts; any other one from its end on.
+//! Conditions. A fault that leaves a majority of the replicas untouched (of those named in [`BOUNDED`]; faults less than a
+//! second apart count together) is bounded while it lasts; any other one from its end on.
 //! - `failover.leader-faults`: the gap of a fault that strikes who leads is at most the bound `failover_leader_ms`.
 //! - `failover.follower-faults`: of one that does not, at most `failover_follower_ms`.
 //! - `failover.heals`: from the end of any other fault a pulse succeeds within `failover_heal_ms`.
@@ -60,6 +60,8 @@ pub const BOUNDED: &[&str] = &[
 const MS: u64 = 1_000_000;
 /// What a fault did may show a little after it ended.
 const AFTER: u64 = 3_000 * MS;
+/// Until this has passed after a fault, what it struck may not be what it was.
+const WELL: u64 = 1_000 * MS;
 /// Pulses that must be there to speak of a rate.
 const FEW: usize = 20;
 
@@ -178,7 +180,7 @@ fn faults(history: &History) -> Vec<Fault> {
 fn class_of(fault: &Fault, all: &[Fault], replicas: usize) -> Class {
     let together = all
         .iter()
-        .filter(|other| other.from <= fault.to + AFTER && fault.from <= other.to + AFTER);
+        .filter(|other| other.from <= fault.to + WELL && fault.from <= other.to + WELL);
     let mut struck: BTreeSet<&str> = BTreeSet::new();
     let mut leads = false;
     for other in together {
@@ -201,11 +203,12 @@ fn class_of(fault: &Fault, all: &[Fault], replicas: usize) -> Class {
     }
 }
 
-/// The longest time without a pulse that overlaps one span, in milliseconds, and when it began.
+/// The longest time without a pulse within one span, in milliseconds, and when it began.
 fn gap(pulses: &[u64], from: u64, to: u64) -> (u64, u64) {
     let overlapping = pulses.windows(2).filter(|pair| pair[1] > from && pair[0] < to);
     let longest = overlapping
-        .map(|pair| ((pair[1] - pair[0]) / MS, pair[0]))
+        .map(|pair| (pair[0].max(from), pair[1].min(to)))
+        .map(|(since, until)| ((until - since) / MS, since))
         .max_by_key(|(length, _)| *length);
     longest.unwrap_or((0, from))
 }
@@ -229,13 +232,15 @@ fn bounded(
             // As long as another one lasts nothing is promised.
             let ends = faults
                 .iter()
-                .filter(|other| other.from <= fault.to + AFTER && other.to > fault.to);
+                .filter(|other| other.from <= fault.to + WELL && other.to > fault.to);
             let ended = ends.map(|other| other.to).max().unwrap_or(fault.to);
             let next = pulses.iter().find(|pulse| **pulse >= ended);
             // One that nothing follows came too near to the end of the load to say.
             (next.map_or(0, |next| (next - ended) / MS), ended)
         } else {
-            gap(pulses, fault.from, fault.to + AFTER)
+            let later = faults.iter().map(|other| other.from);
+            let next = later.filter(|from| *from > fault.to).min().unwrap_or(u64::MAX);
+            gap(pulses, fault.from, next.min(fault.to + AFTER))
         };
         gaps.push(length);
         if length as f64 > bound {

@@ -86,7 +86,7 @@ fn finds(history: &History, name: &str) {
 fn a_cluster_that_goes_on_in_time_passes() {
     let kills: [(u64, u64, &str, &[&str]); 3] = [
         (11_000, 12_500, "kill", &["r1"]),
-        (16_000, 16_500, "pause", &["r2"]),
+        (14_000, 16_500, "pause", &["r2"]),
         (20_000, 20_010, "partition:halves", &[]),
     ];
     let history = history(&[(11_000, 12_800)], &kills);
@@ -103,6 +103,18 @@ fn a_leader_that_is_missed_for_too_long_is_found() {
         outcome(&history, 900.0, "failover.leader-faults"),
         Outcome::Unknown { .. }
     ));
+}
+
+#[test]
+fn the_gap_of_the_next_fault_is_not_this_ones() {
+    let two: [(u64, u64, &str, &[&str]); 2] = [
+        (11_000, 12_000, "pause", &["r3"]),
+        (13_500, 15_000, "kill", &["r1"]),
+    ];
+    let history = history(&[(13_450, 15_300)], &two);
+    for name in ALL {
+        assert_eq!(outcome(&history, 10.0, name), Outcome::Valid, "{name}");
+    }
 }
 
 #[test]

@@ -132,16 +132,16 @@ impl Watch {
         let mut operator = Operator::new(run, &format!("watch {number}"))?;
         let devices = self.registers.devices()?;
         let (mut action, mut subject) = (String::new(), String::new());
-        match operator.chance.below(4) {
-            0 => "node.".clone_into(&mut action),
+        match number % 6 {
             1 => operator.chance.one(&devices).clone_into(&mut subject),
+            4 => "node.".clone_into(&mut action),
             _ => {}
         }
         let stays = operator.chance.percent(50);
         Ok(Watcher {
             name: format!("w{number}"),
             home: stays.then(|| number % run.settings.replicas.max(1) + 1),
-            slow: operator.chance.percent(25),
+            slow: number % 6 == 3,
             action,
             subject,
             after: if operator.chance.percent(60) {
