@@ -68,7 +68,13 @@ impl Default for Bounds {
 pub fn check(history: &History, setting: &Setting, bounds: &Bounds) -> Vec<Check> {
     let ops = history.ops();
     match Account::of(&ops, setting.end_of(history)) {
-        Ok(account) => account.judge(setting, bounds),
+        Ok(mut account) => {
+            let removed = history.faults().filter(|event| event.f == "removed");
+            account.removed = removed
+                .filter_map(|event| event.value.get("replica")?.as_str())
+                .collect();
+            account.judge(setting, bounds)
+        }
         Err(why) => unreadable("revocation", &why),
     }
 }
@@ -105,6 +111,8 @@ struct Account<'a> {
     probes: Vec<Probe<'a>>,
     streams: Vec<Stream<'a>>,
     revoked: BTreeMap<&'a str, Revoked<'a>>,
+    /// Replicas that are members no more: nobody asks them at the end.
+    removed: BTreeSet<&'a str>,
     end: u64,
 }
 
@@ -114,6 +122,7 @@ impl<'a> Account<'a> {
             probes: Vec::new(),
             streams: Vec::new(),
             revoked: BTreeMap::new(),
+            removed: BTreeSet::new(),
             end,
         };
         for op in ops {
@@ -407,7 +416,7 @@ impl<'a> Account<'a> {
         }
         if let Some(node) = accepted
             .iter()
-            .find(|(_, count)| **count == 0)
+            .find(|(node, count)| **count == 0 && !self.removed.contains(*node))
             .filter(|_| found.is_empty())
         {
             return Check::unknown(name, format!("{} was never asked after the last fault", node.0));

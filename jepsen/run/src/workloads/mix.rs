@@ -16,32 +16,37 @@ use crate::run::Run;
 
 pub(super) const KIND: Kind = Kind {
     name: "mix",
-    does: "all workloads at once; at least as many clients as workloads (--concurrency 4n)",
+    does: "all workloads at once, but for failover; at least 14 clients (--concurrency 5n)",
     make: || {
-        let parts = PARTS.iter().filter_map(|name| super::find(name).ok()).collect();
-        Box::new(Mix { parts })
+        let found = PARTS
+            .iter()
+            .filter_map(|(name, clients)| Some((super::find(name).ok()?, *clients)));
+        let (parts, clients): (Vec<_>, Vec<_>) = found.unzip();
+        Box::new(Mix { parts, clients })
     },
 };
 
-/// What it consists of.
-const PARTS: &[&str] = &[
-    "registry",
-    "pairing",
-    "revocation",
-    "lease",
-    "dispatch",
-    "journal",
-    "watch",
-    "membership",
+/// What it consists of, and how many clients of each make a round: all that play different parts in it.
+const PARTS: &[(&str, u64)] = &[
+    ("registry", 2),
+    ("pairing", 1),
+    ("revocation", 3),
+    ("lease", 1),
+    ("dispatch", 1),
+    ("journal", 2),
+    ("watch", 3),
+    ("membership", 1),
 ];
 
 struct Mix {
     parts: Vec<Box<dyn Workload>>,
+    clients: Vec<u64>,
 }
 
 impl Mix {
-    fn count(&self) -> u64 {
-        self.parts.len() as u64
+    /// Clients of one round.
+    fn round(&self) -> u64 {
+        self.clients.iter().sum()
     }
 }
 
@@ -66,9 +71,9 @@ impl Workload for Mix {
     async fn prepare(&self, run: &Arc<Run>) -> Result<()> {
         let clients = run.settings.concurrency;
         ensure!(
-            clients >= self.count(),
-            "{clients} clients are fewer than the {} workloads of mix: --concurrency 4n",
-            self.count()
+            clients >= self.round(),
+            "{clients} clients are too few for all workloads: mix needs {} (--concurrency 5n)",
+            self.round()
         );
         for part in &self.parts {
             part.prepare(run).await.with_context(|| part.name())?;
@@ -77,8 +82,8 @@ impl Workload for Mix {
     }
 
     async fn client(&self, run: &Arc<Run>, number: u64) -> Result<()> {
-        let place = usize::try_from(number % self.count())?;
-        self.parts[place].client(run, number / self.count()).await
+        let (place, own) = deal(&self.clients, number);
+        self.parts[place].client(run, own).await
     }
 
     async fn finish(&self, run: &Arc<Run>) -> Result<()> {
@@ -92,5 +97,39 @@ impl Workload for Mix {
 
     fn bounds(&self) -> BTreeMap<String, f64> {
         self.parts.iter().flat_map(|part| part.bounds()).collect()
+    }
+}
+
+/// Which part a client is of, and its number there.
+fn deal(clients: &[u64], number: u64) -> (usize, u64) {
+    let round: u64 = clients.iter().sum();
+    let mut left = number % round;
+    for (place, count) in clients.iter().enumerate() {
+        if left < *count {
+            return (place, number / round * count + left);
+        }
+        left -= count;
+    }
+    unreachable!("what is left of a division by the sum is below it")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_of_each_part_are_numbered_without_holes() {
+        let dealt: Vec<(usize, u64)> = (0..8).map(|number| deal(&[2, 1, 1], number)).collect();
+        assert_eq!(
+            dealt,
+            [(0, 0), (0, 1), (1, 0), (2, 0), (0, 2), (0, 3), (1, 1), (2, 1)]
+        );
+    }
+
+    #[test]
+    fn every_part_is_a_workload() {
+        for (name, clients) in PARTS {
+            assert!(super::super::find(name).is_ok() && *clients > 0, "{name}");
+        }
     }
 }
