@@ -1,14 +1,14 @@
 //! What the checkers of pairing, revocations, leases and dispatches share: rows of the server's own account, times in
 //! which something was broken on purpose, and how long something may take when time is lost to faults.
 //!
-//! What never lives here: a condition. Invariants: a value that lacks a field is a failure of the harness, and ends as
-//! *unknown*; a journal that was not read to its end proves nothing by what it lacks.
+//! What never lives here: a condition. Invariants: a value that lacks a field is a failure of the harness, and ends
+//! as *unknown*; a journal that was not read to its end proves nothing by what it lacks.
 //!
 //! # The operation `rows`
 //!
-//! `rows` is read at the end, page by page. Its `ok` has `{"rows": [ROW, …], "end": BOOL}`; `end` is true when the page
-//! reaches the newest row. A ROW is `{"index", "ordinal", "at_ms", "action", "subject", "detail": {NAME: TEXT}}`, as
-//! the server's journal has it, with `"request"` where it has one; `at_ms` is the server's time.
+//! `rows` is read at the end, page by page. Its `ok` has `{"rows": [ROW, …], "end": BOOL}`; `end` is true when the
+//! page reaches the newest row. A ROW is `{"index", "ordinal", "at_ms", "action", "subject", "detail": {NAME:
+//! TEXT}}`, as the server's journal has it, with `"request"` where it has one; `at_ms` is the server's time.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,25 +1,27 @@
-//! The workload `failover`: changes at a fixed rate, whoever answers them and however slowly, and how long none succeeds.
+//! The workload `failover`: changes at a fixed rate, whoever answers them and however slowly, and how long none
+//! succeeds.
 //!
 //! | `f` | call | answer (`ok`) |
 //! |---|---|---|
 //! | `pulse` | `{"number"}` | the same |
 //!
-//! A pulse is one try at one replica, sent when it is due, also when earlier ones have no answer yet. The nemesis's events
-//! say what was broken when (see [`crate::history`]), and `phase` with `{"phase": "before" | "faults" | "after" | "final"}`
-//! when clients had quiet. A *gap* is the time from one pulse that succeeded to the next one that did; the gap of a fault is
-//! the longest from its begin to three seconds after its end, or to the begin of the next one.
+//! A pulse is one try at one replica, sent when it is due, also when earlier ones have no answer yet. The nemesis's
+//! events say what was broken when (see [`crate::history`]), and `phase` with `{"phase": "before" | "faults" |
+//! "after" | "final"}` when clients had quiet. A *gap* is the time from one pulse that succeeded to the next one
+//! that did; the gap of a fault is the longest from its begin to three seconds after its end, or to the begin of
+//! the next one.
 //!
-//! Conditions. A fault that leaves a majority of the replicas untouched (of those named in [`BOUNDED`]; faults less than a
-//! second apart count together) is bounded while it lasts; any other one from its end on.
+//! Conditions. A fault that leaves a majority of the replicas untouched (of those named in [`BOUNDED`]; faults less
+//! than a second apart count together) is bounded while it lasts; any other one from its end on.
 //! - `failover.leader-faults`: the gap of a fault that strikes who leads is at most the bound `failover_leader_ms`.
 //! - `failover.follower-faults`: of one that does not, at most `failover_follower_ms`.
 //! - `failover.heals`: from the end of any other fault a pulse succeeds within `failover_heal_ms`.
-//! - `failover.resumes`: after the last fault, when [`SETTLE_MS`] have passed or half of the quiet, pulses succeed at 90 % or
-//!   more of the rate before the first.
+//! - `failover.resumes`: after the last fault, when [`SETTLE_MS`] have passed or half of the quiet, pulses succeed
+//!   at 90 % or more of the rate before the first.
 //!
-//! Times mean something only on a machine that had time: where the bound `late_ms` (by how much the harness itself was late)
-//! says that it had not, what is too slow is *unknown*, not wrong. The death of a worker or of an agent is judged by
-//! [`crate::lease`] and [`crate::dispatch`].
+//! Times mean something only on a machine that had time: where the bound `late_ms` (by how much the harness itself
+//! was late) says that it had not, what is too slow is *unknown*, not wrong. The death of a worker or of an agent
+//! is judged by [`crate::lease`] and [`crate::dispatch`].
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
-//! The workload `membership`: who the members are, as every replica tells it, while replicas join, are replaced and removed.
+//! The workload `membership`: who the members are, as every replica tells it, while replicas join, are replaced and
+//! removed.
 //!
 //! The registers that clients write meanwhile are judged by [`crate::registry`], the journal by [`crate::journal`].
 //!
@@ -6,18 +7,19 @@
 //! |---|---|---|
 //! | `members` | `{}` | `{"members": [[ID, STATUS], ...]}`: what the asked replica has at the index `rev` |
 //!
-//! STATUS is `allocated`, `joining`, `learner` or `voter`; removed ones are left out. The nemesis's event `removed` with
-//! `{"replica": "r4"}` says that the removal of that one was acknowledged. Rows of the journal (operation `rows`) with the
-//! actions of [`ACTIONS`] tell of each change.
+//! STATUS is `allocated`, `joining`, `learner` or `voter`; removed ones are left out. The nemesis's event `removed`
+//! with `{"replica": "r4"}` says that the removal of that one was acknowledged. Rows of the journal (operation
+//! `rows`) with the actions of [`ACTIONS`] tell of each change.
 //!
 //! Conditions:
 //! - `membership.one-config`: at one index all replicas have the same members, at all times.
-//! - `membership.chain`: the members at an index are what the journal's rows up to it make of the first member, and each
-//!   row makes or ends at most one voter, so that majorities before and after it share a replica.
+//! - `membership.chain`: the members at an index are what the journal's rows up to it make of the first member, and
+//!   each row makes or ends at most one voter, so that majorities before and after it share a replica.
 //! - `membership.ids-once`: who was removed is no member at any later index.
-//! - `membership.removed-silent`: a removed replica acknowledges no change and answers no read that is not stale, from the
-//!   acknowledgement of its removal on.
-//! - `membership.settles`: at the end every replica names exactly the replicas of [`Facts::replicas`], all of them voters.
+//! - `membership.removed-silent`: a removed replica acknowledges no change and answers no read that is not stale,
+//!   from the acknowledgement of its removal on.
+//! - `membership.settles`: at the end every replica names exactly the replicas of [`Facts::replicas`], all of them
+//!   voters.
 //!
 //! [`Facts::replicas`]: crate::context::Facts::replicas
 

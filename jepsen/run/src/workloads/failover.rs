@@ -1,8 +1,9 @@
-//! `failover`: changes at a fixed rate, whether earlier ones were answered or not, to measure for how long none succeeds.
+//! `failover`: changes at a fixed rate, whether earlier ones were answered or not, to measure for how long none
+//! succeeds.
 //!
-//! A pulse is one registration of a machine that the harness plays, at a replica drawn anew for each, sent when its time has
-//! come. A replica that does not answer holds up its own pulses and no other, so that what stops all of them is the cluster.
-//! Conditions and bounds: `palyra_jepsen_check::failover`.
+//! A pulse is one registration of a machine that the harness plays, at a replica drawn anew for each, sent when its
+//! time has come. A replica that does not answer holds up its own pulses and no other, so that what stops all of
+//! them is the cluster. Conditions and bounds: `palyra_jepsen_check::failover`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

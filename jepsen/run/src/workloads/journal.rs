@@ -1,9 +1,9 @@
-//! `journal`: readers fetch the hash-chained journal from every replica all the time, and keep each head that they see, while
-//! registers are written.
+//! `journal`: readers fetch the hash-chained journal from every replica all the time, and keep each head that they
+//! see, while registers are written.
 //!
-//! A read is answered by the replica that was asked, now and then from what it has alone, so that replicas which are cut
-//! off are read too. Readers go on where they were, go back on purpose, begin anew at the first row, and take all that
-//! with them to other replicas. Conditions: `palyra_jepsen_check::journal`, and those of registers.
+//! A read is answered by the replica that was asked, now and then from what it has alone, so that replicas which
+//! are cut off are read too. Readers go on where they were, go back on purpose, begin anew at the first row, and
+//! take all that with them to other replicas. Conditions: `palyra_jepsen_check::journal`, and those of registers.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! `membership`: registers under load, while every replica is asked who the members are, and removed ones whether they still
-//! answer. For the nemeses `member:add` and `member:replace`, alone and with others.
+//! `membership`: registers under load, while every replica is asked who the members are, and removed ones whether
+//! they still answer. For the nemeses `member:add` and `member:replace`, alone and with others.
 //!
 //! Conditions: `palyra_jepsen_check::membership`, and those of registers and of the journal.
 

@@ -1,7 +1,8 @@
 //! `mix`: all workloads at once, on one cluster and in one history. Each is judged by its own checks.
 //!
-//! Clients are dealt to the workloads in turn, so that `--concurrency` has to be at least their number. The journal is read
-//! once at the end, for all of them. `failover` is not one of them: its bounds are those of its own rate, without other load.
+//! Clients are dealt to the workloads in turn, so that `--concurrency` has to be at least their number. The journal
+//! is read once at the end, for all of them. `failover` is not one of them: its bounds are those of its own rate,
+//! without other load.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,8 +1,8 @@
-//! What the harness asks as an operator: each try an operation of the history, at one replica; and the last reads that workloads
-//! of the fleet have in common.
+//! What the harness asks as an operator: each try an operation of the history, at one replica; and the last reads
+//! that workloads of the fleet have in common.
 //!
-//! Never here: what it means (the checkers). Invariant: a request that is sent again has the same request id, and is an operation
-//! of its own.
+//! Never here: what it means (the checkers). Invariant: a request that is sent again has the same request id, and
+//! is an operation of its own.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -162,7 +162,8 @@ impl Operator {
         }
     }
 
-    /// Reads the whole journal of each replica, unless that comes later, into the history, page by page: `rows`, as the checker of the journal has it.
+    /// Reads the whole journal of each replica, unless that comes later, into the history, page by page: `rows`, as
+    /// the checker of the journal has it.
     pub(super) async fn rows(&mut self) -> Result<()> {
         if self.run.journal_held.load(Ordering::Relaxed) {
             return Ok(());

@@ -136,7 +136,8 @@ impl Registry {
         }
     }
 
-    /// Registers whose keys are device ids, so that rows of the journal tell of them; without `policy`, of which they don't.
+    /// Registers whose keys are device ids, so that rows of the journal tell of them; without `policy`, of which
+    /// they don't.
     pub(super) fn by_id(prefix: &'static str) -> Registry {
         Registry {
             by_id: true,

@@ -1,9 +1,10 @@
 //! `watch`: readers follow the journal as it grows, while registers are written.
 //!
-//! A watcher has a name and one filter, and lives through many streams: some stay with one replica, others go elsewhere
-//! whenever theirs ends, some are slow, and all of them leave a good stream now and then, to go on after the last cursor
-//! that they were given, or before it on purpose. At the end, when everything is whole, each goes on once more until it is
-//! told that it has seen all. Conditions: `palyra_jepsen_check::watch`, and those of the journal and of registers.
+//! A watcher has a name and one filter, and lives through many streams: some stay with one replica, others go
+//! elsewhere whenever theirs ends, some are slow, and all of them leave a good stream now and then, to go on after
+//! the last cursor that they were given, or before it on purpose. At the end, when everything is whole, each goes
+//! on once more until it is told that it has seen all. Conditions: `palyra_jepsen_check::watch`, and those of the
+//! journal and of registers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
