@@ -53,6 +53,9 @@ pub(super) fn fences(rows: &Rows, leases: &BTreeMap<String, Lease<'_>>) -> Vec<V
     found
 }
 
+/// Rows tell whole milliseconds, and so does the beginning of the run: a row may be from so much later than it says.
+const COARSE: u64 = 2 * MS;
+
 /// Rows that end a lease without a word of its holder before the end that the holder was promised.
 pub(super) fn ended_early(
     rows: &Rows,
@@ -72,7 +75,7 @@ pub(super) fn ended_early(
         let Some((((renewal, until), back), at)) = promised.zip(setting.moment(row.at_ms)) else {
             continue;
         };
-        if at < until && back.is_none_or(|back| back > at) {
+        if at + COARSE < until && back.is_none_or(|back| back > at + COARSE) {
             let what = format!(
                 "lease {}, fence {}: {} {} before the end that a confirmed renewal promised",
                 row.subject,

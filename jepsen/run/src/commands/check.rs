@@ -1,10 +1,10 @@
 //! `jepsen check`: a stored history, judged again with today's checkers.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use palyra_jepsen_check::{History, Verdict};
 
 use super::run::tell_checks;
-use crate::cli::{CheckArgs, Form};
+use crate::cli::{CheckArgs, Form, Usage};
 use crate::{judge, store};
 
 /// Judges it.
@@ -12,7 +12,7 @@ use crate::{judge, store};
 /// # Errors
 /// When the folder is none of a run, or its history breaks its rules.
 pub fn main(args: &CheckArgs) -> Result<u8> {
-    let kept = store::read(&args.folder)?;
+    let kept = store::read(&args.folder).map_err(|error| Usage(format!("{error:#}")))?;
     let history = History::load(&args.folder.join("history.jsonl"))?;
     let problems = history.problems();
     if let Some(first) = problems.first() {
@@ -24,9 +24,15 @@ pub fn main(args: &CheckArgs) -> Result<u8> {
     let folder = std::path::absolute(&args.folder)?;
     let mut results = judge::judge(&kept, &history, &folder.display().to_string());
     if let Some(only) = &args.only {
+        let names: Vec<String> = results.checks.iter().map(|check| check.name.clone()).collect();
         results.checks.retain(|check| check.name.contains(only.as_str()));
-        let none = || format!("no check's name has {only:?} in it");
-        ensure!(!results.checks.is_empty(), none());
+        if results.checks.is_empty() {
+            let why = format!(
+                "--only {only}: no check has this in its name; there are {}",
+                names.join(", ")
+            );
+            return Err(Usage(why).into());
+        }
         let checks = results.checks.clone();
         results.valid = Verdict { checks }.valid();
     } else {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::cli::ServeArgs;
+use crate::cli::{ServeArgs, Usage};
 use crate::judge::Results;
 
 /// A request is at most so long.
@@ -22,10 +22,12 @@ const MAX_REQUEST: usize = 8 << 10;
 /// # Errors
 /// When it can't listen.
 pub fn main(args: &ServeArgs) -> Result<u8> {
-    let root = args
-        .folder
-        .canonicalize()
-        .with_context(|| format!("there is no folder {}", args.folder.display()))?;
+    let root = args.folder.canonicalize().map_err(|_| {
+        Usage(format!(
+            "there is no folder {}; name the one of --store",
+            args.folder.display()
+        ))
+    })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -274,6 +274,11 @@ impl Nemesis for Damage {
                 continue;
             }
             let folder = run.cluster.folder(*id);
+            if !files(&folder)?.iter().any(|found| found.sort == Sort::Table) {
+                // A young replica has all in its log; a start makes a table of that.
+                run.cluster.start(*id).await?;
+                run.cluster.kill(*id).await?;
+            }
             let copy = run.cluster.disk_folder(*id).with_extension("before");
             let done = match self.hurt(&folder, &copy, &wish).await {
                 Ok(done) => done,
