@@ -113,7 +113,7 @@ impl Way {
             Way::Eio => chance.one(MEETS).0.to_owned(),
             Way::SlowSync => chance.between(20, 500).to_string(),
             // How many bytes are left: some of the time a few writes still fit.
-            Way::Full => chance.one(&[0, 4096, 65_536]).to_string(),
+            Way::Full => chance.one(&[0, 4096, 16_384]).to_string(),
             Way::SyncEioOnce | Way::LostSync | Way::Stall => String::new(),
         }
     }
@@ -208,8 +208,13 @@ impl Nemesis for Disk {
     }
 
     fn lasts(&self) -> (Duration, Duration) {
-        let longest = if self.way == Way::Stall { 8 } else { 5 };
-        (Duration::from_secs(1), Duration::from_secs(longest))
+        let (shortest, longest) = match self.way {
+            Way::Stall => (1, 8),
+            // What is left has to be written first.
+            Way::Full => (3, 6),
+            _ => (1, 5),
+        };
+        (Duration::from_secs(shortest), Duration::from_secs(longest))
     }
 
     fn draw(&self, chance: &mut Chance, _: &Scene) -> String {
