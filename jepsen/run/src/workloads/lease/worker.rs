@@ -358,7 +358,7 @@ impl Worker {
         for (id, lease) in &mut self.leases {
             let live = matches!(lease.stage, Stage::Offered | Stage::Running) && !lease.stopped;
             if live && now >= lease.renew_at {
-                lease.renew_at = now + lease.ttl / 3;
+                lease.renew_at = now + lease.ttl / 6;
                 // Of one whose answer did not come nobody knows.
                 if lease.renewal.take().is_some() {
                     lease.renewing = lease.renewing.another();
