@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use async_trait::async_trait;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -21,7 +22,7 @@ pub(super) const KINDS: &[Kind] = &[Kind {
     does: "a follower is cut off until the others' logs no longer hold what it lacks; a snapshot must heal it",
     needs: &[Ability::Network, Ability::ShortLog],
     all: Some(""),
-    make: |_| Ok(Box::new(Behind)),
+    make: |_| Ok(Box::new(Behind::default())),
 }];
 
 const CALL: Duration = Duration::from_secs(3);
@@ -30,9 +31,14 @@ const PURGE: Duration = Duration::from_secs(30);
 /// For the snapshot to arrive after the cut was lifted.
 const HEAL: Duration = Duration::from_secs(20);
 
-struct Behind;
+/// Two of them at a time would leave three replicas without a quorum, and then nobody purges anything.
+#[derive(Default)]
+struct Behind {
+    turn: Arc<Mutex<()>>,
+}
 
 struct Cut {
+    _turn: OwnedMutexGuard<()>,
     layer: Layer,
     victim: u64,
     /// What it had applied when it was cut off.
@@ -58,6 +64,9 @@ impl Nemesis for Behind {
 
     async fn start(&self, run: &Arc<Run>, _: &Step, targets: &[u64]) -> Result<Box<dyn Fault>> {
         let victim = *targets.first().context("nobody to cut off")?;
+        let turn = Arc::clone(&self.turn)
+            .try_lock_owned()
+            .map_err(|_| anyhow!("another is still cut off until it needs a snapshot"))?;
         let others: Vec<u64> = run
             .cluster
             .replicas()
@@ -81,6 +90,7 @@ impl Nemesis for Behind {
         let (told, run) = (stop.clone(), Arc::clone(run));
         let purged = tokio::spawn(async move { purge_past(&run, &others, had, &told).await });
         Ok(Box::new(Cut {
+            _turn: turn,
             layer,
             victim,
             had,
