@@ -139,6 +139,7 @@ impl Fault for Cut {
             had,
             purged,
             _ends,
+            _turn,
         } = *self;
         // The fault is not over before the logs are purged, whatever the plan says of its length.
         let purged = match tokio::time::timeout(PURGE, purged).await {
