@@ -56,7 +56,7 @@ pub(crate) struct Answer {
     pub(crate) reply: Option<Result<Reply, Reject>>,
     /// The request id under which it was asked last.
     pub(crate) request: Id,
-    /// It was sent before, and nobody knew what had become of it: the index may be that of the second entry.
+    /// It was decided by an earlier entry than the one that the index names.
     pub(crate) again: bool,
 }
 
@@ -446,7 +446,11 @@ impl Cluster {
         for attempt in 0..TRIES {
             let at = members[(first + attempt) % members.len()];
             match self.propose(at, envelope.clone()).await {
-                Ok(Committed { reply, index, .. }) => {
+                Ok(Committed {
+                    reply,
+                    index,
+                    duplicate,
+                }) => {
                     if sent {
                         self.world.reach("answered-on-retry");
                     }
@@ -462,7 +466,7 @@ impl Cluster {
                         outcome,
                         reply: Some(reply),
                         request: envelope.request_id,
-                        again: sent,
+                        again: duplicate,
                     };
                 }
                 Err(ProposeError::Unknown) => {

@@ -35,8 +35,26 @@ impl Ended {
 
 /// Makes what every child would make for itself: constant tables, 30 MB of them, that Raft's metrics look up.
 pub(crate) fn warm_up() {
+    keep_memory();
     drop(base2histogram::Histogram::<()>::new());
 }
+
+/// A seed's process lives for less than a second: what it gave back to the kernel it would ask for again.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn keep_memory() {
+    const NEVER: libc::c_int = 1 << 30;
+    for (what, value) in [
+        (libc::M_TRIM_THRESHOLD, NEVER),
+        (libc::M_MMAP_THRESHOLD, 32 << 20),
+        (libc::M_TOP_PAD, 8 << 20),
+    ] {
+        // SAFETY: sets a number of the allocator; there is one thread yet.
+        unsafe { libc::mallopt(what, value) };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_memory() {}
 
 /// Processor time of all children that have ended.
 pub(crate) fn processor_time() -> Duration {

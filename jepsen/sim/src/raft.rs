@@ -196,7 +196,9 @@ impl Raft {
         let mut upto = self.committed.range(..=place.index).rev().map(|(_, at)| *at);
         let since = upto.find(|at| self.voters.contains_key(at));
         let before = since.as_ref().and_then(voters_at);
-        // A change is over for its leader as soon as that has the new voters in memory, before any disk has them.
+        // A leader goes by the newest voters of its log, as Raft has it, and openraft's (`append_membership`) counts by
+        // them in the step that appends them, before any disk has them: once both halves are committed, the change is
+        // over for it as soon as it proposes that, and what it commits then needs the new half alone.
         let ends = since.filter(|at| at.index < place.index).and(before);
         let ended: Option<Vec<BTreeSet<u64>>> = ends.and_then(|sets| Some(vec![sets.last()?.clone()]));
         let later = self

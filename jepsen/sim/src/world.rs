@@ -202,14 +202,22 @@ fn scaled(time: Duration, by: u64, of: u64) -> Duration {
 
 /// Mixes bytes into a digest, eight at a time. Enough to tell two runs apart, no more.
 fn mixed(digest: u64, bytes: &[u8]) -> u64 {
-    bytes
-        .chunks(8)
-        .fold(digest ^ bytes.len() as u64, |digest, chunk| {
-            let word = chunk.iter().fold(0, |word, byte| (word << 8) | u64::from(*byte));
-            (digest ^ word)
-                .wrapping_mul(0x0000_0100_0000_01b3)
-                .rotate_left(23)
-        })
+    let one = |digest: u64, word: u64| {
+        (digest ^ word)
+            .wrapping_mul(0x0000_0100_0000_01b3)
+            .rotate_left(23)
+    };
+    let (words, rest) = bytes.as_chunks::<8>();
+    let digest = words.iter().fold(digest ^ bytes.len() as u64, |digest, word| {
+        one(digest, u64::from_be_bytes(*word))
+    });
+    if rest.is_empty() {
+        return digest;
+    }
+    one(
+        digest,
+        rest.iter().fold(0, |word, byte| (word << 8) | u64::from(*byte)),
+    )
 }
 
 /// The one world of this process.
