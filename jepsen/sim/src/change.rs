@@ -129,11 +129,14 @@ async fn leave(cluster: &Rc<Cluster>, id: u64) {
     // A refusal is a problem that `insist` has noted.
     let _ = cluster.insist(fleet::remove(id)).await;
     while cluster.phase.get() != Phase::Over {
+        // One that was cut off while it led and was voted out may take itself for the leader until its process ends:
+        // those that stay write to it no more. What the group is, is what they say.
+        let stays = |(life, _): &(Life, Replica)| life.replica() != id;
         let is_out = |(_, leader): &(Life, Replica)| {
             let members = leader.status().members;
             !members.joint && !members.voters.contains(&id) && !members.learners.contains(&id)
         };
-        let leaders = cluster.leaders();
+        let leaders: Vec<_> = cluster.leaders().into_iter().filter(stays).collect();
         if !leaders.is_empty() && leaders.iter().all(is_out) {
             break;
         }

@@ -74,7 +74,7 @@ struct Args {
     #[arg(long, value_name = "N")]
     shrink: Option<u64>,
     /// Print every event of the replayed seed
-    #[arg(long, requires = "seed")]
+    #[arg(long, requires = "seed", conflicts_with_all = ["seeds", "shrink"])]
     trace: bool,
     /// Virtual time under faults, in place of what each seed draws: 15s, 800ms
     #[arg(long, value_name = "TIME", value_parser = case::duration)]
@@ -86,7 +86,7 @@ struct Args {
     #[arg(long, default_value_t = 2)]
     jobs: usize,
     /// Stop at the first seed that fails
-    #[arg(long, requires = "seeds")]
+    #[arg(long, requires = "seeds", conflicts_with_all = ["seed", "shrink"])]
     first: bool,
     /// What clients do
     #[arg(long, value_name = "NAME", default_value = "mix")]
@@ -101,7 +101,7 @@ struct Args {
     #[arg(short, long, value_name = "FORM", default_value = "text")]
     output: Output,
     /// Write the verdict as JUnit XML to this file too
-    #[arg(long, value_name = "FILE", requires = "seeds")]
+    #[arg(long, value_name = "FILE", requires = "seeds", conflicts_with_all = ["seed", "shrink"])]
     junit: Option<PathBuf>,
 }
 

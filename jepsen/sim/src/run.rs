@@ -210,7 +210,19 @@ async fn finish_change(cluster: &Cluster) {
     let end = platform::now() + SETTLE;
     while cluster.changing.get() {
         if platform::now() > end {
-            return cluster.problem("healed, but a change of the members does not end".into());
+            let tell = |(life, leader): &(Life, Replica)| {
+                let status = leader.status();
+                format!(
+                    "r{} in term {} with {:?}",
+                    life.replica(),
+                    status.term,
+                    status.members
+                )
+            };
+            let leaders: Vec<String> = cluster.leaders().iter().map(tell).collect();
+            return cluster.problem(format!(
+                "healed, but a change of the members does not end; leaders: {leaders:?}"
+            ));
         }
         platform::sleep(Duration::from_millis(100)).await;
     }

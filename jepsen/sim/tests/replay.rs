@@ -155,6 +155,8 @@ fn what_makes_no_sense_is_a_usage_error() {
         "--seed x",
         "--seeds 1..2 --only burn",
         "--trace --seeds 1..2",
+        "--first --seed 1",
+        "--junit x.xml --shrink 1",
     ] {
         assert_eq!(sim(wrong).0, 254, "{wrong}");
     }
