@@ -143,9 +143,11 @@ fn already_joined(args: &JoinArgs, token: &JoinToken) -> Result<Option<String>, 
     if dir.join(PENDING).exists() {
         return Ok(None);
     }
+    // Some file systems are born with a folder for what a repair finds.
+    let foreign = |entry: &std::fs::DirEntry| entry.file_name() != "lost+found";
     let stranger = std::fs::read_dir(dir)
         .ok()
-        .and_then(|mut entries| entries.next()?.ok());
+        .and_then(|entries| entries.flatten().find(foreign));
     match stranger {
         Some(entry) => {
             let problem = format!(

@@ -97,7 +97,11 @@ fn hold_signals() -> [Option<Signal>; 3] {
     .map(|kind| signal(kind).ok())
 }
 
-/// Tells of folders that a birth which was killed has left next to the wanted one.
+/// A folder that ext4 puts into each of its file systems.
+const LOST_AND_FOUND: &str = "lost+found";
+
+/// Tells of folders that a birth which was killed has left next to the wanted one. (What one has left inside of it makes
+/// the folder one that is not empty, which is refused.)
 fn tell_left_over(data_dir: &Path) {
     let (Some(parent), Some(name)) = (data_dir.parent(), data_dir.file_name()) else {
         return;
@@ -125,7 +129,9 @@ fn forget(home: &Path, context: &str) {
 
 fn refuse_existing(data_dir: &Path) -> Result {
     let entries = match fs::read_dir(data_dir) {
-        Ok(mut entries) => entries.next().is_some(),
+        // Some file systems are born with a folder for what a repair finds.
+        Ok(mut entries) => entries
+            .any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy() != LOST_AND_FOUND)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
         Err(error) => return Err(Failure::file("read", data_dir, &error)),
     };
@@ -357,12 +363,17 @@ fn recorded(issued: &IssuedCert) -> Result<NewCertificate> {
     })
 }
 
-/// Writes all files into a folder next to the wanted one, durably.
+/// Writes all files into a folder aside, durably: next to the wanted one, or in it when it exists, which may be a volume
+/// of its own.
 fn write_aside(data_dir: &Path, init: &Init, newborn: &Newborn) -> Result<PathBuf> {
     let name = data_dir
         .file_name()
         .ok_or_else(|| invalid(&format!("{} has no name", data_dir.display())))?;
-    let parent = data_dir.parent().unwrap_or(Path::new("/"));
+    let parent = if data_dir.exists() {
+        data_dir
+    } else {
+        data_dir.parent().unwrap_or(Path::new("/"))
+    };
     let aside = parent.join(format!("{}{}", aside_prefix(name), std::process::id()));
     let make = |path: &Path| {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -423,8 +434,26 @@ fn sync_dir(path: &Path) -> Result {
 
 /// A rename onto a folder fails unless that is empty: what somebody made meanwhile is never lost.
 fn put_in_place(aside: &Path, data_dir: &Path) -> Result {
+    if aside.parent() == Some(data_dir) {
+        return move_up(aside, data_dir);
+    }
     fs::rename(aside, data_dir).map_err(|error| Failure::file("make", data_dir, &error))?;
     sync_dir(data_dir.parent().unwrap_or(Path::new("/")))
+}
+
+/// Into a folder that exists, file by file. The configuration goes last: before it, this is no replica's folder.
+fn move_up(aside: &Path, data_dir: &Path) -> Result {
+    let fail = |error: std::io::Error| Failure::file("fill", data_dir, &error);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(aside).map_err(fail)? {
+        names.push(entry.map_err(fail)?.file_name());
+    }
+    names.sort_by_key(|name| name == layout::CONFIG);
+    for name in names {
+        fs::rename(aside.join(&name), data_dir.join(&name)).map_err(fail)?;
+    }
+    fs::remove_dir(aside).map_err(fail)?;
+    sync_dir(data_dir)
 }
 
 #[derive(Serialize)]

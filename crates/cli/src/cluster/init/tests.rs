@@ -45,6 +45,29 @@ fn born(scratch: &Scratch) -> (PathBuf, Newborn) {
 }
 
 #[test]
+fn a_folder_that_exists_is_filled() {
+    let scratch = Scratch::new();
+    let dir = scratch.0.join("r1");
+    // A volume of its own looks like this, and cannot be replaced by a rename.
+    fs::create_dir_all(dir.join(LOST_AND_FOUND)).unwrap();
+    refuse_existing(&dir).unwrap();
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    let before = inode(&dir);
+    let (dir, _) = born(&scratch);
+    assert_eq!(inode(&dir), before, "the folder itself stays");
+    let mut names: Vec<_> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["genesis.pb", "kek.key", LOST_AND_FOUND, "palyrad.toml", "tls"]
+    );
+    assert!(refuse_existing(&dir).is_err());
+}
+
+#[test]
 fn the_folder_opens_with_its_key_file() {
     let scratch = Scratch::new();
     let (dir, newborn) = born(&scratch);
