@@ -64,7 +64,7 @@ impl Workload for Mix {
     fn floors(&self) -> &'static [&'static str] {
         // Each part has a fraction of the rate; what matters is that every one of them did something.
         &[
-            "read", "write", "mint", "probe", "start", "renew", "submit", "deliver", "tail", "next",
+            "read", "write", "mint", "probe", "start", "touch", "submit", "deliver", "tail", "next",
             "members",
         ]
     }
