@@ -165,7 +165,7 @@ async fn catch_up(cluster: &Rc<Cluster>, victim: u64, draw: &mut Stream) {
     }
     platform::sleep(Duration::from_millis(draw.between(50, 300))).await;
     let at = draw.pick(&INSTALL).copied();
-    cluster.world.crash_at_io_point(victim, draw.between(1, 2), at);
+    cluster.world.crash_at_io_point(victim, 1, at);
     cluster.start(victim).await;
 }
 
