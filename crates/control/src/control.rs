@@ -363,8 +363,8 @@ impl Control {
         *self.inner.stopping.borrow()
     }
 
-    /// The time by which expiry is judged here: never before the state's clock, also when a leader whose clock was ahead
-    /// has moved that.
+    /// The time by which expiry is judged here: never before the state's clock, also when a leader whose clock was
+    /// ahead has moved that.
     pub(crate) fn now_ms(&self, view: &dyn Read) -> u64 {
         self.replica().log_ms().max(palyra_state::clock(view))
     }

@@ -1,7 +1,8 @@
 //! The harness's build: which bug is planted, which failpoints are armed.
 //!
-//! A bug is chosen once, before anything runs: by [`plant`], or by the environment variable `PALYRA_PLANTED`. Failpoints
-//! are armed while the process runs, over a Unix socket whose path `PALYRA_FAILPOINTS` names: one line in, one line out.
+//! A bug is chosen once, before anything runs: by [`plant`], or by the environment variable `PALYRA_PLANTED`.
+//! Failpoints are armed while the process runs, over a Unix socket whose path `PALYRA_FAILPOINTS` names: one line
+//! in, one line out.
 //!
 //! ```text
 //! arm NAME crash [AFTER]         the AFTER-th pass from now ends the process (1 when absent)

@@ -2,8 +2,8 @@
 //!
 //! A check that no bug can trip checks nothing. So the product's own code has places where it can be made wrong on
 //! purpose, one named bug at a time ([`planted`]), and the harness must catch each. And it has named places at which a
-//! process can be made to die or to wait ([`hit`]). Without the feature `planted` both are constants, the wrong branch is
-//! not compiled, and no name is left in the binary; with it a release build does not compile at all.
+//! process can be made to die or to wait ([`hit`]). Without the feature `planted` both are constants, the wrong
+//! branch is not compiled, and no name is left in the binary; with it a release build does not compile at all.
 //!
 //! Never here: what a bug does, which stands at its place in the product, and the list of bugs, which the harness keeps
 //! and compares with the places.

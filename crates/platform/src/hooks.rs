@@ -44,8 +44,8 @@ pub trait Hooks: Send + Sync {
     fn boot_ms(&self, tag: Option<u64>) -> u64;
     /// Fills `buf` from the seed.
     fn fill_random(&self, tag: Option<u64>, buf: &mut [u8]);
-    /// What the clock behind [`crate::now`] shows on the replica at this moment of the runtime's clock. Timers go by it:
-    /// a replica whose clock is too fast gives up too early. Must rise with `time`.
+    /// What the clock behind [`crate::now`] shows on the replica at this moment of the runtime's clock. Timers go
+    /// by it: a replica whose clock is too fast gives up too early. Must rise with `time`.
     fn to_local(&self, tag: Option<u64>, time: Instant) -> Instant {
         let _ = tag;
         time

@@ -1,8 +1,9 @@
 //! Where replicas keep their data, and the command of the disk below each.
 //!
-//! `--disk faultfs` mounts an own file system below each replica's folder, in memory; `tmpfs` is memory without one, and
-//! `dir` the disk that the run is kept on. Never here: faults as a nemesis means them. Invariant: what is mounted here lives
-//! in the run's own mount namespace, and ends with it.
+//! `--disk faultfs` mounts an own file system below each replica's folder, in memory; `tmpfs` is memory without
+//! one, and
+//! `dir` the disk that the run is kept on. Never here: faults as a nemesis means them. Invariant: what is mounted
+//! here lives in the run's own mount namespace, and ends with it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -60,7 +61,8 @@ impl Medium {
     }
 }
 
-/// Chooses what data folders are on, and notes whether they fail on command: by trying, in an empty folder of the run's own.
+/// Chooses what data folders are on, and notes whether they fail on command: by trying, in an empty folder of the
+/// run's own.
 ///
 /// # Errors
 /// See [`Medium::choose`]; and when faultfs was asked for by name and can't be mounted.

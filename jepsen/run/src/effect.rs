@@ -1,7 +1,8 @@
-//! `jepsen effect`: the program that real agents run in `dispatch`. It notes its begin before it does anything and its end as the
-//! last thing, each as one line of a ledger that many of it append to.
+//! `jepsen effect`: the program that real agents run in `dispatch`. It notes its begin before it does anything and
+//! its end as the last thing, each as one line of a ledger that many of it append to.
 //!
-//! A line is `b JOB NANOSECONDS PID` or `e JOB NANOSECONDS PID`, by the machine's monotonic clock, which the harness's is too.
+//! A line is `b JOB NANOSECONDS PID` or `e JOB NANOSECONDS PID`, by the machine's monotonic clock, which the
+//! harness's is too.
 
 use std::io::{Read as _, Write as _};
 use std::path::Path;

@@ -1,7 +1,9 @@
-//! Real machines of the fleet: `palyra node run` and `palyra worker run` in their own namespaces, started again when they die.
+//! Real machines of the fleet: `palyra node run` and `palyra worker run` in their own namespaces, started again
+//! when they die.
 //!
-//! Never here: machines that the harness only plays ([`crate::workloads::fleet`]), and what agents are asked to do. Invariants: an
-//! agent that ends is started again after a moment, as a service manager does, until the run is over; what it says goes to a log.
+//! Never here: machines that the harness only plays ([`crate::workloads::fleet`]), and what agents are asked to
+//! do. Invariants: an agent that ends is started again after a moment, as a service manager does, until the run is
+//! over; what it says goes to a log.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

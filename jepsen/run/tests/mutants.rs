@@ -1,4 +1,5 @@
-//! `jepsen mutants` against a simulation that is made up: who killed a mutant, who did not, and when the harness failed.
+//! `jepsen mutants` against a simulation that is made up: who killed a mutant, who did not, and when the harness
+//! failed.
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::PermissionsExt as _;

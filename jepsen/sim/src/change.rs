@@ -74,8 +74,8 @@ pub(crate) async fn again_and_again(cluster: Rc<Cluster>) {
     }
 }
 
-/// A replica that lost its disk asks to be let in under its name. It has forgotten its votes: as long as it is a member,
-/// nobody gets its id.
+/// A replica that lost its disk asks to be let in under its name. It has forgotten its votes: as long as it is a
+/// member, nobody gets its id.
 async fn comes_back_wiped(cluster: &Cluster, id: u64) {
     let named = move |view: &View| state::replica(view, id).map(|record| record.name);
     let Some((_, Some(name))) = cluster.read(cluster.any_member(), named).await else {

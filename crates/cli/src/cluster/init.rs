@@ -100,8 +100,8 @@ fn hold_signals() -> [Option<Signal>; 3] {
 /// A folder that ext4 puts into each of its file systems.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Tells of folders that a birth which was killed has left next to the wanted one. (What one has left inside of it makes
-/// the folder one that is not empty, which is refused.)
+/// Tells of folders that a birth which was killed has left next to the wanted one. (What one has left inside of it
+/// makes the folder one that is not empty, which is refused.)
 fn tell_left_over(data_dir: &Path) {
     let (Some(parent), Some(name)) = (data_dir.parent(), data_dir.file_name()) else {
         return;
@@ -363,8 +363,8 @@ fn recorded(issued: &IssuedCert) -> Result<NewCertificate> {
     })
 }
 
-/// Writes all files into a folder aside, durably: next to the wanted one, or in it when it exists, which may be a volume
-/// of its own.
+/// Writes all files into a folder aside, durably: next to the wanted one, or in it when it exists, which may be a
+/// volume of its own.
 fn write_aside(data_dir: &Path, init: &Init, newborn: &Newborn) -> Result<PathBuf> {
     let name = data_dir
         .file_name()

@@ -592,10 +592,8 @@ pub(crate) fn split(address: &str) -> Option<(&str, u16)> {
 
 /// The first socket address that `address` stands for.
 pub(crate) fn resolve(address: &str) -> std::io::Result<SocketAddr> {
-    address
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"))
+    let none = || std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    address.to_socket_addrs()?.next().ok_or_else(none)
 }
 
 #[cfg(test)]

@@ -116,8 +116,8 @@ impl CaService for Gateway {
     }
 }
 
-/// Replicas with an authority that the root which signs now has not signed yet: the rotation's last step is refused until
-/// the leader has seen to that, so they are not ready for it.
+/// Replicas with an authority that the root which signs now has not signed yet: the rotation's last step is
+/// refused until the leader has seen to that, so they are not ready for it.
 fn unsigned(status: &CaStatus) -> BTreeSet<u64> {
     let issuing = status.ca.issuing;
     let lacking = status

@@ -1,16 +1,18 @@
-//! `jepsen mutants`: the harness put to the test. Bugs are planted in the product, one at a time, and each must be caught by
-//! the check that it is named with.
+//! `jepsen mutants`: the harness put to the test. Bugs are planted in the product, one at a time, and each must be
+//! caught by the check that it is named with.
 //!
-//! A mutant that another check catches first is told as such and does not count as killed: the check that was written for
-//! it may be blind. One that nobody catches survives, and the command fails. Besides there are runs in which nothing
-//! strikes, which must be refused as runs that test nothing.
+//! A mutant that another check catches first is told as such and does not count as killed: the check that was
+//! written for it may be blind. One that nobody catches survives, and the command fails. Besides there are runs in
+//! which nothing strikes, which must be refused as runs that test nothing.
 //!
-//! To add one: put `if palyra_fault::planted("its-name") { … }` with a comment `// Planted: …` where the bug would be, give it
-//! a line in `table`, and run it: `jepsen mutants --only its-name`. When it survives, workload, nemesis or check is too weak.
+//! To add one: put `if palyra_fault::planted("its-name") { … }` with a comment `// Planted: …` where the bug would
+//! be, give it a line in `table`, and run it: `jepsen mutants --only its-name`. When it survives, workload,
+//! nemesis or check is too weak.
 //!
-//! Never here: what a bug does (it stands at its place in the product, behind `palyra_fault::planted`), and simulation and
-//! runs themselves, which are executed as anybody would. Invariants: the programs that carry bugs lie in a folder of their
-//! own, `planted`, never where somebody could take them for the product; a run that the harness failed is no verdict.
+//! Never here: what a bug does (it stands at its place in the product, behind `palyra_fault::planted`), and
+//! simulation and runs themselves, which are executed as anybody would. Invariants: the programs that carry bugs
+//! lie in a folder of their own, `planted`, never where somebody could take them for the product; a run that the
+//! harness failed is no verdict.
 
 mod build;
 mod judge;

@@ -1,8 +1,8 @@
 //! The mutants: which bug, against which workload and nemesis, and which check must see it.
 //!
-//! `M1` to `M24` are those of the design; `P` are more of our own; `B` are runs in which nothing strikes. Each bug stands in
-//! the product under its name, `palyra_fault::planted("name")`, and a test compares the two. In the simulation workload and
-//! nemesis say what the bug needs; a seed draws them among all others.
+//! `M1` to `M24` are those of the design; `P` are more of our own; `B` are runs in which nothing strikes. Each bug
+//! stands in the product under its name, `palyra_fault::planted("name")`, and a test compares the two. In the
+//! simulation workload and nemesis say what the bug needs; a seed draws them among all others.
 
 /// Where a mutant is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,13 @@
-//! Damage to stored files of a minority: one bit of a table, a log or a manifest is another, or a table is cut short. The
-//! replica must refuse to start, or make up for it from the others; what it serves is the workload's checks to judge.
+//! Damage to stored files of a minority: one bit of a table, a log or a manifest is another, or a table is cut
+//! short. The replica must refuse to start, or make up for it from the others; what it serves is the workload's
+//! checks to judge.
 //!
-//! Only what can be noticed is damaged. The end of the newest log looks, cut off or damaged, like a write that the power
-//! interrupted, so no store can tell; and what a minority loses there a majority may need. So bits of logs and manifests flip
-//! in their first half, and only tables and older logs are cut short.
+//! Only what can be noticed is damaged. The end of the newest log looks, cut off or damaged, like a write that the
+//! power interrupted, so no store can tell; and what a minority loses there a majority may need. So bits of logs
+//! and manifests flip in their first half, and only tables and older logs are cut short.
 //!
-//! A replica that refuses gets back, at the end of the fault, the folder that it had before: nothing was written meanwhile.
-//! One that serves keeps its folder, and the damage is undone in the file if that is still there.
+//! A replica that refuses gets back, at the end of the fault, the folder that it had before: nothing was written
+//! meanwhile. One that serves keeps its folder, and the damage is undone in the file if that is still there.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

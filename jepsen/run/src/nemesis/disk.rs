@@ -1,7 +1,7 @@
 //! Disks that refuse, lie, dawdle, hang and fill up, by commands to the file system below a replica.
 //!
-//! After an error of a write or a sync nobody knows what is on the disk, so the daemon has to end and read it again: one that
-//! goes on is written into the history (`survived-disk-error`), which the judge calls a violation.
+//! After an error of a write or a sync nobody knows what is on the disk, so the daemon has to end and read it
+//! again: one that goes on is written into the history (`survived-disk-error`), which the judge calls a violation.
 
 use std::sync::Arc;
 use std::time::Duration;

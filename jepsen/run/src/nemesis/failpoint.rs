@@ -1,6 +1,7 @@
 //! Failpoints: named places in the replica's own code, `palyra_platform::io_point`, at which it dies or waits.
 //!
-//! Only a binary that was built with `--features planted` has them. It listens on a socket that `PALYRA_FAILPOINTS` names; see
+//! Only a binary that was built with `--features planted` has them. It listens on a socket that
+//! `PALYRA_FAILPOINTS` names; see
 //! `crates/fault/src/armed.rs` for what is said there. The first fault of a replica starts it anew, with that variable.
 
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! Machines without memory or processor time: control groups of the kernel, of both versions.
 //!
-//! The groups are the one thing of a run that the kernel does not take away with its namespaces. They are made below the
-//! harness's own group, named after its process, removed at the end of each fault, and those that a killed run left are
-//! removed by the next.
+//! The groups are the one thing of a run that the kernel does not take away with its namespaces. They are made
+//! below the harness's own group, named after its process, removed at the end of each fault, and those that a
+//! killed run left are removed by the next.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -27,8 +27,8 @@ pub(super) const KINDS: &[Kind] = &[Kind {
 
 struct Power;
 
-/// What is kept, and the word for it in a plan. Not [`Keep::Scatter`]: pages of one log file that reach the disk out of order
-/// leave damage in the midst of it, which a replica refuses to start from, and should.
+/// What is kept, and the word for it in a plan. Not [`Keep::Scatter`]: pages of one log file that reach the disk
+/// out of order leave damage in the midst of it, which a replica refuses to start from, and should.
 const KEEPS: &[(&str, Keep)] = &[
     ("nothing", Keep::Nothing),
     ("prefix", Keep::Prefix),

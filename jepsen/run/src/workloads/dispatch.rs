@@ -1,8 +1,8 @@
 //! `dispatch`: operators submit jobs under keys, cancel some, and read at the end what became of each.
 //!
-//! Nodes are of two kinds: real agents in namespaces of their own, whose program notes each begin and end in a ledger that is
-//! read at the end, and nodes that the harness plays, which see every delivery, die and come back with or without what they held.
-//! Conditions: `palyra_jepsen_check::dispatch`.
+//! Nodes are of two kinds: real agents in namespaces of their own, whose program notes each begin and end in a
+//! ledger that is read at the end, and nodes that the harness plays, which see every delivery, die and come back
+//! with or without what they held. Conditions: `palyra_jepsen_check::dispatch`.
 
 mod node;
 

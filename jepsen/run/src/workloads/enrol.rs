@@ -1,7 +1,7 @@
 //! The machine's side of a pairing, one try at one replica: `redeem` and `fetch` of the history.
 //!
-//! Never here: trying again. Invariant: nothing that may have had an effect is told as a failure: what is lost before the proof
-//! was sent had none, what is lost after it is unknown.
+//! Never here: trying again. Invariant: nothing that may have had an effect is told as a failure: what is lost
+//! before the proof was sent had none, what is lost after it is unknown.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -142,7 +142,8 @@ pub(super) async fn redeem(run: Arc<Run>, at: u64, secret: Secret, more: Value) 
             Ok(Some(proved))
         }
         Err(Tried(kind, why)) => {
-            // The replica keeps so many exchanges of one network, and all machines here are of one: it was not alone after all.
+            // The replica keeps so many exchanges of one network, and all machines here are of one: it was not
+            // alone after all.
             let crowded = why.contains(GAVE_WAY);
             let value = if crowded {
                 merge(value, &json!({"alone": false}))

@@ -1,7 +1,7 @@
 //! `pairing`: operators mint codes, and machines race for them at different replicas.
 //!
-//! Each proof is one try at one replica over the enrol listener, with a key of its own: the product's agent tries again and
-//! elsewhere, a history needs each try. Conditions: `palyra_jepsen_check::pairing`.
+//! Each proof is one try at one replica over the enrol listener, with a key of its own: the product's agent tries
+//! again and elsewhere, a history needs each try. Conditions: `palyra_jepsen_check::pairing`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,8 +1,8 @@
 //! `revocation`: devices are revoked while they talk, and their certificates are shown to every replica all the time.
 //!
-//! The first client revokes, one device after the other; a third of the others hold sessions and ping in them, the rest probe:
-//! a new connection over gRPC or QUIC, and a call that the asked replica answers by itself, so that one that is cut off shows
-//! what it believes. Conditions: `palyra_jepsen_check::revocation`.
+//! The first client revokes, one device after the other; a third of the others hold sessions and ping in them, the
+//! rest probe: a new connection over gRPC or QUIC, and a call that the asked replica answers by itself, so that
+//! one that is cut off shows what it believes. Conditions: `palyra_jepsen_check::revocation`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

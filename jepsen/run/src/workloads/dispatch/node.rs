@@ -1,8 +1,9 @@
-//! A node that the harness plays: it sees each delivery, runs it for a while, and says what came of it, over any number of sessions.
+//! A node that the harness plays: it sees each delivery, runs it for a while, and says what came of it, over any
+//! number of sessions.
 //!
-//! Never here: judging. Invariants: what it has begun, or finished without an accepted result, it names when it attaches; a result
-//! is said under one request id until it is answered. Sometimes it dies and comes back knowing nothing, as a machine whose disk
-//! was replaced.
+//! Never here: judging. Invariants: what it has begun, or finished without an accepted result, it names when it
+//! attaches; a result is said under one request id until it is answered. Sometimes it dies and comes back knowing
+//! nothing, as a machine whose disk was replaced.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

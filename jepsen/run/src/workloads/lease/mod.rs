@@ -1,8 +1,8 @@
 //! `lease`: operators start runs, and workers hold leases for them: three that the harness plays, and two real ones.
 //!
-//! Each played worker holds by its own clock, sleeps now and then for longer than its leases while its programs go on writing,
-//! and sometimes dies and comes back knowing nothing. What leases protect is a resource of the harness that looks at fences.
-//! Conditions: `palyra_jepsen_check::lease`.
+//! Each played worker holds by its own clock, sleeps now and then for longer than its leases while its programs go
+//! on writing, and sometimes dies and comes back knowing nothing. What leases protect is a resource of the harness
+//! that looks at fences. Conditions: `palyra_jepsen_check::lease`.
 
 mod proof;
 mod real;

@@ -1,5 +1,5 @@
-//! What workers prove, and the policy that all of them meet: digests that the harness made up for those that it plays, and
-//! those that real ones measure.
+//! What workers prove, and the policy that all of them meet: digests that the harness made up for those that it
+//! plays, and those that real ones measure.
 
 use anyhow::{Context, Result};
 use palyra_client::{Client, new_ulid};

@@ -1,7 +1,7 @@
 //! Real workers: `palyra worker run` in namespaces of their own, with a tool that notes that it lives.
 //!
-//! Never here: trust in what a worker says of itself. What a program left behind is read from its file at the end: a line each
-//! tenth of a second with the moment, by the machine's one clock.
+//! Never here: trust in what a worker says of itself. What a program left behind is read from its file at the end:
+//! a line each tenth of a second with the moment, by the machine's one clock.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! What leases protect: a resource that takes a write only under a fence that is not lower than the highest it has seen.
+//! What leases protect: a resource that takes a write only under a fence that is not lower than the highest it has
+//! seen.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

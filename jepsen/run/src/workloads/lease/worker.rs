@@ -1,9 +1,9 @@
 //! A played worker: real identity, real sessions; what it runs is a pause and some writes.
 //!
-//! Never here: judging. Invariants: it holds a lease from the first confirmed renewal, by its own clock: what was left when the
-//! answer was made, counted from when the renewal was sent, less a margin. A worker that sleeps says and hears nothing meanwhile,
-//! its programs write on under their old fences, and it reports their results afterwards: what happens when a supervisor is
-//! stopped. One that dies comes back knowing nothing.
+//! Never here: judging. Invariants: it holds a lease from the first confirmed renewal, by its own clock: what was
+//! left when the answer was made, counted from when the renewal was sent, less a margin. A worker that sleeps says
+//! and hears nothing meanwhile, its programs write on under their old fences, and it reports their results
+//! afterwards: what happens when a supervisor is stopped. One that dies comes back knowing nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
