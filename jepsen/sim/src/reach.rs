@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(missing(Workload::Mix, 99).len(), 0, "too few seeds to say");
         assert_eq!(missing(Workload::Registry, 100).len(), NEEDED.len() - 2);
         assert_eq!(
-            missing(Workload::Watch, 400).len(),
+            missing(Workload::Watch, VERY_MANY_SEEDS).len(),
             NEEDED.len() - 2 + WATCH.len() + RARE.len()
         );
     }
