@@ -125,7 +125,6 @@ async fn joined(cluster: &Rc<Cluster>, id: u64) {
 /// Takes a replica out: by its record, and whoever leads takes it out of the group. Its process stays for a while and
 /// does not know it.
 async fn leave(cluster: &Rc<Cluster>, id: u64) {
-    cluster.retire(id);
     // A refusal is a problem that `insist` has noted.
     let _ = cluster.insist(fleet::remove(id)).await;
     while cluster.phase.get() != Phase::Over {
@@ -142,6 +141,8 @@ async fn leave(cluster: &Rc<Cluster>, id: u64) {
         }
         platform::sleep(AGAIN).await;
     }
+    // Only now: as long as the group counts on it, whoever runs it starts it again when it dies.
+    cluster.retire(id);
     platform::sleep(Duration::from_millis(chance::below(2_000))).await;
     cluster.kill(id, false);
     cluster.world.reach("replica-removed");
