@@ -187,18 +187,18 @@ impl Wall {
 /// The clocks of a run's replicas.
 #[derive(Debug, Default)]
 pub struct Clocks {
-    library: Option<PathBuf>,
+    shim: Option<PathBuf>,
     folder: PathBuf,
     boot_seed: Option<u64>,
     walls: std::sync::Mutex<BTreeMap<u64, Wall>>,
 }
 
 impl Clocks {
-    /// With pages in a folder. Without a library wall clocks stay true; without a seed clocks since boot do.
+    /// With pages in a folder. Without a shim wall clocks stay true; without a seed clocks since boot do.
     #[must_use]
-    pub fn new(folder: &Path, library: Option<PathBuf>, boot_seed: Option<u64>) -> Clocks {
+    pub fn new(folder: &Path, shim: Option<PathBuf>, boot_seed: Option<u64>) -> Clocks {
         Clocks {
-            library,
+            shim,
             folder: folder.to_owned(),
             boot_seed,
             walls: std::sync::Mutex::default(),
@@ -210,9 +210,9 @@ impl Clocks {
     /// # Errors
     /// When its page can't be made.
     pub fn equip(&self, id: u64, launch: &mut Launch) -> Result<()> {
-        if let Some(library) = &self.library {
+        if let Some(shim) = &self.shim {
             let wall = Wall::create(&self.folder.join(format!("r{id}.clock")))?;
-            launch.environment.insert("LD_PRELOAD".to_owned(), library.into());
+            launch.environment.insert("LD_PRELOAD".to_owned(), shim.into());
             launch
                 .environment
                 .insert(VARIABLE.to_owned(), wall.path.clone().into());
