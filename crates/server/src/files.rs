@@ -195,12 +195,30 @@ pub(crate) fn mark_started(dir: &Path) -> Result<(), FilesError> {
     replace(&path, b"", 0o600)
 }
 
-/// Makes a folder that only its owner may enter; its parents too. One that exists is left as it is.
+/// Makes a folder that only its owner may enter, durably; its parents too. One that exists is left as it is.
+///
+/// What is synced in a folder is lost with it when the power goes before its own name was synced.
 pub(crate) fn make_private_dir(path: &Path) -> Result<(), FilesError> {
+    let absent = path
+        .ancestors()
+        .filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    let made: Vec<&Path> = absent.collect();
+    let sync = || {
+        if made.is_empty() {
+            // One that was made before a crash may not have been synced then. A parent that this user may not read
+            // is the system's own, and older than this.
+            return sync_dir_of(path).or_else(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => Ok(()),
+                _ => Err(error),
+            });
+        }
+        made.iter().rev().try_for_each(|folder| sync_dir_of(folder))
+    };
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
+        .and_then(|()| sync())
         .map_err(|error| failed("make the folder", path, &error))
 }
 
@@ -233,7 +251,13 @@ pub(crate) fn remove(path: &Path) -> Result<(), FilesError> {
 }
 
 fn sync_dir_of(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all())
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    File::open(parent).and_then(|dir| dir.sync_all())
 }
 
 /// Reads a file of bounded size.

@@ -375,11 +375,14 @@ fn write_aside(data_dir: &Path, init: &Init, newborn: &Newborn) -> Result<PathBu
         data_dir.parent().unwrap_or(Path::new("/"))
     };
     let aside = parent.join(format!("{}{}", aside_prefix(name), std::process::id()));
-    let make = |path: &Path| {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(|error| Failure::file("make the folder", path, &error))
-    };
-    make(&aside.join(layout::TLS_DIR))?;
+    let absent: Vec<&Path> = parent.ancestors().filter(|folder| !folder.exists()).collect();
+    let tls = aside.join(layout::TLS_DIR);
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&tls);
+    made.map_err(|error| Failure::file("make the folder", &tls, &error))?;
+    // Folders on the way that are new are as durable as what is put there.
+    for folder in absent {
+        sync_dir(folder.parent().unwrap_or(Path::new("/")))?;
+    }
     let config = layout::render_config(&NewConfig {
         cluster_id: &newborn.cluster_id,
         trust_domain: newborn.trust_domain.as_str(),
