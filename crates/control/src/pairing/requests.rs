@@ -68,7 +68,15 @@ impl Control {
             let status = records::request(&view, id).map(|request| records::request_status(&request, now));
             (view, status != Some(RequestStatus::PendingApproval))
         });
-        let view = seen.await?;
+        let mut view = seen.await?;
+        let now = self.now_ms(&view);
+        if records::request(&view, id)
+            .is_some_and(|request| records::request_status(&request, now) == RequestStatus::Expired)
+        {
+            // A machine gives up on this word, and a replica that is behind has the time but not the approval.
+            self.barrier().await?;
+            view = self.replica().view();
+        }
         let request = records::request(&view, id).ok_or(Refusal::WrongFetchToken)?;
         let PairingView { record, status, .. } = seen_at(&view, request, self.now_ms(&view));
         let chain = match (status, record.certificate) {
