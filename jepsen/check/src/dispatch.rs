@@ -26,7 +26,8 @@
 //!
 //! # Conditions
 //!
-//! - `dispatch.all-end`: each job that was accepted is there at the end and has come to one end.
+//! - `dispatch.all-end`: each job that was accepted has come to one end, and is there at the end, or was forgotten after
+//!   the journal had told its end: of what is over only the newest are kept.
 //! - `dispatch.delivered-once`: no node hears the same attempt of a job twice, over any number of sessions.
 //! - `dispatch.attempts-follow`: an attempt is assigned only after the one before it has ended, and when it has been
 //!   heard of, nothing of an earlier one counts any more.
@@ -57,6 +58,9 @@ const ENDS: [&str; 6] = [
     "cancelled",
     "session_lost",
 ];
+
+/// So many jobs that have ended are kept; of what is older only the journal tells.
+const KEPT: usize = 10_000;
 
 /// Judges a history.
 #[must_use]
@@ -190,15 +194,24 @@ impl<'a> Account<'a> {
         }
         let (mut found, mut unread) = (Vec::new(), 0u64);
         let mut states: BTreeMap<&str, u64> = BTreeMap::new();
+        let told: BTreeSet<&str> = self
+            .whole()
+            .into_iter()
+            .flat_map(|rows| rows.of_action("dispatch.finished"))
+            .map(|row| row.subject.as_str())
+            .collect();
         for (id, submit) in &accepted {
             let Some(last) = self.jobs[*id].last else {
                 unread += 1;
                 continue;
             };
             let state = field(&last, "state").as_str().unwrap_or("");
-            if last.kind() == Kind::Fail {
+            let may_be_forgotten = told.len() > KEPT && told.contains(id.as_str());
+            if last.kind() == Kind::Fail && may_be_forgotten {
+                *states.entry("forgotten").or_default() += 1;
+            } else if last.kind() == Kind::Fail {
                 found.push(violation(
-                    format!("job {id} was accepted and is gone"),
+                    format!("job {id} was accepted and is gone, and its end was never told"),
                     &[submit, &last],
                 ));
             } else if ENDS.contains(&state) {

@@ -184,6 +184,24 @@ impl Setting {
             .any(|(begin, end)| *begin <= to && from < *end)
     }
 
+    /// What was wrong at that moment, each fault once: those that lasted, and those that were being recovered from;
+    /// `none` alone when nothing was.
+    #[must_use]
+    pub fn faults_at(&self, time: u64) -> BTreeSet<&str> {
+        let after = self.recover_ms.saturating_mul(MS);
+        let lasts = |window: &&Window| (window.from..=window.to.saturating_add(after)).contains(&time);
+        let found: BTreeSet<&str> = self
+            .faults
+            .iter()
+            .filter(lasts)
+            .map(|window| window.name.as_str())
+            .collect();
+        if found.is_empty() {
+            return BTreeSet::from(["none"]);
+        }
+        found
+    }
+
     /// The moment of the run at which the server's clock said so.
     #[must_use]
     pub fn moment(&self, at_ms: u64) -> Option<u64> {

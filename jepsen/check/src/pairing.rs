@@ -319,7 +319,13 @@ impl<'a> Account<'a> {
                 continue;
             };
             let approved = approve.returned().unwrap_or(u64::MAX);
-            let after = |op: &&Op<'_>| op.kind() == Kind::Ok && op.invoke.time > approved;
+            // A machine asks any replica, and one that is behind may still wait for the operator's word. That the
+            // operator said no is nobody's to claim.
+            let after = |op: &&Op<'_>| {
+                let end = op.end.unwrap_or(op.invoke).time;
+                let known = setting.is_calm(op.invoke.time, end) || field(op, "state") == "rejected";
+                op.kind() == Kind::Ok && op.invoke.time > approved && known
+            };
             if let Some(fetch) = pairing
                 .fetches
                 .iter()

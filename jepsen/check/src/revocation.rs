@@ -29,6 +29,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::evidence::{MS, Setting, field, seconds, text, unreadable, violation};
 use crate::history::{History, Kind, Op};
@@ -208,7 +209,8 @@ impl<'a> Account<'a> {
             self.accepted_after("revocation.answer-true", 0, |revoked| revoked.enforced),
             self.accepted_after("revocation.bounded", bound, |revoked| revoked.answer)
                 .fact("bound_ms", bounds.revoked_ms)
-                .fact("revoked", answered),
+                .fact("revoked", answered)
+                .fact("by_fault", self.by_fault(setting)),
             self.fail_closed(setting, bounds.alone_ms * MS),
             self.monotone(bound),
             self.streams_end(setting, bound),
@@ -247,6 +249,41 @@ impl<'a> Account<'a> {
         Check::of(name, found)
             .fact("tried_afterwards", tried)
             .fact("last_accepted_after_ms", worst / MS)
+    }
+
+    /// What revocations took to reach everybody, by the faults under which they were answered: how many, and the
+    /// longest from the answer to the begin of the last probe that was accepted, and to the end of the last session.
+    fn by_fault(&self, setting: &Setting) -> Value {
+        let mut worst: BTreeMap<&str, (u64, u64, u64)> = BTreeMap::new();
+        for (device, revoked) in &self.revoked {
+            let Some(answered) = revoked.answer.and_then(|answer| answer.returned()) else {
+                continue;
+            };
+            let accepted = self
+                .probes
+                .iter()
+                .filter(|probe| probe.device == *device && probe.accepted == Some(true));
+            let last = accepted.filter_map(|probe| probe.op.invoke.time.checked_sub(answered));
+            let last = last.max().unwrap_or(0);
+            let open = self
+                .streams
+                .iter()
+                .filter(|stream| stream.device == *device && stream.op.invoke.time <= answered);
+            let ended = open.filter_map(|stream| stream.end?.checked_sub(answered));
+            let ended = ended.max().unwrap_or(0);
+            for name in setting.faults_at(answered) {
+                let (count, accepts, ends) = worst.entry(name).or_default();
+                *count += 1;
+                (*accepts, *ends) = ((*accepts).max(last), (*ends).max(ended));
+            }
+        }
+        let told = worst.into_iter().map(|(name, (count, accepts, ends))| {
+            let figures = json!({
+                "revoked": count, "last_accepted_after_ms": accepts / MS, "last_session_ended_after_ms": ends / MS,
+            });
+            (name.to_owned(), figures)
+        });
+        Value::Object(told.collect())
     }
 
     fn fail_closed(&self, setting: &Setting, bound: u64) -> Check {

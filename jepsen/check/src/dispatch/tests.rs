@@ -125,6 +125,15 @@ fn jobs_that_vanish_hang_or_end_twice_are_found() {
         });
     };
     assert_eq!(altered(twice), ["dispatch.all-end"]);
+    // Of very many that have ended the oldest are forgotten.
+    let many = |s: &mut Sketch| {
+        s.nth("job", 0).kind = Kind::Fail;
+        alter_rows(s, |rows| {
+            let others = (0..10_000).map(|number| format!("other-{number}"));
+            rows.extend(others.map(|id| row(14, "dispatch.finished", &id, json!({"state": "failed"}))));
+        });
+    };
+    assert_eq!(altered(many), Vec::<String>::new());
 }
 
 #[test]

@@ -249,8 +249,15 @@ fn a_good_code_that_fails_in_peace_is_found() {
     }];
     let checks = check(&sketch.history(), &faulty);
     assert!(violated(&checks).is_empty(), "{checks:?}");
-    let pending = altered(|s| s.nth("fetch", 0).answer = json!({"state": "expired"}));
-    assert_eq!(pending, ["pairing.live"]);
+    let expired = |s: &mut Sketch| s.nth("fetch", 0).answer = json!({"state": "expired"});
+    assert_eq!(altered(expired), ["pairing.live"]);
+    for (state, expected) in [("pending", None), ("rejected", Some("pairing.live"))] {
+        let mut sketch = good();
+        sketch.nth("fetch", 0).answer = json!({"state": state});
+        faulty.faults[0].to = u64::MAX;
+        let checks = check(&sketch.history(), &faulty);
+        assert_eq!(violated(&checks).first().copied(), expected, "{state}");
+    }
 }
 
 #[test]

@@ -208,3 +208,15 @@ fn what_was_not_tried_is_unknown_and_not_valid() {
     let checks = check(&sketch.history(), &setting(), &Bounds::default());
     assert_eq!(checks[0].name, "revocation.history");
 }
+
+#[test]
+fn what_a_revocation_took_is_told_by_the_fault_it_was_answered_under() {
+    let checks = check(&good().history(), &setting(), &Bounds::default());
+    let bounded = checks.iter().find(|check| check.name == "revocation.bounded");
+    let expected = json!({
+        "partition": {"revoked": 1, "last_accepted_after_ms": 100, "last_session_ended_after_ms": 50},
+    });
+    assert_eq!(bounded.unwrap().facts["by_fault"], expected);
+    let calm = Setting::default();
+    assert!(calm.faults_at(5).contains("none"));
+}
