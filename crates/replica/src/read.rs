@@ -83,14 +83,7 @@ impl Core {
     pub(crate) async fn read_index_here(&self) -> Result<LogId, Option<u64>> {
         platform::io_point("read.index").await;
         let mark = self.links.freshness.mark();
-        // Planted: a leader trusts its lease instead of asking a quorum.
-        let by_lease = palyra_fault::planted("lease-read");
-        let policy = if by_lease {
-            ReadPolicy::LeaseRead
-        } else {
-            ReadPolicy::ReadIndex
-        };
-        match self.raft.get_read_linearizer(policy).await {
+        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => {
                 let id = *linearizer.read_log_id().log_id();
                 // openraft asks a quorum, but takes the answer to an old request also for one to newer requests that
@@ -100,7 +93,7 @@ impl Core {
                     .links
                     .freshness
                     .confirmed(id.leader_id.term, mark, &members, self.me());
-                if confirmed || by_lease { Ok(id) } else { Err(None) }
+                if confirmed { Ok(id) } else { Err(None) }
             }
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
                 Err(to.leader_id.filter(|leader| *leader != self.me()))
@@ -118,6 +111,11 @@ impl Core {
         if leads {
             // Planted: whoever believes that it leads asks nobody.
             if palyra_fault::planted("local-reads") {
+                return Some(*self.machine.watch().borrow());
+            }
+            // Planted: a leader trusts a lease for reads that outlasts its followers' patience.
+            let lease = self.config.timing.election_max * 4;
+            if palyra_fault::planted("lease-read") && self.quorum_age().is_some_and(|age| age < lease) {
                 return Some(*self.machine.watch().borrow());
             }
             return self.read_index_here().await.ok().map(|id| id.index);

@@ -61,14 +61,34 @@ pub(crate) async fn replace(cluster: Rc<Cluster>, old: u64) {
     cluster.changing.set(false);
 }
 
-/// Replaces one replica after another, until faults end.
+/// One replica more. No later change ends what a death in the middle of this one has left.
+async fn grow(cluster: &Rc<Cluster>) {
+    if let Some(new) = invite(cluster).await {
+        cluster.world.note(&format!("r{new} comes in"));
+        cluster.admit(new);
+        cluster.start(new).await;
+        joined(cluster, new).await;
+    }
+    cluster.changing.set(false);
+}
+
+/// Replaces one replica after another, or takes one more in, until faults end.
 pub(crate) async fn again_and_again(cluster: Rc<Cluster>) {
+    let replicas = usize::try_from(cluster.setup.replicas).unwrap_or(usize::MAX);
     for _ in 0..CHANGES {
         platform::sleep(Duration::from_millis(chance::between(200, 2_000))).await;
         if cluster.phase.get() != Phase::Faults {
             return;
         }
-        if !cluster.changing.replace(true) {
+        if cluster.changing.replace(true) {
+            continue;
+        }
+        if chance::percent(40) {
+            cluster.world.kill_in_change();
+        }
+        if cluster.members().len() == replicas && chance::percent(30) {
+            grow(&cluster).await;
+        } else {
             replace(cluster.clone(), cluster.any_member()).await;
         }
     }

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use palyra_replica::inspect;
+use palyra_replica::inspect::{self, Record};
 use palyra_storage::{Batch, Disk, Engine, Family, Fault, MemEngine, Op, Result, Snapshot, Visit};
 
 use crate::breaks::Break;
@@ -203,9 +203,14 @@ impl Engine for Watched {
                 continue;
             }
             let held = held(&batch);
-            let records = batch.ops().iter().filter_map(inspect::record).collect();
+            let records: Vec<Record> = batch.ops().iter().filter_map(inspect::record).collect();
+            let in_two = |record: &Record| matches!(record, Record::Entry { voters: Some(halves), .. } if halves.len() > 1);
+            let changes = records.iter().any(in_two);
             self.engine.write(batch)?;
             world.raft().wrote(self.disk.replica, records);
+            if changes {
+                world.change_begun(self.disk.replica);
+            }
             if held.purge {
                 world.reach("log-purged");
             } else if held.truncation {

@@ -66,6 +66,8 @@ struct Worker {
     reported: bool,
     admitted: bool,
     leases: BTreeMap<Id, Lease>,
+    /// Leases of an earlier life, with their fences, and when it will say that nothing is left of them.
+    unclean: BTreeMap<Id, (u64, u64)>,
     said: BTreeMap<Id, Said>,
     wishes: BTreeMap<u64, Wish>,
     sequence: u64,
@@ -86,6 +88,7 @@ pub(crate) async fn worker(cluster: Rc<Cluster>, device: Id, key: KeyPair) {
         reported: false,
         admitted: false,
         leases: BTreeMap::new(),
+        unclean: BTreeMap::new(),
         said: BTreeMap::new(),
         wishes: BTreeMap::new(),
         sequence: 0,
@@ -132,6 +135,8 @@ impl Worker {
         self.line = None;
         self.reported = false;
         self.admitted = false;
+        // They are named again to the next session.
+        self.unclean.clear();
         if let Some(report) = self.report.take() {
             self.cluster.complete(&report, Kind::Info, Answer::default());
         }
@@ -204,13 +209,14 @@ impl Worker {
 
     async fn trouble(&mut self) {
         let pause = chance::between(100, 4_000);
-        match chance::below(3) {
+        match chance::below(4) {
             0 => {
                 if let Some(line) = &self.line {
                     line.hold(pause);
                 }
             }
             1 => self.leave(),
+            2 => self.die(),
             _ => {
                 // The process stands still, in the middle of its work.
                 self.cluster.world.reach("worker-paused");
@@ -250,14 +256,14 @@ impl Worker {
             ToWorker::Offer(offer) => self.offered(&offer),
             ToWorker::Renewed { sequence, leases } => self.renewed(sequence, &leases),
             ToWorker::Answer(answer) => self.answered(&answer),
-            ToWorker::End(end) => self.ends(end.lease_id, end.fence),
+            ToWorker::End(end) => self.told_over(end.lease_id, end.fence),
             ToWorker::Reconciled { end, .. } => {
                 self.reported = true;
                 if let Some(report) = self.report.take() {
                     self.cluster.complete(&report, Kind::Ok, Answer::default());
                 }
                 for end in end {
-                    self.ends(end.lease_id, end.fence);
+                    self.told_over(end.lease_id, end.fence);
                 }
             }
             ToWorker::Cleanup { .. } | ToWorker::Chunk(_) => {}
@@ -265,6 +271,13 @@ impl Worker {
     }
 
     fn offered(&mut self, offer: &Offer) {
+        if let Some(id) = self.unclean.keys().next() {
+            let (device, offered) = (self.device, offer.lease_id);
+            let what = format!(
+                "lease.clean-first: {device} was offered {offered} before it had said that nothing is left of {id}"
+            );
+            self.cluster.problem(what);
+        }
         if self.leases.contains_key(&offer.lease_id) {
             return;
         }
@@ -368,6 +381,16 @@ impl Worker {
         }
     }
 
+    /// The cluster says that a lease is over.
+    fn told_over(&mut self, id: Id, fence: u64) {
+        if self.leases.contains_key(&id) {
+            return self.ends(id, fence);
+        }
+        // Before it has said that nothing is left nothing may be given to it, and it takes its time to look.
+        let say_at = self.now() + chance::between(0, 3_000) * MS;
+        self.unclean.entry(id).or_insert((fence, say_at));
+    }
+
     /// It is over, whatever its worker wants: all of it dies, and then it is cleaned up.
     fn ends(&mut self, id: Id, fence: u64) {
         self.stop(id);
@@ -457,6 +480,7 @@ impl Worker {
             return;
         }
         let now = self.now();
+        self.clean_up(now);
         let ids: Vec<Id> = self.leases.keys().copied().collect();
         let mut wanted = Vec::new();
         for id in ids {
@@ -476,6 +500,34 @@ impl Worker {
         if !wanted.is_empty() {
             self.renew(&wanted);
         }
+    }
+
+    /// Says that nothing is left of an earlier life.
+    fn clean_up(&mut self, now: u64) {
+        let due = |(_, (_, at)): &(&Id, &(u64, u64))| *at <= now;
+        let due: Vec<Id> = self.unclean.iter().filter(due).map(|(id, _)| *id).collect();
+        for id in due {
+            let Some((fence, _)) = self.unclean.remove(&id) else {
+                continue;
+            };
+            let named = LeaseName {
+                id: id.to_string(),
+                fence,
+            };
+            self.cluster.world.reach("worker-cleaned-unknown");
+            self.says(fleet::fresh(), Statement::Cleaned(named, clean()));
+        }
+    }
+
+    /// It dies with all that it runs, and comes back knowing nothing.
+    fn die(&mut self) {
+        self.cluster.world.reach("worker-died");
+        self.leave();
+        let begun: Vec<Id> = self.leases.keys().copied().collect();
+        for id in begun {
+            self.stop(id);
+        }
+        self.leases.clear();
     }
 
     fn renew(&mut self, wanted: &[(Id, u64)]) {

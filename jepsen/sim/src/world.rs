@@ -73,6 +73,8 @@ struct Inner {
     lives: u64,
     skew_ms: BTreeMap<u64, i64>,
     fuses: BTreeMap<u64, Fuse>,
+    /// Who first writes that the members change dies soon after.
+    change_kills: bool,
     stall_ms: BTreeMap<u64, u64>,
     /// Lives that an injected crash is about to end.
     crashing: BTreeSet<Life>,
@@ -360,6 +362,19 @@ impl World {
         self.inner().fuses.insert(replica, Fuse { left, at });
     }
 
+    /// Lets the next replica that writes a change of the members die before it can write its end, mostly.
+    pub(crate) fn kill_in_change(&self) {
+        self.inner().change_kills = true;
+    }
+
+    /// A replica has written that the members change.
+    pub(crate) fn change_begun(&self, replica: u64) {
+        if std::mem::take(&mut self.inner().change_kills) {
+            self.reach("change-cut-short");
+            self.crash_at_io_point(replica, chance::between(1, 6), None);
+        }
+    }
+
     /// Lets the next sync of a replica take this many milliseconds.
     pub(crate) fn stall_disk(&self, replica: u64, ms: u64) {
         self.note(&format!("disk of r{replica} stalls for {ms} ms"));
@@ -370,6 +385,7 @@ impl World {
     pub(crate) fn steady(&self) {
         let mut inner = self.inner();
         inner.fuses.clear();
+        inner.change_kills = false;
         inner.stall_ms.clear();
         inner.points.seed = None;
     }

@@ -137,7 +137,7 @@ const DESIGNED: &[Mutant] = &[
     ),
     sim(
         ("M5", "lease-read"),
-        "A leader trusts its lease for reads instead of asking a quorum",
+        "A leader trusts a lease for reads that outlasts its followers' patience",
         ("registry", "pause,transfer"),
         &["registry.linearizable", "registry.real-time"],
     ),
@@ -229,7 +229,7 @@ const DESIGNED: &[Mutant] = &[
         ("M20", "head-without-batch"),
         "The journal's head is what the disk has, without the entries of the same batch",
         ("journal", "partition:leader"),
-        &["journal.chain"],
+        &["journal.chain", "replica.same-state"],
     ),
     sim(
         ("M21", "install-in-two-writes"),
@@ -351,8 +351,8 @@ const OWN: &[Mutant] = &[
     sim(
         ("P16", "unclean-given-work"),
         "A worker that never said that it is clean is given work",
-        ("lease", "kill"),
-        &["replica.invariants"],
+        ("lease", "machine-kill"),
+        &["lease.clean-first"],
     ),
     sim(
         ("P17", "crl-forgets"),

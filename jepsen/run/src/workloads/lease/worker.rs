@@ -198,7 +198,7 @@ impl Worker {
         match order {
             Order::Reconciled(reconciled) => {
                 for end in reconciled.end {
-                    self.end(&end);
+                    self.over(session, &end).await?;
                 }
                 if !*admitted {
                     let ask = work::ChallengeRequest {
@@ -212,13 +212,7 @@ impl Worker {
             Order::Offer(offer) => self.offered(offer),
             Order::Renewed(answer) => self.renewed(&answer),
             Order::Answer(answer) => self.answered(&answer),
-            Order::End(end) => {
-                self.end(&end);
-                if !self.leases.contains_key(&end.lease_id) {
-                    // It knows nothing of it, and until it says so nothing is given to it.
-                    say(session, cleaned(&end.lease_id, end.fence, new_ulid())).await?;
-                }
-            }
+            Order::End(end) => self.over(session, &end).await?,
             _ => {}
         }
         Ok(())
@@ -317,6 +311,16 @@ impl Worker {
                 lease.next(Stage::Cleaning);
             }
         }
+    }
+
+    /// A lease is over. Of one that it knows nothing of it says at once that nothing is left: before that nothing is
+    /// given to it.
+    async fn over(&mut self, session: &Session, end: &work::LeaseEnd) -> Result<(), End> {
+        if !self.leases.contains_key(&end.lease_id) {
+            return say(session, cleaned(&end.lease_id, end.fence, new_ulid())).await;
+        }
+        self.end(end);
+        Ok(())
     }
 
     fn end(&mut self, end: &work::LeaseEnd) {
