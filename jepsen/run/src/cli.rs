@@ -84,7 +84,8 @@ pub struct RunArgs {
     /// What clients do: see jepsen list workloads
     #[arg(long, short)]
     pub workload: String,
-    /// What harms the cluster: see jepsen list nemeses; a group such as partition, or all
+    /// What harms the cluster: see jepsen list nemeses; a group such as partition, usual for what the workload is made
+    /// for, or all
     #[arg(long, short, value_delimiter = ',')]
     pub nemesis: Vec<String>,
     /// How long clients work: 60s, 5m
@@ -144,12 +145,13 @@ pub struct RunArgs {
 /// What `jepsen scenario` takes.
 #[derive(Clone, Debug, Args)]
 pub struct ScenarioArgs {
-    /// Its name, see jepsen list scenarios; or a file that ends in .toml
-    pub name: String,
-    /// Tell what it is about, and run nothing
+    /// Their names, see jepsen list scenarios; files that end in .toml; or all
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// Tell what they are about, and run nothing
     #[arg(long)]
     pub show: bool,
-    /// Only its stages of this level
+    /// Only their stages of this level
     #[arg(long, value_enum)]
     pub level: Option<Level>,
     /// Folder of palyrad and palyra

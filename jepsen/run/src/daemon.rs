@@ -24,6 +24,9 @@ pub fn configuration(workload: &str, short_log: bool) -> Result<toml::Table> {
     let mut table: toml::Table = text.parse().context("the harness's settings are no TOML")?;
     let more: toml::Table = workload.parse().context("the workload's settings are no TOML")?;
     merge(&mut table, &more);
+    if !short_log && let Some(raft) = table.get_mut("raft").and_then(toml::Value::as_table_mut) {
+        raft.remove("log_entries");
+    }
     Ok(table)
 }
 

@@ -144,7 +144,10 @@ built_in![
     "openraft-1802",
     "openraft-leader-restore",
     "palyra-answers-held-back",
+    "palyra-folder-not-synced",
+    "palyra-frozen-time",
     "palyra-hole-behind-snapshot",
+    "palyra-second-answer",
     "palyra-snapshot-without-copy",
     "palyra-spin-on-dead-raft",
     "palyra-young-quorum",
@@ -305,7 +308,12 @@ impl Stage {
         if let Some(workload) = self.workload.as_deref().filter(|_| self.level == Level::Run) {
             workloads::find(workload)?;
         }
-        nemesis::parse(&self.nemesis, |_| true).map(|_| ())
+        let usual = |name: &String| match (name.as_str(), &self.workload) {
+            ("usual", Some(workload)) => nemesis::usual(workload),
+            (name, _) => name.to_owned(),
+        };
+        let names: Vec<String> = self.nemesis.iter().map(usual).collect();
+        nemesis::parse(&names, |_| true).map(|_| ())
     }
 
     /// What `jepsen run`, or `jepsen-sim`, is told for it.
@@ -372,6 +380,9 @@ mod tests {
             );
             let numbered = |id: &String| id.strip_prefix('M').is_some_and(|n| n.parse::<u32>().is_ok());
             assert!(scenario.mutants.iter().all(numbered), "{}", scenario.name);
+            for stage in &scenario.stages {
+                stage.check_names().unwrap();
+            }
         }
     }
 

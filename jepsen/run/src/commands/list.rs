@@ -18,7 +18,10 @@ pub fn main(args: &ListArgs) -> Result<u8> {
     let rows: Vec<(String, String)> = match args.what {
         Listed::Workloads => workloads::kinds()
             .iter()
-            .map(|kind| (kind.name.to_owned(), kind.does.to_owned()))
+            .map(|kind| {
+                let does = format!("{}; usual nemeses: {}", kind.does, kind.usual.join(","));
+                (kind.name.to_owned(), does)
+            })
             .collect(),
         Listed::Scenarios => scenario::all()?
             .into_iter()

@@ -88,7 +88,12 @@ fn settings(args: &RunArgs) -> Result<Settings> {
         .filter(|name| *name != "none" && !name.is_empty());
     Ok(Settings {
         workload: args.workload.clone(),
-        nemeses: nemeses.cloned().collect(),
+        nemeses: nemeses
+            .map(|name| match name.as_str() {
+                "usual" => nemesis::usual(&args.workload),
+                name => name.to_owned(),
+            })
+            .collect(),
         time: args.time,
         seed,
         replicas: args.replicas,

@@ -3,6 +3,7 @@
 //! A stage runs in a process of its own because a run takes its process's namespaces with it. Exit codes add up: the
 //! first of a broken harness, a violated property, and too little tested is that of the scenario.
 
+use std::collections::BTreeMap;
 use std::io::BufRead as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -15,6 +16,7 @@ use crate::judge::Results;
 use crate::scenario::{self, Expect, Level, Scenario, Stage};
 
 /// How a stage ended.
+#[derive(Clone)]
 struct Ended {
     code: u8,
     /// One line for people.
@@ -23,36 +25,81 @@ struct Ended {
     object: Value,
 }
 
-/// Runs it.
+/// What stages came to in this call, by their command: what two scenarios ask alike is run once.
+type Known = BTreeMap<String, Ended>;
+
+/// Runs them.
 ///
 /// # Errors
 /// [`Usage`] when there is no such scenario; otherwise the harness failed.
 pub fn main(args: &ScenarioArgs) -> Result<u8> {
-    let scenario = scenario::find(&args.name).map_err(|error| Usage(format!("{error:#}")))?;
+    let scenarios = chosen(args)?;
     if args.show {
-        show(&scenario, args.output);
+        scenarios.iter().for_each(|scenario| show(scenario, args.output));
         return Ok(0);
     }
-    let chosen = |stage: &&Stage| args.level.is_none_or(|level| level == stage.level);
-    let stages: Vec<&Stage> = scenario.stages.iter().filter(chosen).collect();
-    if stages.is_empty() {
-        let why = format!(
-            "{} has no stage of that level; see jepsen scenario {0} --show",
-            scenario.name
-        );
-        return Err(Usage(why).into());
+    let (mut known, mut codes) = (Known::new(), Vec::new());
+    for scenario in &scenarios {
+        codes.push(one(scenario, args, &mut known)?);
     }
-    for stage in &stages {
-        let known = stage.check_names();
-        known.map_err(|error| Usage(format!("scenario {}: {error:#}", scenario.name)))?;
+    if scenarios.len() > 1 && args.output == Form::Text {
+        let good = codes.iter().filter(|code| **code == 0).count();
+        println!("{good} of {} scenarios as expected", codes.len());
     }
+    Ok(worst(&codes))
+}
+
+/// The scenarios that are meant, each with a stage to run.
+fn chosen(args: &ScenarioArgs) -> Result<Vec<Scenario>> {
+    let every = args.names.iter().any(|name| name == "all");
+    let scenarios = if every {
+        scenario::all()?
+    } else {
+        let found = args.names.iter().map(|name| scenario::find(name));
+        found
+            .collect::<Result<_>>()
+            .map_err(|error| Usage(format!("{error:#}")))?
+    };
+    let mut with_stages = Vec::new();
+    for scenario in scenarios {
+        for stage in &scenario.stages {
+            let known = stage.check_names();
+            known.map_err(|error| Usage(format!("scenario {}: {error:#}", scenario.name)))?;
+        }
+        if stages(&scenario, args).next().is_some() {
+            with_stages.push(scenario);
+        } else if !every {
+            let why = format!(
+                "{} has no stage of that level; see jepsen scenario {0} --show",
+                scenario.name
+            );
+            return Err(Usage(why).into());
+        }
+    }
+    Ok(with_stages)
+}
+
+fn stages<'a>(scenario: &'a Scenario, args: &ScenarioArgs) -> impl Iterator<Item = &'a Stage> {
+    let level = args.level;
+    scenario
+        .stages
+        .iter()
+        .filter(move |stage| level.is_none_or(|level| level == stage.level))
+}
+
+fn one(scenario: &Scenario, args: &ScenarioArgs, known: &mut Known) -> Result<u8> {
     if args.output == Form::Text {
         println!("{}: {}\n{}\n", scenario.name, scenario.title, scenario.source);
     }
-    let mut codes = Vec::new();
-    let mut objects = Vec::new();
-    for (at, stage) in stages.iter().enumerate() {
-        let ended = run(&scenario, stage, args)?;
+    let (mut codes, mut objects) = (Vec::new(), Vec::new());
+    let count = stages(scenario, args).count();
+    for (at, stage) in stages(scenario, args).enumerate() {
+        let command = command_line(stage);
+        let ended = match known.get(&command) {
+            Some(ended) => ended.clone(),
+            None => run(scenario, stage, args)?,
+        };
+        known.insert(command.clone(), ended.clone());
         let code = judge(stage, &ended);
         if args.output == Form::Text {
             let word = if code == 0 {
@@ -60,22 +107,17 @@ pub fn main(args: &ScenarioArgs) -> Result<u8> {
             } else {
                 "NOT as expected"
             };
-            println!(
-                "stage {} of {}, {}: {word}\n{}\n",
-                at + 1,
-                stages.len(),
-                command_line(stage),
-                ended.line
-            );
+            let Ended { line, .. } = &ended;
+            println!("stage {} of {count}, {command}: {word}\n{line}\n", at + 1);
         }
         objects.push(json!({
-            "level": stage.level, "expect": stage.expect, "command": command_line(stage), "exit": ended.code,
+            "level": stage.level, "expect": stage.expect, "command": command, "exit": ended.code,
             "as_expected": code == 0, "result": ended.object,
         }));
         codes.push(code);
     }
     let code = worst(&codes);
-    tell(&scenario, code, &codes, &objects, args.output);
+    tell(scenario, code, &codes, &objects, args.output);
     Ok(code)
 }
 
@@ -91,17 +133,21 @@ fn tell(scenario: &Scenario, code: u8, codes: &[u8], objects: &[Value], form: Fo
         println!("{object}");
         return;
     }
-    let word = match valid {
-        Some(true) => "PASS",
-        Some(false) => "FAIL",
-        None => "UNKNOWN",
-    };
+    let word = verdict(valid);
     let good = codes.iter().filter(|code| **code == 0).count();
     println!(
-        "{word} scenario {}: {good} of {} stages as expected",
+        "{word} scenario {}: {good} of {} stages as expected\n",
         scenario.name,
         codes.len()
     );
+}
+
+fn verdict(valid: Option<bool>) -> &'static str {
+    match valid {
+        Some(true) => "PASS",
+        Some(false) => "FAIL",
+        None => "UNKNOWN",
+    }
 }
 
 /// A broken harness says nothing about the others; a violation is worse than not knowing.
@@ -148,13 +194,7 @@ fn run(scenario: &Scenario, stage: &Stage, args: &ScenarioArgs) -> Result<Ended>
         Level::Sim => Command::new(own.with_file_name("jepsen-sim")),
         Level::Run => {
             let mut command = Command::new(&own);
-            command.args([
-                "run",
-                "--output",
-                "json",
-                "--name",
-                &format!("scenario-{}", scenario.name),
-            ]);
+            command.args(["run", "--name", &format!("scenario-{}", scenario.name)]);
             command.arg("--store").arg(&args.store);
             let folder: Option<&PathBuf> = args.binary.as_ref();
             folder.map(|folder| command.arg("--binary").arg(folder));
@@ -162,6 +202,7 @@ fn run(scenario: &Scenario, stage: &Stage, args: &ScenarioArgs) -> Result<Ended>
         }
     };
     command
+        .args(["--output", "json"])
         .args(stage.arguments())
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
@@ -190,13 +231,35 @@ fn ended(level: Level, code: u8, lines: &[String]) -> Ended {
         .cloned()
         .unwrap_or_default();
     let object: Value = serde_json::from_str(&last).unwrap_or(Value::Null);
-    let line = match serde_json::from_value::<Results>(object.clone()) {
-        Ok(results) => results.line(),
-        // The simulation's last lines are its summary.
-        Err(_) if level == Level::Sim => lines.join("\n"),
-        Err(_) => last,
+    let line = match (level, serde_json::from_value::<Results>(object.clone())) {
+        (Level::Run, Ok(results)) => results.line(),
+        (Level::Sim, _) if object.is_object() => seeds_line(&object),
+        _ => last,
     };
     Ended { code, line, object }
+}
+
+/// What seeds came to, and of each that failed how to see it again.
+fn seeds_line(object: &Value) -> String {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut line = format!(
+        "{} {} seeds={} ok={} fail={} info={} faults={}",
+        verdict(object["valid"].as_bool()),
+        text(&object["workload"]),
+        text(&object["seed"]),
+        object["ops"]["ok"],
+        object["ops"]["fail"],
+        object["ops"]["info"],
+        object["faults"],
+    );
+    for failure in object["failures"].as_array().into_iter().flatten() {
+        let (seed, what) = (&failure["seed"], text(&failure["what"]));
+        line.push_str(&format!(
+            "\nseed {seed}: {what}\n     replay: {}",
+            text(&failure["replay"])
+        ));
+    }
+    line
 }
 
 fn show(scenario: &Scenario, form: Form) {
@@ -275,13 +338,19 @@ mod tests {
 
     #[test]
     fn what_a_stage_printed_is_kept() {
+        let object = json!({
+            "valid": false, "workload": "mix", "seed": "1..400", "ops": {"ok": 5, "fail": 2, "info": 1}, "faults": 3,
+            "failures": [{"seed": 7, "what": "two leaders", "replay": "jepsen-sim --seed 7 --trace"}],
+        });
         let told = ended(
             Level::Sim,
-            0,
-            &["400 passed".to_owned(), "reached all".to_owned(), String::new()],
+            1,
+            &["progress".to_owned(), object.to_string(), String::new()],
         );
-        assert_eq!(told.line, "400 passed\nreached all\n");
-        assert_eq!(told.object, Value::Null);
+        let expected = "FAIL mix seeds=1..400 ok=5 fail=2 info=1 faults=3\nseed 7: two leaders\n     \
+                        replay: jepsen-sim --seed 7 --trace";
+        assert_eq!(told.line, expected);
+        assert_eq!(ended(Level::Sim, 255, &["it broke".to_owned()]).line, "it broke");
         assert_eq!(
             ended(Level::Run, 1, &["{\"valid\":false}".to_owned()]).object["valid"],
             false

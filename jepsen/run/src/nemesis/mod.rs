@@ -39,6 +39,7 @@ use crate::chance::Chance;
 use crate::plan::Step;
 use crate::run::Run;
 use crate::target::Target;
+use crate::workloads;
 
 /// Something that harms a cluster.
 #[async_trait]
@@ -186,9 +187,9 @@ impl std::fmt::Debug for Asked {
     }
 }
 
-/// Reads names. `all` is every kind that the group has and `can` says yes to; a name such as `partition` is every
-/// kind that begins with it and a colon and `can` says yes to, or all of them when it says so to none: what can't be
-/// done is then told.
+/// Reads names. `all` is every kind that the group has and `can` says yes to, and [`usual`] of a workload what it is
+/// made for and `can` says yes to; a name such as `partition` is every kind that begins with it and a colon and `can`
+/// says yes to, or all of them when it says so to none: what can't be done is then told.
 ///
 /// # Errors
 /// When a name is none, or an argument is wrong.
@@ -202,7 +203,7 @@ pub fn parse(names: &[String], can: impl Fn(&Kind) -> bool) -> Result<Vec<Asked>
         }
         Ok(())
     };
-    for name in names {
+    for (name, if_able) in &written_out(names)? {
         let group = format!("{name}:");
         let members = || {
             kinds
@@ -214,10 +215,12 @@ pub fn parse(names: &[String], can: impl Fn(&Kind) -> bool) -> Result<Vec<Asked>
                 add(*kind, kind.all.unwrap_or_default())?;
             }
         } else if let Some((kind, argument)) = find(&kinds, name)? {
-            add(kind, argument)?;
+            if !if_able || can(&kind) {
+                add(kind, argument)?;
+            }
         } else if members().next().is_some() {
             let able = members().any(&can);
-            for kind in members().filter(|kind| !able || can(kind)) {
+            for kind in members().filter(|kind| can(kind) || !able && !if_able) {
                 add(*kind, "")?;
             }
         } else {
@@ -226,6 +229,30 @@ pub fn parse(names: &[String], can: impl Fn(&Kind) -> bool) -> Result<Vec<Asked>
     }
     Ok(asked)
 }
+
+/// The names with those of [`usual`] groups in their place, and whether each is only meant where it can be done.
+fn written_out(names: &[String]) -> Result<Vec<(String, bool)>> {
+    let mut all = Vec::new();
+    for name in names {
+        let Some(workload) = name.strip_prefix(USUAL_OF) else {
+            all.push((name.clone(), false));
+            continue;
+        };
+        let Some(kind) = workloads::kinds().into_iter().find(|kind| kind.name == workload) else {
+            bail!("{workload:?} is no workload; see jepsen list workloads");
+        };
+        all.extend(kind.usual.iter().map(|name| ((*name).to_owned(), true)));
+    }
+    Ok(all)
+}
+
+/// The name of the group of nemeses that a workload is made for.
+#[must_use]
+pub fn usual(workload: &str) -> String {
+    format!("{USUAL_OF}{workload}")
+}
+
+const USUAL_OF: &str = "usual:";
 
 fn find<'a>(kinds: &[Kind], name: &'a str) -> Result<Option<(Kind, &'a str)>> {
     if let Some(kind) = kinds.iter().find(|kind| kind.name == name) {
@@ -266,6 +293,21 @@ mod tests {
         assert!(partitions.len() >= 6 && partitions.contains(&"partition:ring".to_owned()));
         let error = names(&["partition:nobody"]).unwrap_err().to_string();
         assert!(error.contains("partition:nobody") && error.contains("jepsen list"));
+    }
+
+    #[test]
+    fn what_a_workload_is_made_for_is_a_group_of_what_can_be_done() {
+        for kind in workloads::kinds() {
+            let found = names(&[&usual(kind.name)]).unwrap();
+            assert!(found.len() >= kind.usual.len(), "{}: {found:?}", kind.name);
+            let nothing = parse(&[usual(kind.name)], |kind| kind.needs.is_empty()).unwrap();
+            assert!(
+                nothing.iter().all(|asked| asked.kind.needs.is_empty()),
+                "{}",
+                kind.name
+            );
+        }
+        assert!(names(&["usual:bank"]).unwrap_err().to_string().contains("bank"));
     }
 
     #[test]

@@ -34,6 +34,17 @@ use node::Node;
 pub(super) const KIND: Kind = Kind {
     name: "dispatch",
     does: "jobs under keys on real agents with a ledger of effects, and on nodes that see each delivery; cancels",
+    usual: &[
+        "kill",
+        "restart",
+        "transfer",
+        "reset",
+        "partition:hosts",
+        "partition:leader",
+        "machine-kill",
+        "machine-pause",
+        "loss",
+    ],
     make: || Box::new(Dispatch::default()),
 };
 

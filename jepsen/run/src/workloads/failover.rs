@@ -30,6 +30,17 @@ use crate::run::Run;
 pub(super) const KIND: Kind = Kind {
     name: "failover",
     does: "changes at a fixed rate, answered or not: for how long none succeeds, and whether the rate comes back",
+    usual: &[
+        "kill",
+        "pause",
+        "partition:leader",
+        "transfer",
+        "power",
+        "disk:stall",
+        "disk:slow-fsync",
+        "cpu",
+        "memory",
+    ],
     make: || Box::new(Failover::default()),
 };
 

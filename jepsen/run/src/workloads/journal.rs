@@ -25,6 +25,17 @@ use crate::run::Run;
 pub(super) const KIND: Kind = Kind {
     name: "journal",
     does: "the hash-chained journal, read at every replica all the time, while registers are written",
+    usual: &[
+        "power",
+        "bitflip",
+        "truncate",
+        "disk:eio",
+        "disk:fsync-eio-once",
+        "disk:full",
+        "disk:slow-fsync",
+        "isolate-until-snapshot",
+        "purge",
+    ],
     make: || {
         Box::new(Journal {
             registers: Registry::by_id("j"),

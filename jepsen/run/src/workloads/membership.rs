@@ -19,6 +19,15 @@ use crate::run::Run;
 pub(super) const KIND: Kind = Kind {
     name: "membership",
     does: "registers, and who the members are as each replica tells it; removed replicas are asked on",
+    usual: &[
+        "member",
+        "kill",
+        "pause",
+        "transfer",
+        "partition:leader",
+        "snapshot",
+        "cert-rotate",
+    ],
     make: || {
         Box::new(Membership {
             registers: Registry::named("m"),

@@ -18,6 +18,7 @@ use crate::run::Run;
 pub(super) const KIND: Kind = Kind {
     name: "mix",
     does: "all workloads at once, but for failover; at least 14 clients (--concurrency 5n)",
+    usual: &["all"],
     make: || {
         let found = PARTS
             .iter()

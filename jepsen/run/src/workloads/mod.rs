@@ -77,6 +77,8 @@ pub struct Kind {
     pub name: &'static str,
     /// One line for people.
     pub does: &'static str,
+    /// Nemeses that it is made for: `--nemesis usual`.
+    pub usual: &'static [&'static str],
     /// Makes one.
     pub make: fn() -> Box<dyn Workload>,
 }

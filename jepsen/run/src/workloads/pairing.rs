@@ -26,6 +26,17 @@ use crate::run::Run;
 pub(super) const KIND: Kind = Kind {
     name: "pairing",
     does: "codes of operators, and machines that race for them at different replicas; ends, cancels, repeated answers",
+    usual: &[
+        "kill",
+        "pause",
+        "partition:leader",
+        "partition:halves",
+        "transfer",
+        "clock:jump",
+        "clock:skew",
+        "reset",
+        "loss",
+    ],
     make: || Box::new(Pairing::default()),
 };
 

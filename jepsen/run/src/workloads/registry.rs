@@ -34,6 +34,18 @@ use crate::run::Run;
 pub(super) const KIND: Kind = Kind {
     name: "registry",
     does: "registers in nodes' labels and in the workers' policy: reads, writes, compare-and-set, lists, stale reads",
+    usual: &[
+        "kill",
+        "pause",
+        "partition",
+        "power",
+        "transfer",
+        "restart",
+        "loss",
+        "dup",
+        "delay",
+        "reset",
+    ],
     make: || Box::new(Registry::named("n")),
 };
 

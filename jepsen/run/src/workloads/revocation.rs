@@ -32,6 +32,17 @@ use crate::run::Run;
 pub(super) const KIND: Kind = Kind {
     name: "revocation",
     does: "devices that are revoked while they talk; certificates shown to every replica all the time",
+    usual: &[
+        "kill",
+        "pause",
+        "partition",
+        "isolate-until-snapshot",
+        "restart",
+        "clock:jump",
+        "clock:strobe",
+        "cert-rotate",
+        "disk:stall",
+    ],
     make: || Box::new(Revocation::default()),
 };
 
@@ -92,6 +103,11 @@ impl Pool {
 impl Workload for Revocation {
     fn name(&self) -> &'static str {
         "revocation"
+    }
+
+    /// It writes a few entries a second: a log that is to be outrun within a fault keeps few.
+    fn settings(&self) -> &'static str {
+        "[raft]\nsnapshot_entries = 100\nlog_entries = 20\n"
     }
 
     fn floors(&self) -> &'static [&'static str] {

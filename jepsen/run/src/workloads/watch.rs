@@ -30,6 +30,18 @@ use crate::run::Run;
 pub(super) const KIND: Kind = Kind {
     name: "watch",
     does: "readers that follow the journal at every replica, move, resume, and lag, while registers are written",
+    usual: &[
+        "kill",
+        "reset",
+        "partition:leader",
+        "isolate-until-snapshot",
+        "snapshot",
+        "purge",
+        "slow-link",
+        "reorder",
+        "jitter",
+        "corrupt",
+    ],
     make: || {
         Box::new(Watch {
             registers: Registry::by_id("w"),

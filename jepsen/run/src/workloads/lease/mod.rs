@@ -38,6 +38,18 @@ use worker::{Shared, Worker};
 pub(super) const KIND: Kind = Kind {
     name: "lease",
     does: "runs, and workers that hold leases for them, played and real ones; a resource that looks at fences",
+    usual: &[
+        "kill",
+        "pause",
+        "partition:leader",
+        "partition:hosts",
+        "transfer",
+        "clock:jump",
+        "clock:skew",
+        "disk:stall",
+        "machine-kill",
+        "machine-pause",
+    ],
     make: || Box::new(Lease::default()),
 };
 
