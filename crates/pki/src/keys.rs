@@ -8,13 +8,12 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aws_lc_rs::encoding::AsBigEndian as _;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
 };
-use p256::ecdsa::DerSignature;
-use p256::ecdsa::signature::Signer as _;
-use p256::pkcs8::DecodePrivateKey as _;
+use ecdsa::hazmat::SignPrimitive as _;
 use rcgen::{CertificateParams, DistinguishedName, PublicKeyData, SigningKey, SubjectPublicKeyInfo};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
@@ -143,15 +142,25 @@ impl KeyPair {
     /// Signs a message: ECDSA P-256 with SHA-256, ASN.1. Whoever calls puts a label of its own in front.
     pub(crate) fn sign_message(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         if REPEATABLE.load(Ordering::Relaxed) {
-            let key =
-                p256::ecdsa::SigningKey::from_pkcs8_der(&self.pkcs8).map_err(|_| KeyError::Generation)?;
-            let signature: DerSignature = key.sign(message);
-            return Ok(signature.as_bytes().to_vec());
+            return self.sign_by_message(message);
         }
         let signature = self.pair.sign(&SystemRandom::new(), message);
         signature
             .map(|signature| signature.as_ref().to_vec())
             .map_err(|_| KeyError::Generation)
+    }
+
+    /// See [`sign_repeatably`]. The key is taken as the number that it is: `p256`'s own key types compute the public key
+    /// first, which takes as long as the signature.
+    fn sign_by_message(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let failed = |_| KeyError::Generation;
+        let number = self.pair.private_key().as_be_bytes().map_err(failed)?;
+        let key = p256::SecretKey::from_slice(number.as_ref()).map_err(|_| KeyError::Generation)?;
+        let (signature, _) = key
+            .to_nonzero_scalar()
+            .try_sign_prehashed_rfc6979::<sha2::Sha256>(&sha256(message).into(), &[])
+            .map_err(|_| KeyError::Generation)?;
+        Ok(signature.to_der().as_bytes().to_vec())
     }
 
     /// A signing request (PKCS#10, DER) that carries the public key and nothing else: names come from whoever

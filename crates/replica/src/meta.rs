@@ -62,6 +62,24 @@ struct WireApplied {
     generation: u32,
 }
 
+/// The part of it that a view needs; the membership is passed over.
+#[derive(Clone, PartialEq, Message)]
+struct WirePlace {
+    #[prost(message, optional, tag = "1")]
+    last: Option<wire::LogId>,
+    #[prost(uint32, tag = "3")]
+    generation: u32,
+}
+
+/// Up to which entry a view shows the state, and under which key prefix that lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Place {
+    /// The last entry that was applied.
+    pub(crate) last: Option<LogId>,
+    /// Prefix of the state's keys.
+    pub(crate) generation: u32,
+}
+
 /// How far the state machine is, and under which key prefix its state lies.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Applied {
@@ -194,6 +212,18 @@ pub(crate) fn load_applied(engine: &dyn Engine) -> Result<Applied, OpenError> {
     decode_applied(engine.get(Family::Meta, APPLIED)?)
 }
 
+/// The same without the membership: views are made for every read.
+pub(crate) fn pinned_place(snapshot: &dyn Snapshot) -> Result<Place, OpenError> {
+    let Some(frame) = snapshot.get(Family::Meta, APPLIED)? else {
+        return Ok(Place::default());
+    };
+    let record: WirePlace = codec::unseal(&frame)?;
+    Ok(Place {
+        last: codec::to_maybe_log_id(record.last.as_ref()),
+        generation: record.generation,
+    })
+}
+
 /// The position as a pinned view has it: what is read through the same view is at exactly this position.
 pub(crate) fn pinned_applied(snapshot: &Arc<dyn Snapshot>) -> Result<Applied, OpenError> {
     decode_applied(snapshot.get(Family::Meta, APPLIED)?)
@@ -211,10 +241,7 @@ pub(crate) fn watched(key: &[u8], frame: &Bytes) -> Option<Watched> {
     match key {
         VOTE => codec::unseal(frame).ok().map(Watched::Vote),
         PURGED => codec::unseal(frame).ok().map(Watched::Purged),
-        APPLIED => codec::unseal::<WireApplied>(frame)
-            .ok()?
-            .last
-            .map(Watched::Applied),
+        APPLIED => codec::unseal::<WirePlace>(frame).ok()?.last.map(Watched::Applied),
         _ => None,
     }
 }

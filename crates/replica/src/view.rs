@@ -15,7 +15,7 @@ use palyra_platform as platform;
 use palyra_state::{Position, Read, Visit, Writes, tables};
 use palyra_storage::{Engine, Family, Snapshot};
 
-use crate::meta::{self, Applied, OpenError};
+use crate::meta::{self, OpenError, Place};
 
 /// Length of the generation prefix.
 const PREFIX: usize = 4;
@@ -67,7 +67,7 @@ impl Read for Generation<'_> {
 #[derive(Clone)]
 pub struct View {
     snapshot: Arc<dyn Snapshot>,
-    applied: Applied,
+    place: Place,
 }
 
 impl View {
@@ -77,8 +77,8 @@ impl View {
     /// [`OpenError::Storage`] or [`OpenError::Damaged`].
     pub fn of(engine: &dyn Engine) -> Result<View, OpenError> {
         let snapshot = engine.snapshot()?;
-        let applied = meta::pinned_applied(&snapshot)?;
-        Ok(View { snapshot, applied })
+        let place = meta::pinned_place(&*snapshot)?;
+        Ok(View { snapshot, place })
     }
 
     /// Pins the present state of a running replica.
@@ -92,13 +92,13 @@ impl View {
     /// Log index of the last entry that the view holds; 0 before the first.
     #[must_use]
     pub fn index(&self) -> u64 {
-        self.applied.last.map_or(0, |id| id.index)
+        self.place.last.map_or(0, |id| id.index)
     }
 
     /// Position of the last entry that the view holds.
     #[must_use]
     pub fn position(&self) -> Option<Position> {
-        self.applied.last.map(|id| Position {
+        self.place.last.map(|id| Position {
             term: id.leader_id.term,
             index: id.index,
         })
@@ -107,7 +107,7 @@ impl View {
     fn generation(&self) -> Generation<'_> {
         Generation {
             source: &*self.snapshot,
-            number: self.applied.generation,
+            number: self.place.generation,
         }
     }
 }

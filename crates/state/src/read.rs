@@ -67,6 +67,15 @@ impl MemRead {
     }
 }
 
+impl FromIterator<(Vec<u8>, Bytes)> for MemRead {
+    /// The state that has these keys and values.
+    fn from_iter<T: IntoIterator<Item = (Vec<u8>, Bytes)>>(pairs: T) -> MemRead {
+        MemRead {
+            map: pairs.into_iter().collect(),
+        }
+    }
+}
+
 impl Read for MemRead {
     fn get(&self, key: &[u8]) -> Option<Bytes> {
         self.map.get(key).cloned()

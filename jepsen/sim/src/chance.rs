@@ -3,7 +3,7 @@
 //!
 //! Hash-map keys, tokio's wake order, `rand`'s thread generator and crypto libraries all ask `getrandom` or
 //! `getentropy` of the C library. This binary defines both symbols itself, so that one seed decides all of
-//! them. This is the only place with unsafe code besides `fork.rs`. Never linked into a product.
+//! them. Unsafe code is here, in `fork.rs` and in `memory.rs`. Never linked into a product.
 #![allow(unsafe_code, unreachable_pub)]
 
 use std::cell::Cell;

@@ -24,7 +24,7 @@ use crate::chance;
 use crate::disk::SimDisk;
 use crate::fleet;
 use crate::held::Resource;
-use crate::history::{Asked, History, Op, Outcome};
+use crate::history::{Asked, History, Op, Outcome, changes_nothing};
 use crate::load::{self, Load};
 use crate::oracle::{self, Glimpse, Oracle};
 use crate::papers::Papers;
@@ -88,6 +88,8 @@ pub(crate) struct Cluster {
     live: RefCell<BTreeMap<u64, (Life, Option<Running>)>>,
     /// Replicas that are to run.
     members: RefCell<BTreeSet<u64>>,
+    /// Those of them that are not to be started yet.
+    held: RefCell<BTreeSet<u64>>,
     oracle: RefCell<Oracle>,
     problems: RefCell<Vec<String>>,
     pub(crate) setup: Setup,
@@ -116,6 +118,7 @@ impl Cluster {
             disks: RefCell::default(),
             live: RefCell::default(),
             members: RefCell::default(),
+            held: RefCell::default(),
             oracle: RefCell::new(Oracle::new(world.worst_drift())),
             problems: RefCell::default(),
             setup,
@@ -145,6 +148,16 @@ impl Cluster {
     /// A replica that is never started again; its process, if it runs, goes on until it is killed.
     pub(crate) fn retire(&self, id: u64) {
         self.members.borrow_mut().remove(&id);
+    }
+
+    /// Nobody starts this replica until it is let go.
+    pub(crate) fn hold(&self, id: u64, held: bool) {
+        let mut all = self.held.borrow_mut();
+        if held {
+            all.insert(id)
+        } else {
+            all.remove(&id)
+        };
     }
 
     /// Replicas that are to run.
@@ -210,7 +223,8 @@ impl Cluster {
     pub(crate) async fn start(self: &Rc<Self>, id: u64) {
         // Only now: what a dead life left unburied must not be taken for the next one's.
         self.bury();
-        if self.live.borrow().contains_key(&id) || !self.members.borrow().contains(&id) {
+        let starts = self.members.borrow().contains(&id) && !self.held.borrow().contains(&id);
+        if self.live.borrow().contains_key(&id) || !starts {
             return;
         }
         let Some(disk) = self.disk(id) else { return };
@@ -585,15 +599,5 @@ impl Cluster {
         }
         self.problem(format!("{} never committed", envelope.command.name()));
         None
-    }
-}
-
-/// Whether the state machine said that there was nothing to do.
-fn changes_nothing(reply: &Reply) -> bool {
-    match reply {
-        Reply::Registered(registered) => !registered.changed,
-        Reply::Revoked(revoked) => revoked.already,
-        Reply::Counted(counted) => counted.count == 0,
-        _ => false,
     }
 }

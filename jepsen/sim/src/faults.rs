@@ -115,11 +115,7 @@ impl Plan {
     /// The plan of a case.
     pub(crate) fn draw(case: &Case) -> Plan {
         let mut draw = Stream::new(case.seed, "plan");
-        let mut used = drawn_kinds(&mut draw);
-        // Only when it is asked for by name: see docs/decisions/simulation.md.
-        let asked = case.only.as_ref().is_some_and(|only| only.contains(&Kind::Drift));
-        used.retain(|kind| *kind != Kind::Drift);
-        used.extend(asked.then_some(Kind::Drift));
+        let used = drawn_kinds(&mut draw);
         let all: Vec<Kind> = used.iter().copied().filter(|kind| kind.strikes()).collect();
         let kinds = used.into_iter().filter(|kind| case.allows(*kind)).collect();
         let length = draw.between(LENGTH_MS.0, LENGTH_MS.1);
@@ -238,7 +234,7 @@ mod tests {
             sizes.insert(plan.kinds.len());
             used.extend(plan.kinds);
         }
-        assert_eq!(used.len(), Kind::value_variants().len() - 1, "all but drift");
+        assert_eq!(used.len(), Kind::value_variants().len());
         assert!(sizes.len() > 8, "{sizes:?}");
     }
 }

@@ -9,6 +9,8 @@ use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
+use crate::memory;
+
 /// Seconds of processor time after which a seed counts as hung: a loop that awaits no timer stops virtual time for
 /// ever. Not wall time, which a busy machine stretches at will.
 const CPU_SECONDS: u64 = 20;
@@ -123,6 +125,7 @@ fn start(key: u64, body: &impl Fn(u64) -> String) -> Child {
     assert!(pid >= 0, "no process for a seed");
     if pid == 0 {
         limit_cpu();
+        memory::begin_anew();
         // Unwinding further would run the parent's loop once more, in the child.
         let line = std::panic::catch_unwind(AssertUnwindSafe(|| body(key)))
             .unwrap_or_else(|_| "FAIL the simulation itself panicked".to_owned());

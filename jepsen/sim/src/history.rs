@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use palyra_state::journal::Row;
-use palyra_state::{Id, MemRead};
+use palyra_state::{Id, MemRead, Reply};
 
 /// How an operation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +220,16 @@ impl History {
 /// All journal rows of a state.
 pub(crate) fn journal(state: &MemRead) -> Vec<Row> {
     palyra_state::journal::last_rows(state, usize::MAX)
+}
+
+/// Whether the state machine said that there was nothing to do.
+pub(crate) fn changes_nothing(reply: &Reply) -> bool {
+    match reply {
+        Reply::Registered(registered) => !registered.changed,
+        Reply::Revoked(revoked) => revoked.already,
+        Reply::Counted(counted) => counted.count == 0,
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ mod ledger;
 mod line;
 mod load;
 mod many;
+mod memory;
 mod named;
 mod nemesis;
 mod oracle;
@@ -113,6 +114,11 @@ enum Output {
     /// One object
     Json,
 }
+
+// Its own tests run on many threads, and test the allocator besides.
+#[cfg(not(test))]
+#[global_allocator]
+static MEMORY: memory::Memory = memory::Memory;
 
 /// Wrong use of the command line.
 const USAGE: u8 = 254;

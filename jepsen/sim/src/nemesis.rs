@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use palyra_platform as platform;
+use palyra_replica::Replica;
 use palyra_storage::Fault;
 use tokio::task::{JoinHandle, spawn_local};
 
@@ -14,11 +15,14 @@ use crate::chance::Stream;
 use crate::change;
 use crate::cluster::Cluster;
 use crate::faults::{Kind, Strike};
+use crate::world::Life;
 
 /// Longest stall of a disk, in virtual milliseconds; beyond the trust that a follower has in a silent leader.
 const STALL_MS: u64 = 3_000;
 /// Replacements of a replica in one run, at most: ids are small numbers.
 const CHANGES: u64 = 3;
+/// How often it is looked whether the others have purged what a dead replica lacks.
+const LEFT_BEHIND: u64 = 4;
 
 /// Places at which a replica can be made to die; `palyra_platform::io_point` names them.
 pub(crate) const POINTS: [&str; 22] = [
@@ -117,6 +121,12 @@ async fn do_one(cluster: Rc<Cluster>, kind: Kind, victim: u64, mut draw: Stream)
                 let slow = draw.between(40, 200);
                 let members = cluster.members().into_iter();
                 members.for_each(|id| cluster.world.stall_disk(id, slow));
+                // And often while they vote.
+                if draw.percent(50)
+                    && let Some((leader, _)) = cluster.leaders().first()
+                {
+                    spawn_local(hand_over(cluster.clone(), leader.replica()));
+                }
                 platform::sleep(Duration::from_millis(slow / 2)).await;
             }
             let members = cluster.members();
@@ -145,11 +155,17 @@ async fn do_one(cluster: Rc<Cluster>, kind: Kind, victim: u64, mut draw: Stream)
             cluster.bus.lose_answers(percent, Duration::from_millis(ms)).await;
         }
         Kind::Skew => skew(cluster, victim, &mut draw),
-        Kind::Snapshot => snapshot(cluster, victim).await,
+        Kind::Snapshot => {
+            if draw.percent(20) {
+                let world = cluster.world;
+                world.crash_at_io_point(victim, 1, Some("snapshot.build"));
+            }
+            snapshot(cluster, victim).await;
+        }
         Kind::BreakDisk => break_disk(cluster, victim, &mut draw),
         Kind::FillDisk => fill_disk(cluster, victim, draw.between(200, 2_000)).await,
         Kind::StallDisk => cluster.world.stall_disk(victim, draw.between(100, STALL_MS)),
-        Kind::HandOver => hand_over(cluster, victim).await,
+        Kind::HandOver => hand_over(cluster.clone(), victim).await,
         Kind::CatchUp => catch_up(cluster, victim, &mut draw).await,
         // Those two are the plan's own business; the rest goes on all the time.
         Kind::Replace | Kind::RuinDisk | Kind::Loss | Kind::Repeat | Kind::Points | Kind::Drift => {}
@@ -158,14 +174,26 @@ async fn do_one(cluster: Rc<Cluster>, kind: Kind, victim: u64, mut draw: Stream)
 
 /// Leaves a replica behind until only a snapshot helps, and lets it die while it takes that in.
 async fn catch_up(cluster: &Rc<Cluster>, victim: u64, draw: &mut Stream) {
+    let known = cluster.replica(victim);
+    let last = known.map_or(0, |(_, replica)| replica.status().last_log);
     cluster.kill(victim, draw.percent(50));
-    platform::sleep(Duration::from_millis(draw.between(800, 2_500))).await;
-    for id in cluster.members() {
-        snapshot(cluster, id).await;
+    // Who starts everybody meanwhile would bring it back too early.
+    cluster.hold(victim, true);
+    let purged = |(life, leader): &(Life, Replica)| life.replica() != victim && leader.status().purged > last;
+    for _ in 0..LEFT_BEHIND {
+        platform::sleep(Duration::from_millis(draw.between(300, 700))).await;
+        for id in cluster.members() {
+            snapshot(cluster, id).await;
+        }
+        if cluster.leaders().iter().any(purged) {
+            cluster.world.reach("left-behind");
+            break;
+        }
     }
     platform::sleep(Duration::from_millis(draw.between(50, 300))).await;
     let at = draw.pick(&INSTALL).copied();
     cluster.world.crash_at_io_point(victim, 1, at);
+    cluster.hold(victim, false);
     cluster.start(victim).await;
 }
 
@@ -222,7 +250,7 @@ fn ruin(cluster: &Cluster, victim: u64) {
 }
 
 /// Lets the victim hand leadership over, if it leads.
-async fn hand_over(cluster: &Cluster, at: u64) {
+async fn hand_over(cluster: Rc<Cluster>, at: u64) {
     let Some((life, replica)) = cluster.replica(at) else {
         return;
     };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use palyra_replica::{Replica, Role, View};
-use palyra_state::{Digest, MemRead, Read, Writes};
+use palyra_state::{Digest, MemRead, Read};
 
 use crate::world::Life;
 
@@ -129,14 +129,12 @@ impl Oracle {
 
 /// A copy of a whole state.
 pub(crate) fn state_of(view: &View) -> MemRead {
-    let mut writes = Writes::new();
+    let mut pairs = Vec::new();
     view.scan(&[], &[0xff; 64], &mut |key, value| {
-        writes.insert(key.to_vec(), Some(Bytes::copy_from_slice(value)));
+        pairs.push((key.to_vec(), Bytes::copy_from_slice(value)));
         ControlFlow::Continue(())
     });
-    let mut state = MemRead::new();
-    state.absorb(&writes);
-    state
+    pairs.into_iter().collect()
 }
 
 /// Problems in one state: rules of the state machine, the journal's chain among them.
@@ -173,6 +171,7 @@ pub(crate) fn agreement(states: &[(u64, MemRead)]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use palyra_state::Writes;
 
     fn glimpse(term: u64, applied: u64, state: &[u8]) -> Glimpse {
         Glimpse {

@@ -42,9 +42,10 @@ impl Held {
                 self.log.insert(place.index, *place);
             }
             Record::Cut { from, to } => {
-                let mut tail = self.log.split_off(from);
-                let mut rest = tail.split_off(to);
-                self.log.append(&mut rest);
+                let indexes: Vec<u64> = self.log.range(*from..*to).map(|(index, _)| *index).collect();
+                for index in indexes {
+                    self.log.remove(&index);
+                }
             }
             Record::Vote { term, replica } => self.vote = (*term, *replica),
             Record::Purged(place) => self.purged = Some(*place),

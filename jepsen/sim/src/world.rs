@@ -202,6 +202,23 @@ fn scaled(time: Duration, by: u64, of: u64) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
+/// What a clock that is `parts` in a thousand too fast shows of a time. Most are right.
+fn local_of(time: Duration, parts: i64) -> Duration {
+    if parts == 0 {
+        return time;
+    }
+    scaled(time, 1_000_u64.saturating_add_signed(parts), 1_000)
+}
+
+/// The time after which such a clock shows `local`. Never too early: who wakes up before its moment goes to sleep again,
+/// at once and for ever.
+fn true_of(local: Duration, parts: i64) -> Duration {
+    if parts == 0 {
+        return local;
+    }
+    scaled(local, 1_000, 1_000_u64.saturating_add_signed(parts)) + ROUNDING
+}
+
 /// Mixes bytes into a digest, eight at a time. Enough to tell two runs apart, no more.
 fn mixed(digest: u64, bytes: &[u8]) -> u64 {
     let one = |digest: u64, word: u64| {
@@ -234,13 +251,16 @@ pub(crate) struct World {
 impl World {
     /// A world that begins now, on a paused runtime.
     pub(crate) fn new(trace: bool, broken: Option<Break>, setup: &Setup) -> Self {
-        let inner = Inner {
+        let mut inner = Inner {
             trace,
             sync_ms: setup.sync_ms,
             drift: setup.drift.clone(),
             digest: 0xcbf2_9ce4_8422_2325,
             ..Inner::default()
         };
+        if inner.drift.values().any(|parts| *parts != 0) {
+            inner.reached.note("clock-drifted");
+        }
         World {
             inner: Mutex::new(inner),
             start: tokio::time::Instant::now(),
@@ -338,8 +358,7 @@ impl World {
 
     /// A time that has passed, as this replica's clocks measure it.
     fn drifted(&self, replica: u64, time: Duration) -> Duration {
-        let parts = self.inner().drift.get(&replica).copied().unwrap_or(0);
-        scaled(time, 1_000_u64.saturating_add_signed(parts), 1_000)
+        local_of(time, self.inner().drift.get(&replica).copied().unwrap_or(0))
     }
 
     /// Moves a replica's wall clock by this much from now on.
@@ -474,9 +493,7 @@ impl Hooks for World {
     fn to_true(&self, tag: Option<u64>, time: Instant) -> Instant {
         let replica = tag.map_or(0, |t| Life(t).replica());
         let parts = self.inner().drift.get(&replica).copied().unwrap_or(0);
-        let local = time.saturating_duration_since(self.start);
-        // Never too early: who wakes up before its moment goes to sleep again, at once and for ever.
-        self.start + scaled(local, 1_000, 1_000_u64.saturating_add_signed(parts)) + ROUNDING
+        self.start + true_of(time.saturating_duration_since(self.start), parts)
     }
 
     fn fill_random(&self, _tag: Option<u64>, buf: &mut [u8]) {
@@ -526,5 +543,23 @@ impl Hooks for World {
         });
         self.kill(life);
         self.died.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_sleeps_by_a_clock_that_is_wrong_never_wakes_before_its_moment() {
+        let mut draw = Stream::new(1, "clocks");
+        for _ in 0..100_000 {
+            let local = Duration::from_nanos(draw.below(100_000_000_000));
+            for parts in [-50, -7, -1, 0, 1, 3, 50] {
+                let woken = local_of(true_of(local, parts), parts);
+                assert!(woken >= local, "{local:?} by {parts}");
+                assert!(woken <= local + 2 * ROUNDING, "{local:?} by {parts}");
+            }
+        }
     }
 }

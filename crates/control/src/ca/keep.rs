@@ -111,17 +111,18 @@ impl Control {
     /// Puts in force what the state says, if it is not.
     fn install(&self, view: &View) -> Result<(), Error> {
         self.load_keys()?;
-        let Some((number, wanted)) = self.wanted(view)? else {
+        let Some(wanted) = self.wanted(view) else {
             return Ok(());
         };
         let same = {
             let inside = self.authorities().read();
             let installed = inside.installed.as_ref();
-            installed.is_some_and(|installed| installed.is_same(&wanted))
+            installed.is_some_and(|installed| wanted.is(installed))
         };
         if same {
             return Ok(());
         }
+        let (number, wanted) = wanted.opened()?;
         self.authorities()
             .vault
             .install(&wanted)
@@ -179,38 +180,28 @@ impl Control {
     }
 
     /// What the state wants this replica to trust and to show: its newest authority of which it has the key.
-    fn wanted(&self, view: &dyn Read) -> Result<Option<(u32, Installed)>, Error> {
-        let state = ca::ca(view);
-        let mut mine = ca::authorities_of(view, self.replica_id());
-        mine.reverse();
+    fn wanted(&self, view: &dyn Read) -> Option<Wanted> {
+        let mine = ca::authorities_of(view, self.replica_id());
         let inside = self.authorities().read();
-        let Some(keys) = inside.keys.as_ref() else {
-            return Ok(None);
-        };
-        for record in mine {
+        let keys = inside.keys.as_ref()?;
+        mine.into_iter().rev().find_map(|record| {
             let own = certificates_of(view, &record);
-            let Some(held) = own.first().and_then(|der| keys.get(&key_of(der)?)) else {
-                continue;
-            };
-            let authority = authority_of(&own, &held.key)?;
+            let held = keys.get(&key_of(own.first()?)?)?;
+            let roots = ca::trusted_roots(view).into_iter();
             let authorities = ca::authorities(view);
-            let installed = Installed {
-                step: state.step,
-                roots: ca::trusted_roots(view)
-                    .into_iter()
-                    .map(|root| root.der.to_vec())
-                    .collect(),
+            Some(Wanted {
+                number: record.number,
+                step: ca::ca(view).step,
+                roots: roots.map(|root| root.der.to_vec()).collect(),
                 authorities: authorities
                     .iter()
                     .flat_map(|one| certificates_of(view, one))
                     .collect(),
                 own,
-                authority: Arc::new(authority),
+                key: Arc::clone(&held.key),
                 key_sealed: held.sealed.clone(),
-            };
-            return Ok(Some((record.number, installed)));
-        }
-        Ok(None)
+            })
+        })
     }
 
     /// The authority with which this replica issues now, and its number.
@@ -220,8 +211,10 @@ impl Control {
         }
         // Nothing was put in force yet: this replica has just started.
         self.load_keys()?;
-        match self.wanted(&self.replica().view())? {
-            Some((number, installed)) => Ok((number, installed.authority)),
+        match self.wanted(&self.replica().view()) {
+            Some(wanted) => wanted
+                .opened()
+                .map(|(number, installed)| (number, installed.authority)),
             None => Err(Error::Internal(
                 "this replica has no key of an authority that the cluster knows".to_owned(),
             )),
@@ -512,6 +505,41 @@ impl Control {
             self.applied(written.index).await?;
         }
         Ok(())
+    }
+}
+
+/// What is to be in force. Its key is made ready for signing only when it comes to be: every pass looks at this.
+struct Wanted {
+    number: u32,
+    step: u64,
+    roots: Vec<Vec<u8>>,
+    authorities: Vec<Vec<u8>>,
+    own: Vec<Vec<u8>>,
+    key: Arc<KeyPair>,
+    key_sealed: Vec<u8>,
+}
+
+impl Wanted {
+    /// Whether this is in force, to whoever shows and trusts.
+    fn is(&self, installed: &Installed) -> bool {
+        self.step == installed.step
+            && self.roots == installed.roots
+            && self.authorities == installed.authorities
+            && self.own == installed.own
+    }
+
+    /// The number of the authority, and all of it ready to be put in force.
+    fn opened(self) -> Result<(u32, Installed), Error> {
+        let authority = Arc::new(authority_of(&self.own, &self.key)?);
+        let installed = Installed {
+            step: self.step,
+            roots: self.roots,
+            authorities: self.authorities,
+            own: self.own,
+            authority,
+            key_sealed: self.key_sealed,
+        };
+        Ok((self.number, installed))
     }
 }
 

@@ -32,16 +32,6 @@ pub struct Installed {
     pub key_sealed: Vec<u8>,
 }
 
-impl Installed {
-    /// Whether both are the same to whoever shows and trusts.
-    pub(super) fn is_same(&self, other: &Installed) -> bool {
-        self.step == other.step
-            && self.roots == other.roots
-            && self.authorities == other.authorities
-            && self.own == other.own
-    }
-}
-
 /// Keeps keys durably, and puts trust and certificates in force.
 pub trait Vault: Send + Sync + fmt::Debug {
     /// Stores all of it durably, and puts it in force for handshakes that begin from now on.
