@@ -150,8 +150,8 @@ impl KeyPair {
             .map_err(|_| KeyError::Generation)
     }
 
-    /// See [`sign_repeatably`]. The key is taken as the number that it is: `p256`'s own key types compute the public key
-    /// first, which takes as long as the signature.
+    /// See [`sign_repeatably`]. The key is taken as the number that it is: `p256`'s own key types compute the public
+    /// key first, which takes as long as the signature.
     fn sign_by_message(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         let failed = |_| KeyError::Generation;
         let number = self.pair.private_key().as_be_bytes().map_err(failed)?;

@@ -148,8 +148,8 @@ async fn leave(cluster: &Rc<Cluster>, id: u64) {
     // A refusal is a problem that `insist` has noted.
     let _ = cluster.insist(fleet::remove(id)).await;
     while cluster.phase.get() != Phase::Over {
-        // One that was cut off while it handed over and was voted out takes itself for the leader until its process ends
-        // (docs/decisions/simulation.md). What the group is, is what those say that stay.
+        // One that was cut off while it handed over, and was voted out, takes itself for the leader until its process
+        // ends (docs/decisions/simulation.md). What the group is, is what those say that stay.
         let stays = |(life, _): &(Life, Replica)| life.replica() != id;
         let is_out = |(_, leader): &(Life, Replica)| {
             let members = leader.status().members;

@@ -210,8 +210,8 @@ fn local_of(time: Duration, parts: i64) -> Duration {
     scaled(time, 1_000_u64.saturating_add_signed(parts), 1_000)
 }
 
-/// The time after which such a clock shows `local`. Never too early: who wakes up before its moment goes to sleep again,
-/// at once and for ever.
+/// The time after which such a clock shows `local`. Never too early: who wakes up before its moment goes to sleep
+/// again, at once and for ever.
 fn true_of(local: Duration, parts: i64) -> Duration {
     if parts == 0 {
         return local;
