@@ -230,14 +230,41 @@ fn place_open<'k, 'a>(
 
 /// Checks the order of the revisions, a change before the reads that reflect it. A change of unknown outcome stands
 /// right before the first that saw its value: nothing can have come between them. What found nothing and tells no
-/// revision stands before all changes, where nothing is ever deleted. `None` when another operation has no revision,
-/// or when the order breaks and a change that nobody saw may be why.
+/// revision stands before all changes, where nothing is ever deleted.
+///
+/// An operation that has no place in the order, because it tells no revision or because nobody knows whether it did
+/// anything, ends what can be said: if it did something, then at a revision beyond all that had been answered before
+/// it was called. The order is checked up to there. `None` when nothing is.
 pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
-    let deletes = key
+    let placed = places(key);
+    let unplaced = key.ops.iter().zip(&placed).filter(|(_, place)| place.is_none());
+    let cut = unplaced.map(|(op, _)| op.item.start).min().unwrap_or(u64::MAX);
+    let answered = |op: &Access<'a>| op.item.stop.is_some_and(|stop| stop < cut) && !op.item.optional;
+    let whole = cut == u64::MAX;
+    let last = key
         .ops
         .iter()
-        .any(|op| matches!(op.item.call, Call::Delete { .. }));
-    let rev_of = |op: &Access<'a>| match op.item.call {
+        .zip(&placed)
+        .filter(|(op, _)| whole || answered(op))
+        .filter_map(|(_, place)| place.map(|(rev, _)| rev))
+        .max()?;
+    let mut order: Vec<(u64, Place, u64, &Access<'a>)> = key
+        .ops
+        .iter()
+        .zip(placed)
+        .filter_map(|(op, place)| place.map(|(rev, place)| (rev, place, op.item.start, op)))
+        .filter(|(rev, ..)| *rev <= last)
+        .collect();
+    order.sort_by_key(|(rev, place, start, _)| (*rev, *place, *start));
+    let order: Vec<&Access<'a>> = order.into_iter().map(|(.., op)| op).collect();
+    Some(walk(&order))
+}
+
+/// Where each operation stands in the order of the revisions, as far as it is known.
+fn places(key: &Key<'_>) -> Vec<Option<(u64, Place)>> {
+    let is_delete = |op: &Access<'_>| matches!(op.item.call, Call::Delete { .. });
+    let deletes = key.ops.iter().any(is_delete);
+    let rev_of = |op: &Access<'_>| match op.item.call {
         Call::Read { value: ABSENT, .. } if !deletes => op.rev.or(Some(0)),
         _ => op.rev,
     };
@@ -248,35 +275,19 @@ pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
             Call::Cas { from, .. } => from,
             Call::Write { .. } | Call::Delete { .. } => continue,
         };
-        let at = rev_of(op)?;
+        let Some(at) = rev_of(op) else { continue };
         seen_at
             .entry(seen)
             .and_modify(|first| *first = at.min(*first))
             .or_insert(at);
     }
-    let mut order = Vec::with_capacity(key.ops.len());
-    let mut unseen = false;
-    for op in &key.ops {
-        let (rev, place) = match (op.item.optional, op.item.call.effect()) {
-            (true, _) if matches!(op.item.call, Call::Delete { .. }) => return None,
-            (true, _) => match seen_at.get(&op.item.call.value()) {
-                Some(rev) => (*rev, Place::Assumed),
-                None => {
-                    unseen = true;
-                    continue;
-                }
-            },
-            (false, Effect::Change) => (op.rev?, Place::Change),
-            (false, Effect::Read) => (rev_of(op)?, Place::Read),
-        };
-        order.push((rev, place, op.item.start, op));
-    }
-    order.sort_by_key(|(rev, place, start, _)| (*rev, *place, *start));
-    let order: Vec<&Access<'a>> = order.into_iter().map(|(.., op)| op).collect();
-    match walk(&order) {
-        Order::Broken(_) if unseen => None,
-        found => Some(found),
-    }
+    let place = |op: &Access<'_>| match (op.item.optional, op.item.call.effect()) {
+        (true, _) if is_delete(op) => None,
+        (true, _) => Some((*seen_at.get(&op.item.call.value())?, Place::Assumed)),
+        (false, Effect::Change) => Some((op.rev?, Place::Change)),
+        (false, Effect::Read) => Some((rev_of(op)?, Place::Read)),
+    };
+    key.ops.iter().map(place).collect()
 }
 
 /// What comes first at one revision.
