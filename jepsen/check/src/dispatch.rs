@@ -36,8 +36,8 @@
 //!   one that succeeded at least once, and none that nobody asked for.
 //! - `dispatch.one-job-per-key`: a key names one job, however often it is sent; a refused one none, an unknown one at
 //!   most one.
-//! - `dispatch.cancelled-stays`: a job that was cancelled before it began does not begin after the answer, and one
-//!   that was being cancelled gets no new attempt.
+//! - `dispatch.cancelled-stays`: a job that was taken back has come to its end or is being cancelled; one that was
+//!   cancelled before it began does not begin after the answer, and one that was being cancelled gets no new attempt.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -406,7 +406,12 @@ impl<'a> Account<'a> {
         for (id, job) in &self.jobs {
             for cancel in job.cancels.iter().filter(|cancel| cancel.kind() == Kind::Ok) {
                 cancelled += 1;
-                if field(cancel, "state") != "cancelled" {
+                let state = field(cancel, "state").as_str().unwrap_or("");
+                if !state.is_empty() && state != "cancelling" && !ENDS.contains(&state) {
+                    let what = format!("job {id} was taken back, as was answered, and is {state}");
+                    found.push(violation(what, &[cancel]));
+                }
+                if state != "cancelled" {
                     continue;
                 }
                 let answered = cancel.returned().unwrap_or(u64::MAX);

@@ -67,7 +67,8 @@ pub fn check(history: &History, context: &Context) -> Vec<Check> {
 }
 
 /// Judges a history whose journal was read before.
-pub(crate) fn judge(history: &History, context: &Context, book: &Book<'_>) -> Vec<Check> {
+#[must_use]
+pub fn judge(history: &History, context: &Context, book: &Book<'_>) -> Vec<Check> {
     let ops = history.ops();
     let mut checks = book.checks();
     checks.push(requests::mutations(&ops, context, book));

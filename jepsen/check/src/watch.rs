@@ -118,7 +118,8 @@ pub fn check(history: &History, context: &Context) -> Vec<Check> {
 }
 
 /// Judges a history whose journal was read before.
-pub(crate) fn judge(history: &History, context: &Context, book: &Book<'_>) -> Vec<Check> {
+#[must_use]
+pub fn judge(history: &History, context: &Context, book: &Book<'_>) -> Vec<Check> {
     let mut watchers = Watchers::default();
     let mut ops = history.ops();
     // Streams are walked along in the order in which their items came.

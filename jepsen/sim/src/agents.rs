@@ -10,19 +10,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use palyra_control::{Assignment, Completion, Inbound, Outbound, ResultAnswer};
+use palyra_jepsen_check::Kind;
+use palyra_jepsen_check::history::Pending;
 use palyra_platform::{self as platform, Instant};
-use palyra_state::{Id, dispatch};
+use palyra_state::{Cursor, Envelope, Id, Read, dispatch, journal};
+use serde_json::{Value, json};
 
 use crate::chance;
-use crate::cluster::{Cluster, Phase};
+use crate::cluster::{Answer, Cluster, Phase};
 use crate::fleet;
 use crate::history::{Asked, Deed, Outcome};
 use crate::line::{Broken, Line};
+use crate::tape::{kind, told};
 
 /// Code of the refusal of a result from a session that is over.
 const STALE: &str = "E0609";
 
-/// What a node knows of a dispatch that it has begun.
+/// What a node knows of an attempt that it has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Begun {
     /// Its result waits to be accepted.
@@ -33,6 +37,15 @@ enum Begun {
     Forgotten,
 }
 
+/// The newest attempt of a dispatch that a node has begun.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    attempt: u32,
+    begun: Begun,
+    /// How it ends.
+    outcome: &'static str,
+}
+
 /// A node.
 struct Agent {
     cluster: Rc<Cluster>,
@@ -40,20 +53,30 @@ struct Agent {
     line: Option<Line>,
     /// Of the session before.
     last_epoch: u64,
-    begun: BTreeMap<Id, Begun>,
-    /// Results that were sent and not answered: when, and under which request.
+    works: BTreeMap<Id, Work>,
+    /// Results that were sent and not answered.
     sent: BTreeMap<Id, Sent>,
     sequence: u64,
     beats_at: Instant,
 }
 
-/// A result that is on its way.
-struct Sent {
-    invoked: u64,
-    request: Id,
+/// A result.
+#[derive(Clone, Copy)]
+struct Result {
+    dispatch: Id,
+    attempt: u32,
     epoch: u64,
     outcome: &'static str,
+    /// It is sent in the name of a session that its node knows to be over.
     stale: bool,
+}
+
+/// A result that is on its way: since when, under which request.
+struct Sent {
+    result: Result,
+    invoked: u64,
+    request: Id,
+    pending: Pending,
 }
 
 /// A node's life, until the run is over.
@@ -63,7 +86,7 @@ pub(crate) async fn agent(cluster: Rc<Cluster>, device: Id) {
         device,
         line: None,
         last_epoch: 0,
-        begun: BTreeMap::new(),
+        works: BTreeMap::new(),
         sent: BTreeMap::new(),
         sequence: 0,
         beats_at: platform::now(),
@@ -83,19 +106,20 @@ impl Agent {
     async fn attach(&mut self) {
         let at = self.cluster.any_member();
         if chance::percent(15) {
-            for begun in self.begun.values_mut().filter(|begun| **begun == Begun::Held) {
-                *begun = Begun::Forgotten;
+            for work in self.works.values_mut().filter(|work| work.begun == Begun::Held) {
+                work.begun = Begun::Forgotten;
             }
         }
-        let held: Vec<Id> = self
-            .begun
+        let held: Vec<(Id, Work)> = self
+            .works
             .iter()
-            .filter(|(_, begun)| **begun == Begun::Held)
-            .map(|(id, _)| *id)
+            .filter(|(_, work)| work.begun == Begun::Held)
+            .map(|(id, work)| (*id, *work))
             .collect();
         let peer = fleet::node_peer(&self.cluster.papers, self.device, 0);
         let invoked = self.cluster.history.borrow_mut().tick();
-        let Some(line) = Line::open(&self.cluster, at, peer, self.device, &held).await else {
+        let named: Vec<(Id, u32)> = held.iter().map(|(id, work)| (*id, work.attempt)).collect();
+        let Some(line) = Line::open(&self.cluster, at, peer, self.device, &named).await else {
             return;
         };
         let (device, epoch) = (self.device, line.epoch());
@@ -106,14 +130,26 @@ impl Agent {
         };
         self.cluster.record(at, attached, Outcome::Ok(epoch), invoked);
         self.line = Some(line);
+        // What was on its way when the session ended is said again, mostly.
+        for (dispatch, work) in held {
+            if chance::percent(60) {
+                self.report(Result {
+                    dispatch,
+                    attempt: work.attempt,
+                    epoch,
+                    outcome: work.outcome,
+                    stale: false,
+                });
+            }
+        }
     }
 
     /// Ends the session from the node's side: it attaches again, perhaps elsewhere. What was not answered is unknown.
     fn leave(&mut self) {
         if let Some(line) = self.line.take() {
             self.last_epoch = line.epoch();
-            for (id, sent) in std::mem::take(&mut self.sent) {
-                self.judged(line.at, id, &sent, Outcome::Unknown);
+            for (_, sent) in std::mem::take(&mut self.sent) {
+                self.judged(line.at, &sent, Outcome::Unknown);
             }
         }
     }
@@ -128,10 +164,16 @@ impl Agent {
             Ok(Some(Outbound::Result(answer))) => self.answered(&answer),
             // A cancelled dispatch is over when its node says so.
             Ok(Some(Outbound::Cancel {
-                dispatch_id,
-                confirm: Some((epoch, _)),
+                dispatch_id: dispatch,
+                confirm: Some((epoch, attempt)),
                 ..
-            })) => self.report(dispatch_id, epoch, "cancelled", false),
+            })) => self.report(Result {
+                dispatch,
+                attempt,
+                epoch,
+                outcome: "cancelled",
+                stale: false,
+            }),
             Ok(_) => {}
         }
         self.beat();
@@ -170,24 +212,42 @@ impl Agent {
 
     /// Runs what it is given unless that was done before, and reports it, most of the time.
     fn given(&mut self, found: &Assignment) {
-        if self.line.as_ref().is_none_or(|line| line.epoch() != found.epoch) {
+        let (dispatch, attempt, epoch) = (found.dispatch_id, found.attempt, found.epoch);
+        if self.line.as_ref().is_none_or(|line| line.epoch() != epoch) {
             return self.cluster.problem(format!(
-                "dispatch.epochs: {} was given {} of epoch {} in another session",
-                self.device, found.dispatch_id, found.epoch
+                "dispatch.epochs: {} was given {dispatch} of epoch {epoch} in another session",
+                self.device
             ));
         }
-        match self.begun.get(&found.dispatch_id) {
-            Some(Begun::Over) => return,
-            Some(Begun::Forgotten) if found.effect == "once" => {
-                self.cluster.problem(format!(
-                    "{} must not run twice, and was given again in epoch {}",
-                    found.dispatch_id, found.epoch
-                ));
-            }
-            _ => {}
+        let heard = json!({
+            "job": dispatch.to_string(),
+            "attempt": attempt,
+            "epoch": epoch,
+            "device": self.device.to_string(),
+        });
+        self.cluster.happened("deliver", heard);
+        if self
+            .works
+            .get(&dispatch)
+            .is_some_and(|work| work.attempt >= attempt)
+        {
+            return;
         }
+        if attempt > 1 {
+            self.cluster.world.reach("dispatch-attempted-again");
+        }
+        let outcome = if chance::percent(10) {
+            "failed"
+        } else {
+            "succeeded"
+        };
         // What is begun and not reported is held, should the session end now.
-        self.begun.insert(found.dispatch_id, Begun::Held);
+        let work = Work {
+            attempt,
+            begun: Begun::Held,
+            outcome,
+        };
+        self.works.insert(dispatch, work);
         if !chance::percent(75) {
             return;
         }
@@ -195,49 +255,56 @@ impl Agent {
             && let Some(line) = &self.line
         {
             line.say(Inbound::Mediation {
-                dispatch_id: found.dispatch_id.to_string(),
-                epoch: found.epoch,
+                dispatch_id: dispatch.to_string(),
+                epoch,
                 waiting: true,
                 request_id: String::new(),
                 prompt: String::new(),
                 host: String::new(),
             });
         }
-        if self.last_epoch != 0 && chance::percent(20) {
-            self.report(found.dispatch_id, self.last_epoch, "succeeded", true);
-        } else {
-            self.report(found.dispatch_id, found.epoch, "succeeded", false);
-        }
+        let stale = self.last_epoch != 0 && chance::percent(20);
+        self.report(Result {
+            dispatch,
+            attempt,
+            epoch: if stale { self.last_epoch } else { epoch },
+            outcome,
+            stale,
+        });
     }
 
-    fn report(&mut self, id: Id, epoch: u64, outcome: &'static str, stale: bool) {
+    fn report(&mut self, result: Result) {
         let Some(line) = &self.line else { return };
-        if self.sent.contains_key(&id) {
+        if self.sent.contains_key(&result.dispatch) {
             // Answers name the dispatch only, and come in any order: one at a time.
             return;
         }
         let request = fleet::fresh();
         let invoked = self.cluster.history.borrow_mut().tick();
+        let failed = result.outcome == "failed";
         let completion = Completion {
             request_id: request.to_string(),
-            dispatch_id: id.to_string(),
-            epoch,
-            outcome: outcome.to_owned(),
-            payload: result_of(id).into(),
-            error_code: String::new(),
+            dispatch_id: result.dispatch.to_string(),
+            epoch: result.epoch,
+            outcome: result.outcome.to_owned(),
+            payload: result_of(result.dispatch).into(),
+            error_code: if failed { "program_failed" } else { "" }.to_owned(),
             error_message: String::new(),
             log_tail: Bytes::new(),
-            attempt: 0,
+            attempt: result.attempt,
         };
+        let value = self.told(&result);
+        let pending = self
+            .cluster
+            .invoke("complete", value, Some(line.at), Some(request));
         let sent = Sent {
+            result,
             invoked,
             request,
-            epoch,
-            outcome,
-            stale,
+            pending,
         };
         let was_said = line.say(Inbound::Result(completion));
-        self.sent.insert(id, sent);
+        self.sent.insert(result.dispatch, sent);
         if !was_said {
             self.leave();
         }
@@ -247,6 +314,7 @@ impl Agent {
     fn answered(&mut self, answer: &ResultAnswer) {
         let (id, at) = (answer.dispatch_id, self.line.as_ref().map_or(0, |line| line.at));
         let Some(sent) = self.sent.remove(&id) else { return };
+        let result = sent.result;
         let outcome = if answer.accepted {
             Outcome::Told
         } else if answer.retry && answer.error_code != STALE {
@@ -260,42 +328,63 @@ impl Agent {
         if answer.error_code == STALE {
             self.cluster.world.reach("stale-epoch-refused");
         }
-        let over = !sent.stale && outcome != Outcome::Unknown && answer.error_code != STALE;
+        let over = !result.stale && outcome != Outcome::Unknown && answer.error_code != STALE;
         if answer.late {
             // Noted beside an end that had come before it: no result of the dispatch.
             let (deed, request) = (Deed::Plain("late"), sent.request);
-            self.cluster.record(
-                at,
-                Asked::Command { deed, request },
-                Outcome::Unknown,
-                sent.invoked,
-            );
+            let asked = Asked::Command { deed, request };
+            self.cluster.record(at, asked, Outcome::Unknown, sent.invoked);
+            let value = self.told(&result);
+            self.cluster.complete(&sent.pending, Kind::Fail, told(value));
         } else {
-            self.judged(at, id, &sent, outcome);
+            self.judged(at, &sent, outcome);
         }
         if over {
-            self.begun.insert(id, Begun::Over);
-        } else if sent.stale {
+            if let Some(work) = self.works.get_mut(&id)
+                && work.attempt == result.attempt
+            {
+                work.begun = Begun::Over;
+            }
+        } else if result.stale {
             // Now in earnest.
             let epoch = self.line.as_ref().map_or(0, Line::epoch);
-            self.report(id, epoch, "succeeded", false);
+            self.report(Result {
+                epoch,
+                stale: false,
+                ..result
+            });
         }
     }
 
-    fn judged(&self, at: u64, id: Id, sent: &Sent, outcome: Outcome) {
-        let deed = if sent.outcome == "succeeded" {
+    fn judged(&self, at: u64, sent: &Sent, outcome: Outcome) {
+        let result = sent.result;
+        let deed = if result.outcome == "succeeded" {
             Deed::Complete {
-                dispatch: id,
-                epoch: sent.epoch,
-                result: result_of(id),
-                stale: sent.stale,
+                dispatch: result.dispatch,
+                epoch: result.epoch,
+                result: result_of(result.dispatch),
+                stale: result.stale,
             }
         } else {
-            Deed::Plain(sent.outcome)
+            Deed::Plain(result.outcome)
         };
         let request = sent.request;
+        let kind = kind(&outcome);
         self.cluster
             .record(at, Asked::Command { deed, request }, outcome, sent.invoked);
+        self.cluster
+            .complete(&sent.pending, kind, told(self.told(&result)));
+    }
+
+    /// As the history has it.
+    fn told(&self, result: &Result) -> Value {
+        json!({
+            "job": result.dispatch.to_string(),
+            "attempt": result.attempt,
+            "epoch": result.epoch,
+            "device": self.device.to_string(),
+            "outcome": result.outcome,
+        })
     }
 }
 
@@ -318,14 +407,8 @@ pub(crate) async fn operator(cluster: Rc<Cluster>, devices: Vec<Id>) {
         // Now and then so much that a snapshot takes several chunks.
         let bytes = if chance::percent(15) { 120_000 } else { 40 };
         let timeout_ms = chance::between(1_500, 12_000);
-        let at = cluster.any_member();
         let envelope = fleet::submit(id, device, capability, bytes, timeout_ms);
-        let answer = cluster
-            .ask_noted(at, envelope, |answer| Asked::Command {
-                deed: Deed::Submit { dispatch: id },
-                request: answer.request,
-            })
-            .await;
+        let answer = submit(&cluster, envelope, id, device, capability).await;
         if answer.outcome.index().is_none() {
             continue;
         }
@@ -335,18 +418,102 @@ pub(crate) async fn operator(cluster: Rc<Cluster>, devices: Vec<Id>) {
                 .read(at, move |view| dispatch::dispatch(view, id).is_some())
                 .await;
             if matches!(found, Some((_, false))) {
-                cluster.problem(format!("{id} was accepted, and r{at} does not know it"));
+                cluster.problem(format!(
+                    "dispatch.none-vanish: {id} was accepted, and r{at} does not know it"
+                ));
             }
         }
         if chance::percent(10) {
-            let cancel = fleet::cancel(id);
-            cluster
-                .ask_noted(cluster.any_member(), cancel, |answer| Asked::Command {
-                    deed: Deed::Plain("cancel"),
-                    request: answer.request,
-                })
-                .await;
+            cancel(&cluster, id).await;
         }
+    }
+}
+
+/// Submits a dispatch under a request of its own, which is its key.
+pub(crate) async fn submit(
+    cluster: &Cluster,
+    envelope: Envelope,
+    dispatch: Id,
+    device: Id,
+    capability: &str,
+) -> Answer {
+    let effect = if capability == fleet::ONCE {
+        "once"
+    } else {
+        "idempotent"
+    };
+    let value = json!({"device": device.to_string(), "effect": effect});
+    let job = json!({"job": dispatch.to_string()});
+    let deed = Deed::Plain("submit");
+    cluster
+        .send(cluster.any_member(), envelope, deed, ("submit", value), |_| job)
+        .await
+}
+
+/// Takes a dispatch back, and says what that did to it.
+async fn cancel(cluster: &Cluster, id: Id) {
+    let (envelope, at) = (fleet::cancel(id), cluster.any_member());
+    let request = envelope.request_id;
+    let value = json!({"job": id.to_string()});
+    let call = cluster.invoke("cancel", value.clone(), Some(at), Some(request));
+    let answer = cluster
+        .ask_noted(at, envelope, |answer| Asked::Command {
+            deed: Deed::Plain("cancel"),
+            request: answer.request,
+        })
+        .await;
+    let mut state = None;
+    if kind(&answer.outcome) == Kind::Ok {
+        state = cluster.read(at, move |view| cancelled(view, id, request)).await;
+    }
+    cluster.sent(&call, value, &answer, |_| match state {
+        Some((_, state)) => json!({"state": state}),
+        None => json!({}),
+    });
+}
+
+/// What a cancellation did: its own entry says so, for by now the dispatch may have moved on. Without one it is as it
+/// is.
+fn cancelled(view: &dyn Read, id: Id, request: Id) -> &'static str {
+    let submitted = dispatch::dispatch(view, id);
+    let from = submitted.as_ref().map_or(0, |found| found.order);
+    let after = Cursor {
+        index: from,
+        ordinal: 0,
+    };
+    let rows = match journal::rows_after(view, after, usize::MAX) {
+        journal::Rows::Rows(rows) => rows,
+        journal::Rows::Gap { .. } => Vec::new(),
+    };
+    let own = rows.iter().find(|row| row.request_id == request);
+    match own.map(|row| row.action.as_str()) {
+        Some("dispatch.finished") => "cancelled",
+        Some("dispatch.cancelling") => "cancelling",
+        _ => submitted.map_or("", |found| found.state().as_str()),
+    }
+}
+
+/// What became of each dispatch, as the history says it at its end.
+pub(crate) fn close(cluster: &Cluster, state: &dyn Read) {
+    let submitted: Vec<Id> = {
+        let tape = cluster.tape.borrow();
+        let events = tape.history().events.iter();
+        let accepted = events.filter(|event| event.f == "submit" && event.kind == Kind::Ok);
+        accepted
+            .filter_map(|event| Id::parse(event.value["job"].as_str()?))
+            .collect()
+    };
+    for id in submitted {
+        let value = json!({"job": id.to_string()});
+        let call = cluster.invoke("job", value, None, None);
+        let (kind, value) = match dispatch::dispatch(state, id) {
+            Some(found) => (
+                Kind::Ok,
+                json!({"job": id.to_string(), "state": found.state().as_str()}),
+            ),
+            None => (Kind::Fail, json!({"job": id.to_string()})),
+        };
+        cluster.complete(&call, kind, told(value));
     }
 }
 

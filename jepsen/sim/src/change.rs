@@ -4,10 +4,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use palyra_jepsen_check::Kind;
+use palyra_jepsen_check::history::Answer as Told;
 use palyra_platform as platform;
 use palyra_replica::{Replica, View};
 use palyra_state::Reply;
 use palyra_state::cluster::{self as state, ReplicaStatus};
+use serde_json::json;
 
 use crate::chance;
 use crate::cluster::{Cluster, Phase};
@@ -166,4 +169,44 @@ async fn leave(cluster: &Rc<Cluster>, id: u64) {
     platform::sleep(Duration::from_millis(chance::below(2_000))).await;
     cluster.kill(id, false);
     cluster.world.reach("replica-removed");
+}
+
+/// Asks replicas who the members are, in the words of `palyra_jepsen_check::membership`, until faults end: also those that
+/// are cut off, and those that were removed and do not know it.
+pub(crate) async fn look_on(cluster: Rc<Cluster>) {
+    while cluster.phase.get() == Phase::Faults {
+        platform::sleep(Duration::from_millis(chance::between(50, 300))).await;
+        tell_members(&cluster, cluster.any_running()).await;
+    }
+}
+
+/// The members as each replica has them at the end.
+pub(crate) async fn last_members(cluster: &Cluster) {
+    for id in cluster.members() {
+        tell_members(cluster, id).await;
+    }
+}
+
+/// What a replica has of the members, however old that is.
+async fn tell_members(cluster: &Cluster, at: u64) {
+    let call = cluster.invoke("members", json!({}), Some(at), None);
+    let members = |view: &View| {
+        let known = state::replicas(view).into_iter();
+        let members = known.filter(|record| record.status() != ReplicaStatus::Removed);
+        let members: Vec<(u64, &str)> = members
+            .map(|record| (record.id, record.status().as_str()))
+            .collect();
+        (view.index(), json!({"members": members}))
+    };
+    match cluster.look(at, members).await {
+        Some((index, value)) => {
+            let answer = Told {
+                value,
+                rev: Some(index),
+                ..Told::default()
+            };
+            cluster.complete(&call, Kind::Ok, answer);
+        }
+        None => cluster.complete(&call, Kind::Fail, Told::default()),
+    }
 }

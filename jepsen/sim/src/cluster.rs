@@ -10,13 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palyra_control::{Control, ControlConfig, Limits, Timings};
-use palyra_jepsen_check::history::{Answer as Told, Pending};
-use palyra_jepsen_check::{Kind, Recorder};
+use palyra_jepsen_check::Recorder;
 use palyra_platform as platform;
 use palyra_replica::{Committed, OpenError, ProposeError, ReadError, Replica, ReplicaConfig, View};
 use palyra_state::{Envelope, Id, Reject, Reply};
 use palyra_storage::Engine;
-use serde_json::Value;
 
 use crate::breaks::Break;
 use crate::bus::Bus;
@@ -78,6 +76,10 @@ pub(crate) struct Cluster {
     /// The same for the shared checkers.
     pub(crate) tape: RefCell<Recorder>,
     pub(crate) probed: Probed,
+    /// Streams of watchers so far.
+    pub(crate) streams: Cell<u64>,
+    /// Attempts at codes that may count as failures.
+    pub(crate) spent: Cell<u64>,
     /// What leases protect.
     pub(crate) resource: Resource,
     pub(crate) phase: Cell<Phase>,
@@ -112,6 +114,8 @@ impl Cluster {
             history: RefCell::default(),
             tape: RefCell::default(),
             probed: Probed::default(),
+            streams: Cell::new(0),
+            spent: Cell::new(0),
             resource: Resource::default(),
             phase: Cell::new(Phase::Faults),
             changing: Cell::new(false),
@@ -513,39 +517,6 @@ impl Cluster {
         let answer = self.ask(at, envelope).await;
         self.record(at, asked(&answer), answer.outcome.clone(), invoked);
         answer
-    }
-
-    /// A process of the shared history that was never used.
-    pub(crate) fn process(&self) -> u64 {
-        self.tape.borrow_mut().process()
-    }
-
-    /// A call goes into the shared history, under a process of its own unless one is given.
-    pub(crate) fn invoke(
-        &self,
-        process: Option<u64>,
-        f: &str,
-        value: Value,
-        at: Option<u64>,
-        request: Option<Id>,
-    ) -> Pending {
-        let process = process.unwrap_or_else(|| self.process());
-        let (node, request) = (at.map(|at| format!("r{at}")), request.map(|id| id.to_string()));
-        self.world.note(&format!("{f} {value} {node:?}"));
-        let now = self.world.elapsed_ns();
-        self.tape
-            .borrow_mut()
-            .invoke(now, process, f, value, node, request)
-    }
-
-    /// It has ended.
-    pub(crate) fn complete(&self, pending: &Pending, kind: Kind, answer: Told) {
-        self.world.note(&format!(
-            "{:?} {kind:?} {} {:?}",
-            pending, answer.value, answer.error
-        ));
-        let now = self.world.elapsed_ns();
-        self.tape.borrow_mut().complete(now, pending, kind, answer);
     }
 
     /// Puts an operation that has ended into the history.

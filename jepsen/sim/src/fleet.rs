@@ -148,10 +148,10 @@ pub(crate) fn remove(replica_id: u64) -> Envelope {
 }
 
 /// Opens a code.
-pub(crate) fn mint(code_id: Id) -> Envelope {
+pub(crate) fn mint(code_id: Id, method: pairing::Method) -> Envelope {
     let mint = pairing::MintCode {
         code_id,
-        method: pairing::Method::Pin.into(),
+        method: method.into(),
         sealed: Bytes::from_static(b"sealed"),
         ttl_ms: 0,
         device_name: String::new(),
@@ -172,16 +172,28 @@ pub(crate) fn begin(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id) 
     envelope(Actor::Replica { id: served_by }, begin)
 }
 
-/// Says that a device proved a code; it asks for a certificate under `pairing_id`.
-pub(crate) fn prove(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id, pairing_id: Id) -> Envelope {
+/// Says that a device proved a code; it asks for a certificate under `pairing_id`. A ticket needs no attempt.
+pub(crate) fn prove(
+    served_by: u64,
+    attempt_id: Option<Id>,
+    code_id: Id,
+    device_id: Id,
+    pairing_id: Id,
+) -> Envelope {
     let prove = proof(served_by, attempt_id, code_id, device_id, pairing_id);
     envelope(Actor::Replica { id: served_by }, prove)
 }
 
-fn proof(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id, pairing_id: Id) -> pairing::Prove {
+fn proof(
+    served_by: u64,
+    attempt_id: Option<Id>,
+    code_id: Id,
+    device_id: Id,
+    pairing_id: Id,
+) -> pairing::Prove {
     pairing::Prove {
         pairing_id,
-        attempt_id: Some(attempt_id),
+        attempt_id,
         code_id,
         device_id,
         device_name: format!("sim-{}", device_id.to_string().to_lowercase()),
@@ -192,6 +204,24 @@ fn proof(served_by: u64, attempt_id: Id, code_id: Id, device_id: Id, pairing_id:
         served_by,
         fetch_token_hash: Digest::of(b"token"),
     }
+}
+
+/// Takes a code back.
+pub(crate) fn close(code_id: Id) -> Envelope {
+    let close = pairing::RevokeCode {
+        code_id,
+        reason: String::new(),
+    };
+    envelope(operator(), close)
+}
+
+/// Refuses a machine.
+pub(crate) fn reject(pairing_id: Id) -> Envelope {
+    let reject = pairing::Reject {
+        pairing_id,
+        reason: String::new(),
+    };
+    envelope(operator(), reject)
 }
 
 /// Lets a device in. `by` tells certificates apart that two replicas signed for it at once.
@@ -218,7 +248,7 @@ pub(crate) fn pair(device_id: Id, key: Option<Fingerprint>) -> Vec<Envelope> {
     let spki = key.unwrap_or_else(|| certificate(&format!("node/{device_id}")).spki);
     let prove = Command::from(pairing::Prove {
         csr_spki: spki,
-        ..proof(1, attempt_id, code_id, device_id, pairing_id)
+        ..proof(1, Some(attempt_id), code_id, device_id, pairing_id)
     });
     let approve = Command::from(pairing::Approve {
         pairing_id,
@@ -230,7 +260,7 @@ pub(crate) fn pair(device_id: Id, key: Option<Fingerprint>) -> Vec<Envelope> {
         reason: String::new(),
     });
     vec![
-        mint(code_id),
+        mint(code_id, pairing::Method::Pin),
         begin(1, attempt_id, code_id, device_id),
         envelope(Actor::Replica { id: 1 }, prove),
         envelope(operator(), approve),
@@ -259,14 +289,20 @@ pub(crate) fn write(actor: Actor, device_id: Id, value: u64) -> Envelope {
         max_concurrency: 3,
         ..Capability::default()
     };
+    let again = Capability {
+        max_attempts: 3,
+        backoff_ms: 100,
+        retry_on: vec![
+            dispatch::ANY_FAILURE.to_owned(),
+            dispatch::SESSION_LOST.to_owned(),
+        ],
+        ..capability(AGAIN, Effect::Idempotent)
+    };
     let register = nodes::Register {
         device_id,
         platform: "sim/x".into(),
         agent_version: "1".into(),
-        capabilities: vec![
-            capability(AGAIN, Effect::Idempotent),
-            capability(ONCE, Effect::Once),
-        ],
+        capabilities: vec![again, capability(ONCE, Effect::Once)],
         labels: BTreeMap::from([("value".to_owned(), value.to_string())]),
         ..nodes::Register::default()
     };
@@ -415,9 +451,11 @@ pub(crate) fn revoke(device_id: Id) -> Envelope {
     envelope(operator(), revoke)
 }
 
-/// What the register holds; 0 at first.
-pub(crate) fn value(state: &dyn Read, device_id: Id) -> u64 {
-    nodes::node(state, device_id)
-        .and_then(|node| node.labels.get("value").and_then(|text| text.parse().ok()))
-        .unwrap_or(0)
+/// What the register holds, and its version; 0 at first, both.
+pub(crate) fn register(state: &dyn Read, device_id: Id) -> (u64, u64) {
+    let Some(node) = nodes::node(state, device_id) else {
+        return (0, 0);
+    };
+    let value = node.labels.get("value").and_then(|text| text.parse().ok());
+    (value.unwrap_or(0), node.generation)
 }

@@ -61,8 +61,6 @@ pub(crate) struct Lease {
     /// When the work is done.
     pub(crate) done_at: u64,
     pub(crate) work_ms: u64,
-    /// Of the history.
-    pub(crate) process: u64,
 }
 
 impl Lease {

@@ -42,8 +42,6 @@ impl Outcome {
 pub(crate) enum Deed {
     /// Only that it happened is checked.
     Plain(&'static str),
-    /// A dispatch was submitted.
-    Submit { dispatch: Id },
     /// A node reported a result in a session; `stale`: one that it knew to be over.
     Complete {
         dispatch: Id,
@@ -53,10 +51,6 @@ pub(crate) enum Deed {
     },
     /// A node began the session of this epoch; 0 when it was not told.
     Attach { device: Id, epoch: u64 },
-    /// A machine proved a code.
-    Prove { code: Id },
-    /// An operator let a machine in.
-    Approve { pairing: Id },
     /// An operator revoked a device.
     Revoke { device: Id },
     /// A device did something in its own name.

@@ -1,7 +1,9 @@
-//! What single domains promise, checked over the whole run: history, journal and final state side by side.
+//! What single domains promise beyond the conditions of the shared checkers: history, journal and final state side by
+//! side.
 //!
 //! The rules are written against what callers were told and what the journal says, not against the state machine's own
-//! bookkeeping: `palyra_state::invariants` checks that one from within. Never here: order and registers, see `history`.
+//! bookkeeping: `palyra_state::invariants` checks that one from within. Never here: order and registers, see `history`;
+//! what runs on real processes are held to as well, see `judge`.
 
 use std::collections::BTreeMap;
 
@@ -23,12 +25,8 @@ pub(crate) fn check(history: &History, rows: &[Row], state: &dyn Read) -> Vec<St
         .collect();
     let mut problems = Vec::new();
     problems.extend(results_are_kept(&deeds, rows, state));
-    problems.extend(submissions_are_kept(&deeds, rows));
-    problems.extend(dispatches_end_once(rows));
     problems.extend(dispatches_have_their_time(rows));
-    problems.extend(once_is_delivered_once(rows));
     problems.extend(epochs_rise(&deeds, rows));
-    problems.extend(won_once(&deeds));
     problems.extend(revoked_means_revoked(&deeds, rows));
     problems
 }
@@ -70,24 +68,6 @@ fn results_are_kept(deeds: &[(&Deed, &Op)], rows: &[Row], state: &dyn Read) -> O
     })
 }
 
-/// A dispatch that was accepted is in the journal.
-fn submissions_are_kept(deeds: &[(&Deed, &Op)], rows: &[Row]) -> Option<String> {
-    deeds.iter().find_map(|(deed, op)| {
-        let (Deed::Submit { dispatch }, Outcome::Ok(_)) = (deed, &op.outcome) else {
-            return None;
-        };
-        let name = dispatch.to_string();
-        let found = rows
-            .iter()
-            .any(|row| row.action == "dispatch.submitted" && row.subject == name);
-        (!found).then(|| format!("the dispatch {name} was accepted, and is gone"))
-    })
-}
-
-fn dispatches_end_once(rows: &[Row]) -> Option<String> {
-    more_than_once(rows, "dispatch.finished", |_| true)
-}
-
 /// A dispatch is given up for its deadline when that has passed, by the log's clock, and not before.
 fn dispatches_have_their_time(rows: &[Row]) -> Option<String> {
     let deadlines: BTreeMap<&str, u64> = rows
@@ -105,28 +85,6 @@ fn dispatches_have_their_time(rows: &[Row]) -> Option<String> {
                     row.subject, row.at_ms
                 )
             })
-        })
-}
-
-/// Work that must not run twice is given to one session only.
-fn once_is_delivered_once(rows: &[Row]) -> Option<String> {
-    let once: Vec<&str> = rows
-        .iter()
-        .filter(|row| row.action == "dispatch.submitted" && row.detail("capability") == crate::fleet::ONCE)
-        .map(|row| row.subject.as_str())
-        .collect();
-    more_than_once(rows, "dispatch.assigned", |row| {
-        once.contains(&row.subject.as_str())
-    })
-}
-
-fn more_than_once(rows: &[Row], action: &str, counts: impl Fn(&Row) -> bool) -> Option<String> {
-    let mut seen: BTreeMap<&str, u64> = BTreeMap::new();
-    rows.iter()
-        .filter(|row| row.action == action && counts(row))
-        .find_map(|row| {
-            let before = seen.insert(&row.subject, row.index);
-            before.map(|before| format!("{action} of {} at {before} and at {}", row.subject, row.index))
         })
 }
 
@@ -157,24 +115,6 @@ fn epochs_rise(deeds: &[(&Deed, &Op)], rows: &[Row]) -> Option<String> {
             ))
         })
     })
-}
-
-/// One code makes one request, one request one certificate, however many try at once.
-fn won_once(deeds: &[(&Deed, &Op)]) -> Option<String> {
-    let mut won: BTreeMap<(Id, &str), usize> = BTreeMap::new();
-    for (deed, op) in deeds {
-        let key = match deed {
-            Deed::Prove { code } => (*code, "code"),
-            Deed::Approve { pairing } => (*pairing, "approval"),
-            _ => continue,
-        };
-        if matches!(op.outcome, Outcome::Ok(_)) {
-            *won.entry(key).or_default() += 1;
-        }
-    }
-    won.iter()
-        .find(|(_, count)| **count > 1)
-        .map(|((id, what), count)| format!("the {what} {id} was won by {count}"))
 }
 
 /// After its revocation in the log a device has no effect, and after the answer to it no success.
@@ -252,15 +192,6 @@ mod tests {
     }
 
     #[test]
-    fn a_code_that_two_won_is_found() {
-        let prove = || (Deed::Prove { code: id(1) }, Outcome::Ok(5));
-        assert_eq!(found(vec![prove()], &[]), Vec::<String>::new());
-        assert_eq!(found(vec![prove(), prove()], &[]).len(), 1);
-        let unknown = (Deed::Prove { code: id(1) }, Outcome::Unknown);
-        assert_eq!(found(vec![prove(), unknown], &[]), Vec::<String>::new());
-    }
-
-    #[test]
     fn what_a_revoked_device_does_is_found() {
         let revoked = row(5, "identity.device_revoked", id(1), &[]);
         let mut late = row(6, "node.registered", id(1), &[]);
@@ -280,45 +211,18 @@ mod tests {
     }
 
     #[test]
-    fn dispatches_that_are_lost_or_run_twice_are_found() {
-        let submit = (Deed::Submit { dispatch: id(2) }, Outcome::Ok(5));
-        let once = row(
-            5,
-            "dispatch.submitted",
-            id(2),
-            &[("capability", crate::fleet::ONCE)],
-        );
-        let assigned = |index| row(index, "dispatch.assigned", id(2), &[]);
-        let finished = |index| row(index, "dispatch.finished", id(2), &[("state", "failed")]);
-        assert_eq!(found(vec![submit.clone()], &[]).len(), 1, "it is gone");
-        let good = [once.clone(), assigned(6), finished(7)];
-        assert_eq!(found(vec![submit.clone()], &good), Vec::<String>::new());
-        assert_eq!(
-            found(vec![], &[once, assigned(6), assigned(7)]).len(),
-            1,
-            "given twice"
-        );
-        assert_eq!(found(vec![], &[finished(6), finished(7)]).len(), 1, "ended twice");
+    fn results_that_are_not_kept_are_found() {
+        let good = [row(7, "dispatch.finished", id(2), &[("state", "failed")])];
         let complete = |stale| Deed::Complete {
             dispatch: id(2),
             epoch: 4,
             result: vec![1],
             stale,
         };
-        assert_eq!(
-            found(vec![(complete(true), Outcome::Ok(7))], &good).len(),
-            1,
-            "stale"
-        );
-        assert_eq!(
-            found(vec![(complete(false), Outcome::Ok(7))], &good).len(),
-            1,
-            "another end"
-        );
-        assert_eq!(
-            found(vec![(complete(true), Outcome::Refused)], &good),
-            Vec::<String>::new()
-        );
+        let of = |stale, outcome| found(vec![(complete(stale), outcome)], &good);
+        assert_eq!(of(true, Outcome::Ok(7)).len(), 1, "stale");
+        assert_eq!(of(false, Outcome::Ok(7)).len(), 1, "another end");
+        assert_eq!(of(true, Outcome::Refused), Vec::<String>::new());
     }
 
     #[test]

@@ -47,13 +47,13 @@ struct Stream {
 }
 
 impl Line {
-    /// Attaches at a replica. `None` when it is gone, refuses, or nobody knows.
+    /// Attaches at a replica; `held` says which attempts of which dispatches the node has. `None` when it is gone, refuses, or nobody knows.
     pub(crate) async fn open(
         cluster: &Cluster,
         at: u64,
         peer: PeerIdentity,
         device: Id,
-        held: &[Id],
+        held: &[(Id, u32)],
     ) -> Option<Line> {
         let (life, control) = cluster.control(at)?;
         let (to, inbox) = mpsc::unbounded_channel();
@@ -67,7 +67,7 @@ impl Line {
             held_until: held_until.clone(),
             world: cluster.world,
         };
-        let held = held.iter().map(ToString::to_string).collect();
+        let held = held.to_vec();
         let (told, first) = oneshot::channel();
         platform::scope_sync(life.tag(), || {
             platform::spawn(stream.serve(control, held, told)).detach();
@@ -126,7 +126,7 @@ impl Stream {
     async fn serve(
         mut self,
         control: Control,
-        held: Vec<String>,
+        held: Vec<(Id, u32)>,
         told: oneshot::Sender<Result<Attached, Error>>,
     ) {
         self.passes().await;
@@ -136,8 +136,8 @@ impl Stream {
         };
         let request = AttachRequest {
             device_id: self.device.clone(),
-            held,
-            held_attempts: Vec::new(),
+            held: held.iter().map(|(id, _)| id.to_string()).collect(),
+            held_attempts: held.iter().map(|(_, attempt)| *attempt).collect(),
             transport: Transport::Stream,
             fallback: String::new(),
             connection: guard.id(),

@@ -25,7 +25,7 @@ pub(crate) enum Workload {
     Dispatch,
     /// Commands of all domains, and what the journal has of each
     Journal,
-    /// Followers of the journal: at one replica, moving, slow, new
+    /// Watchers of the journal: at one replica, moving, slow, new
     Watch,
     /// Registers while replicas are replaced one after another
     Membership,
@@ -51,9 +51,11 @@ pub(crate) struct Load {
     pub(crate) probes: usize,
     /// Workers that hold leases.
     pub(crate) workers: usize,
-    /// Followers of the journal that move between replicas, and that stay where they are.
+    /// Watchers of the journal that move between replicas, and that stay where they are.
     pub(crate) roaming: usize,
     pub(crate) settled: usize,
+    /// Readers of the journal's pages and heads.
+    pub(crate) readers: usize,
     /// Whether replicas are replaced all the time.
     pub(crate) replaced: bool,
 }
@@ -89,6 +91,7 @@ impl Workload {
                 nodes: 2,
                 doors: 1,
                 roaming: 2,
+                readers: 2,
                 ..calm
             },
             Workload::Watch => Load {
@@ -149,6 +152,7 @@ fn mix() -> Load {
         workers: some(60, 2),
         roaming: some(70, 2),
         settled: some(30, 1),
+        readers: some(40, 1),
         replaced: false,
     }
 }
@@ -173,7 +177,8 @@ mod tests {
                 Workload::Revocation => assert!(load.doors > 0 && load.probes > 0),
                 Workload::Lease => assert!(load.workers > 1),
                 Workload::Dispatch => assert!(load.nodes > 1),
-                Workload::Watch | Workload::Journal => assert!(load.roaming > 1),
+                Workload::Watch => assert!(load.roaming > 1),
+                Workload::Journal => assert!(load.roaming > 1 && load.readers > 0),
                 Workload::Membership => assert!(load.replaced),
                 Workload::Failover => assert!(load.steady > 0),
                 Workload::Registry | Workload::Mix => {}

@@ -34,11 +34,14 @@ mod papers;
 mod planted;
 mod raft;
 mod reach;
+mod readers;
 mod revocation;
 mod run;
 mod runs;
 mod setup;
 mod shrink;
+mod tape;
+mod watchers;
 mod workers;
 mod world;
 

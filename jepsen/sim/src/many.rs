@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::case::Case;
 use crate::fork::{self, Ended};
+use crate::judge;
 use crate::named;
 use crate::reach::Reached;
 use crate::{Args, HARNESS, Output, simulate};
@@ -209,8 +210,10 @@ impl<'a> Many<'a> {
                 .or_default()
                 .push(violation);
         }
+        let shared = judge::names(self.args.workload);
         let mut checks: Vec<Check> = CHECKS
             .iter()
+            .chain(&shared)
             .filter(|name| !by_name.contains_key(**name))
             .map(|name| Check::of(*name, Vec::new()))
             .collect();
@@ -289,7 +292,7 @@ impl<'a> Many<'a> {
     }
 }
 
-/// What every run is checked for; a violation begins with the name of its check.
+/// What the simulation itself checks in every run; a violation begins with the name of its check.
 const CHECKS: &[&str] = &[
     "raft.leader",
     "raft.log",
@@ -309,12 +312,10 @@ const CHECKS: &[&str] = &[
     "registry.real-time",
     "registry.values",
     "dispatch.none-vanish",
-    "dispatch.once",
-    "dispatch.one-end",
-    "pairing.one-winner",
+    "dispatch.results-kept",
+    "dispatch.not-early",
+    "dispatch.epochs-rise",
     "revocation.enforced",
-    "watch.prefix",
-    "watch.gapless",
 ];
 
 /// A problem without the figures of its seed.

@@ -21,6 +21,7 @@ use palyra_state::access::Role;
 use palyra_state::{Code, Id, Reply};
 use serde_json::{Value, json};
 
+use crate::agents;
 use crate::chance;
 use crate::cluster::{Cluster, Phase};
 use crate::enrol::noted;
@@ -129,7 +130,7 @@ pub(crate) async fn prober(cluster: Rc<Cluster>) {
         let shown = peer.clone();
         let invoked = cluster.world.elapsed_ms();
         let value = json!({"device": device.to_string(), "how": "grpc"});
-        let call = cluster.invoke(None, "probe", value, Some(at), None);
+        let call = cluster.invoke("probe", value, Some(at), None);
         let Some(found) = cluster
             .call(at, |control| async move { probe(&control, &shown) })
             .await
@@ -207,7 +208,7 @@ pub(crate) async fn use_and_revoke(cluster: &Cluster, device: Id, by: u64) {
         line = Line::open(cluster, cluster.any_member(), peer, device, &[]).await;
         let dispatch = fleet::fresh();
         let submit = fleet::submit(dispatch, device, fleet::ONCE, 10, 20_000);
-        noted(cluster, cluster.any_member(), submit, Deed::Submit { dispatch }).await;
+        agents::submit(cluster, submit, dispatch, device, fleet::ONCE).await;
     }
     let talk = async {
         for value in 2..5 {
@@ -228,7 +229,7 @@ pub(crate) async fn use_and_revoke(cluster: &Cluster, device: Id, by: u64) {
 /// [`revoke_anyhow`], with its place in the shared history.
 async fn revoke(cluster: &Cluster, device: Id) -> Option<bool> {
     let value = json!({"device": device.to_string()});
-    let call = cluster.invoke(None, "revoke", value, None, None);
+    let call = cluster.invoke("revoke", value, None, None);
     let complete = revoke_anyhow(cluster, device).await;
     match complete {
         Some(enforced) => cluster.complete(&call, Kind::Ok, answer(json!({"enforced": enforced}))),

@@ -11,23 +11,26 @@ use palyra_platform as platform;
 use palyra_replica::Replica;
 use palyra_state::journal::Row;
 use palyra_state::{Fingerprint, Id, MemRead};
+use serde_json::json;
 use tokio::task::{JoinHandle, spawn_local};
 
 use crate::agents;
 use crate::change;
-use crate::clients::{self, Seen};
+use crate::clients;
 use crate::cluster::{Cluster, Phase};
 use crate::enrol;
 use crate::fleet;
 use crate::history;
-use crate::judge;
+use crate::judge::{self, Times};
 use crate::ledger;
 use crate::load::Workload;
 use crate::nemesis;
 use crate::oracle;
+use crate::readers;
 use crate::revocation;
 use crate::runs;
 use crate::setup::Setup;
+use crate::watchers::Watcher;
 use crate::workers;
 use crate::world::{Life, World};
 
@@ -122,8 +125,12 @@ fn asking(cluster: &Rc<Cluster>, registers: &[Id], nodes: &[Id]) -> Vec<JoinHand
     if load.workers > 0 {
         busy.push(spawn_local(runs::operator(cluster.clone())));
     }
+    for _ in 0..load.readers {
+        busy.push(spawn_local(readers::reader(cluster.clone())));
+    }
     if load.replaced {
         busy.push(spawn_local(change::again_and_again(cluster.clone())));
+        busy.push(spawn_local(change::look_on(cluster.clone())));
     }
     busy
 }
@@ -152,12 +159,7 @@ async fn live(cluster: &Rc<Cluster>, devices: Devices) {
     } = devices;
     let busy = asking(cluster, &registers, &nodes);
     let steady = serving(cluster, &nodes, workers);
-    let followers: Vec<JoinHandle<Seen>> = (0..cluster.load.roaming + cluster.load.settled)
-        .map(|number| {
-            let roams = number < cluster.load.roaming;
-            spawn_local(clients::follow(cluster.clone(), roams))
-        })
-        .collect();
+    let watchers = watching(cluster, &registers);
 
     nemesis::strike(cluster).await;
 
@@ -177,17 +179,47 @@ async fn live(cluster: &Rc<Cluster>, devices: Devices) {
     }
     cluster.phase.set(Phase::Over);
     ended(cluster, steady).await;
-    let mut seen = Vec::new();
-    for follower in followers {
-        match follower.await {
-            Ok(rows) => seen.push(rows),
-            Err(died) => cluster.problem(format!("a follower did not end: {died}")),
-        }
-    }
+    let watchers = still_watching(cluster, watchers).await;
     settle(cluster, &registers).await;
     revocation::opens(cluster, registers[0]).await;
+    let settled = cluster.world.elapsed_ns();
+    cluster.tape.borrow_mut().fault(settled, "healed", json!({}));
+    last_words(cluster, watchers).await;
     keeper.abort();
-    check(cluster, &seen, calm).await;
+    check(cluster, &Times { calm, settled }).await;
+}
+
+fn watching(cluster: &Rc<Cluster>, registers: &[Id]) -> Vec<JoinHandle<Watcher>> {
+    let watch = |number| {
+        let roams = number < cluster.load.roaming;
+        spawn_local(Watcher::new(cluster, number, roams, registers).watch())
+    };
+    (0..cluster.load.watchers()).map(watch).collect()
+}
+
+async fn still_watching(cluster: &Cluster, tasks: Vec<JoinHandle<Watcher>>) -> Vec<Watcher> {
+    let mut watchers = Vec::new();
+    for task in tasks {
+        match task.await {
+            Ok(watcher) => watchers.push(watcher),
+            Err(died) => cluster.problem(format!("a watcher did not end: {died}")),
+        }
+    }
+    watchers
+}
+
+/// Everything is whole: a machine that is alone is let in, watchers see what there is to see, and heads are read.
+async fn last_words(cluster: &Cluster, watchers: Vec<Watcher>) {
+    if cluster.load.doors > 0 {
+        enrol::alone_at_last(cluster).await;
+    }
+    futures::future::join_all(watchers.into_iter().map(Watcher::see_all)).await;
+    if cluster.load.readers > 0 {
+        readers::last_heads(cluster).await;
+    }
+    if cluster.load.replaced {
+        change::last_members(cluster).await;
+    }
 }
 
 /// Starts whoever is dead: a fault that was armed may strike late.
@@ -305,24 +337,22 @@ async fn final_states(cluster: &Cluster) -> Vec<(u64, MemRead)> {
 }
 
 /// What must hold at the end: equal states, their invariants, and a history that the journal agrees with.
-async fn check(cluster: &Cluster, followers: &[Seen], calm: u64) {
+async fn check(cluster: &Cluster, times: &Times) {
     let states = final_states(cluster).await;
     let mut problems = oracle::agreement(&states);
+    let agree = problems.is_empty();
     if let Some((_, state)) = states.first() {
         let rows = history::journal(state);
         let history = cluster.history.borrow();
         problems.extend(history.check(&rows));
         problems.extend(ledger::check(&history, &rows, state));
-        if cluster.load.workers > 0 {
-            runs::close(cluster, state, &rows);
+        runs::close(cluster, state);
+        agents::close(cluster, state);
+        if cluster.load.needs_rows() {
+            cluster.close_journal(&states, agree);
         }
-        problems.extend(judge::check(cluster, calm, &rows));
+        problems.extend(judge::check(cluster, times, &rows));
         note_paths(cluster, &rows);
-        problems.extend(
-            followers
-                .iter()
-                .filter_map(|seen| clients::check_seen(seen, &rows)),
-        );
     }
     problems.extend(
         cluster

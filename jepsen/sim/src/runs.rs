@@ -10,7 +10,6 @@ use palyra_jepsen_check::Kind;
 use palyra_jepsen_check::history::Answer;
 use palyra_platform as platform;
 use palyra_state::approvals::GrantState;
-use palyra_state::journal::Row;
 use palyra_state::leases::{self, RunState};
 use palyra_state::{Id, Reply};
 use serde_json::json;
@@ -19,7 +18,8 @@ use crate::chance;
 use crate::cluster::{Cluster, Phase};
 use crate::enrol::noted;
 use crate::fleet;
-use crate::history::{Deed, Outcome};
+use crate::history::Deed;
+use crate::tape::kind;
 
 /// An operator who has work done under leases, until faults end.
 pub(crate) async fn operator(cluster: Rc<Cluster>) {
@@ -67,7 +67,7 @@ async fn start(cluster: &Cluster, run: Id) {
     let at = cluster.any_member();
     let effect = if again { "idempotent" } else { "once" };
     let value = json!({"run": run.to_string(), "effect": effect, "max_attempts": if again { 3 } else { 1 }});
-    let call = cluster.invoke(None, "start", value, Some(at), Some(envelope.request_id));
+    let call = cluster.invoke("start", value, Some(at), Some(envelope.request_id));
     let started = noted(cluster, at, envelope, Deed::Plain("start")).await;
     cluster.complete(&call, kind(&started.outcome), Answer::default());
 }
@@ -76,18 +76,10 @@ async fn cancel(cluster: &Cluster, run: Id) {
     let at = cluster.any_member();
     let envelope = fleet::cancel_run(run);
     let value = json!({"run": run.to_string()});
-    let call = cluster.invoke(None, "cancel-run", value, Some(at), Some(envelope.request_id));
+    let call = cluster.invoke("cancel-run", value, Some(at), Some(envelope.request_id));
     // Whether there was anything to take back is not told apart.
     let answer = cluster.ask(at, envelope).await;
     cluster.complete(&call, kind(&answer.outcome), Answer::default());
-}
-
-pub(crate) fn kind(outcome: &Outcome) -> Kind {
-    match outcome {
-        Outcome::Ok(_) | Outcome::Told | Outcome::Quiet(_) => Kind::Ok,
-        Outcome::Refused => Kind::Fail,
-        Outcome::Unknown => Kind::Info,
-    }
 }
 
 /// Waits until no run is open; false when that takes too long. Virtual time.
@@ -106,8 +98,8 @@ pub(crate) async fn ended(cluster: &Cluster, limit: Duration) -> bool {
     false
 }
 
-/// The last words of the history: what became of each run, and the rows of leases and runs.
-pub(crate) fn close(cluster: &Cluster, state: &dyn palyra_state::Read, rows: &[Row]) {
+/// What became of each run, as the history says it at its end.
+pub(crate) fn close(cluster: &Cluster, state: &dyn palyra_state::Read) {
     let started: Vec<Id> = {
         let tape = cluster.tape.borrow();
         let ops = tape.history().ops();
@@ -118,7 +110,7 @@ pub(crate) fn close(cluster: &Cluster, state: &dyn palyra_state::Read, rows: &[R
     };
     for run in started {
         let name = run.to_string();
-        let call = cluster.invoke(None, "run", json!({"run": name}), None, None);
+        let call = cluster.invoke("run", json!({"run": name}), None, None);
         let (kind, value) = match leases::run(state, run) {
             Some(found) => (
                 Kind::Ok,
@@ -132,20 +124,4 @@ pub(crate) fn close(cluster: &Cluster, state: &dyn palyra_state::Read, rows: &[R
         };
         cluster.complete(&call, kind, answer);
     }
-    let told: Vec<serde_json::Value> = rows
-        .iter()
-        .filter(|row| row.action.starts_with("lease.") || row.action.starts_with("run."))
-        .map(|row| {
-            json!({
-                "index": row.index, "ordinal": row.ordinal, "at_ms": row.at_ms,
-                "action": row.action, "subject": row.subject, "detail": row.detail,
-            })
-        })
-        .collect();
-    let call = cluster.invoke(None, "rows", json!({}), None, None);
-    let answer = Answer {
-        value: json!({"rows": told, "end": true}),
-        ..Answer::default()
-    };
-    cluster.complete(&call, Kind::Ok, answer);
 }

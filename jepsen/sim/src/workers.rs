@@ -126,7 +126,7 @@ impl Worker {
             .map(|one| json!({"lease": one.lease.id, "fence": one.lease.fence, "state": one.state}))
             .collect();
         let value = json!({"device": self.device.to_string(), "held": told});
-        self.report = Some(self.cluster.invoke(None, "report", value, Some(at), None));
+        self.report = Some(self.cluster.invoke("report", value, Some(at), None));
         self.says(fleet::fresh(), Statement::Report { held });
     }
 
@@ -141,11 +141,11 @@ impl Worker {
             self.cluster.complete(&report, Kind::Info, Answer::default());
         }
         for (_, said) in std::mem::take(&mut self.said) {
-            self.unknown(said.lease, &said.pending);
+            self.unknown(&said.pending);
         }
         for (_, wish) in std::mem::take(&mut self.wishes) {
-            for (id, pending) in wish.pending {
-                self.unknown(id, &pending);
+            for pending in wish.pending.values() {
+                self.unknown(pending);
             }
         }
         for lease in self.leases.values_mut() {
@@ -153,14 +153,9 @@ impl Worker {
         }
     }
 
-    /// Nobody knows; the process of the history is used up.
-    fn unknown(&mut self, id: Id, pending: &Pending) {
+    /// Nobody knows.
+    fn unknown(&self, pending: &Pending) {
         self.cluster.complete(pending, Kind::Info, Answer::default());
-        if let Some(lease) = self.leases.get_mut(&id)
-            && lease.process == pending.process
-        {
-            lease.process = self.cluster.process();
-        }
     }
 
     fn says(&mut self, request: Id, statement: Statement) {
@@ -296,7 +291,6 @@ impl Worker {
             renew_at: 0,
             done_at: u64::MAX,
             work_ms,
-            process: self.cluster.process(),
         };
         self.leases.insert(offer.lease_id, lease);
     }
@@ -332,14 +326,14 @@ impl Worker {
                     lease.done_at = lease.done_at.min(now + lease.work_ms * MS);
                 }
             } else if one.retry {
-                self.unknown(id, &pending);
+                self.unknown(&pending);
             } else {
                 self.cluster.complete(&pending, Kind::Fail, refused(&one.code));
                 self.ends(id, fence);
             }
         }
-        for (id, pending) in wish.pending {
-            self.unknown(id, &pending);
+        for pending in wish.pending.values() {
+            self.unknown(pending);
         }
     }
 
@@ -348,7 +342,7 @@ impl Worker {
             return;
         };
         if word.retry {
-            return self.unknown(said.lease, &said.pending);
+            return self.unknown(&said.pending);
         }
         let kind = if word.accepted { Kind::Ok } else { Kind::Fail };
         let given = if word.accepted {
@@ -410,7 +404,7 @@ impl Worker {
             return;
         }
         let value = json!({"lease": id.to_string(), "fence": lease.fence});
-        let stop = self.cluster.invoke(None, "stop", value, None, None);
+        let stop = self.cluster.invoke("stop", value, None, None);
         self.cluster.complete(&stop, Kind::Ok, Answer::default());
     }
 
@@ -425,7 +419,7 @@ impl Worker {
         };
         let places = [format!("run {}", lease.run), format!("slot {}", lease.slot)];
         let value = json!({"run": lease.run.to_string(), "slot": lease.slot, "fence": lease.fence});
-        let write = self.cluster.invoke(None, "touch", value, None, None);
+        let write = self.cluster.invoke("touch", value, None, None);
         let looks = self.cluster.world.broken() != Some(Break::IgnoreFence);
         let taken = self.cluster.resource.write(&places, lease.fence, looks);
         if !taken {
@@ -537,7 +531,7 @@ impl Worker {
         let mut leases = Vec::new();
         for (id, fence) in wanted {
             let value = json!({"lease": id.to_string(), "fence": fence});
-            pending.insert(*id, self.cluster.invoke(None, "renew", value, at, None));
+            pending.insert(*id, self.cluster.invoke("renew", value, at, None));
             leases.push(LeaseName {
                 id: id.to_string(),
                 fence: *fence,
@@ -552,7 +546,7 @@ impl Worker {
     /// The word of a lease's stage, for the first time or again.
     fn say_stage(&mut self, id: Id) {
         let Some(lease) = self.leases.get(&id) else { return };
-        let (stage, request, process) = (lease.stage, lease.request, lease.process);
+        let (stage, request) = (lease.stage, lease.request);
         let named = LeaseName {
             id: id.to_string(),
             fence: lease.fence,
@@ -572,11 +566,10 @@ impl Worker {
         };
         if let Some(before) = self.said.remove(&request) {
             // Not answered: the same is said again.
-            self.unknown(id, &before.pending);
+            self.unknown(&before.pending);
         }
-        let process = self.leases.get(&id).map_or(process, |lease| lease.process);
         let at = self.line.as_ref().map(|line| line.at);
-        let pending = self.cluster.invoke(Some(process), f, value, at, Some(request));
+        let pending = self.cluster.invoke(f, value, at, Some(request));
         let lease = id;
         self.said.insert(
             request,

@@ -274,6 +274,8 @@ fn a_cancelled_job_that_begins_is_found() {
         });
     };
     assert_eq!(altered(goes_on), ["dispatch.cancelled-stays"]);
+    let waits_on = |s: &mut Sketch| s.nth("cancel", 0).answer["state"] = json!("queued");
+    assert_eq!(altered(waits_on), ["dispatch.cancelled-stays"]);
 }
 
 #[test]

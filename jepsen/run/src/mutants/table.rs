@@ -193,31 +193,31 @@ const DESIGNED: &[Mutant] = &[
         ("M14", "resume-off-by-one"),
         "A follower of the journal goes on too late after it moved",
         ("watch", "reset"),
-        &["watch.prefix"],
+        &["watch.gapless", "watch.bookmarks"],
     ),
     sim(
         ("M15", "snapshot-without-journal"),
         "Events that a snapshot stands for are passed over in silence",
         ("watch", "isolate-until-snapshot"),
-        &["watch.prefix"],
+        &["watch.gapless", "watch.committed"],
     ),
     sim(
         ("M16", "events-before-commit"),
         "What is in the log is told as if it had happened",
         ("watch", "partition:leader"),
-        &["watch.prefix"],
+        &["watch.committed", "watch.gapless"],
     ),
     sim(
         ("M17", "ok-before-commit"),
         "A submission is answered before it is committed",
         ("dispatch", "kill:leader"),
-        &["dispatch.none-vanish"],
+        &["dispatch.one-job-per-key", "dispatch.all-end"],
     ),
     sim(
         ("M18", "given-again"),
         "What a node was given is given again when it comes back",
         ("dispatch", "reset"),
-        &["dispatch.once"],
+        &["dispatch.delivered-once"],
     ),
     sim(
         ("M19", "ack-before-write"),
@@ -280,7 +280,7 @@ const OWN: &[Mutant] = &[
         ("P4", "approval-used-twice"),
         "An approval may be used again",
         ("pairing", "none"),
-        &["pairing.one-winner"],
+        &["pairing.same-answer", "pairing.one-certificate"],
     ),
     sim(
         ("P5", "revoked-let-in"),
@@ -292,7 +292,7 @@ const OWN: &[Mutant] = &[
         ("P6", "once-tried-again"),
         "Work that must not run twice is tried again",
         ("dispatch", "reset"),
-        &["dispatch.once"],
+        &["dispatch.effects"],
     ),
     sim(
         ("P7", "epoch-by-node"),
@@ -346,7 +346,7 @@ const OWN: &[Mutant] = &[
         ("P15", "cancelled-delivered"),
         "A dispatch that was taken back is delivered",
         ("dispatch", "none"),
-        &["journal.acknowledged"],
+        &["dispatch.cancelled-stays", "journal.acknowledged"],
     ),
     sim(
         ("P16", "unclean-given-work"),
