@@ -75,7 +75,12 @@ impl Replica {
         meta::claim(&*engine, config.identity())?;
         let log = log::LogStore::open(engine.clone())?;
         let machine = machine::Machine::open(engine, log.clone())?;
-        let links = Arc::new(links::Links::new(config.identity(), transport, machine.watch()));
+        let links = Arc::new(links::Links::new(
+            config.identity(),
+            transport,
+            machine.watch(),
+            Arc::clone(machine.clock()),
+        ));
         let network = network::Network { links: links.clone() };
         let built = types::Raft::build(
             config.replica_id,

@@ -11,6 +11,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use crate::freshness::Freshness;
+use crate::log_clock::LogClock;
 use crate::meta::Identity;
 use crate::peer::{Method, PeerError, PeerTransport, Refusal};
 use crate::types::{Membership, Metrics, TypeConfig};
@@ -23,6 +24,7 @@ pub(crate) struct Links {
     pub(crate) me: Identity,
     pub(crate) transport: Arc<dyn PeerTransport>,
     pub(crate) freshness: Freshness,
+    pub(crate) clock: Arc<LogClock>,
     /// Index of the last entry that is applied here.
     applied: watch::Receiver<u64>,
     metrics: OnceLock<MetricsReceiver>,
@@ -33,11 +35,13 @@ impl Links {
         me: Identity,
         transport: Arc<dyn PeerTransport>,
         applied: watch::Receiver<u64>,
+        clock: Arc<LogClock>,
     ) -> Links {
         Links {
             me,
             transport,
             freshness: Freshness::new(),
+            clock,
             applied,
             metrics: OnceLock::new(),
         }

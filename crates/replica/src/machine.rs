@@ -45,7 +45,7 @@ struct Shared {
     index: watch::Sender<u64>,
     next_generation: AtomicU32,
     has_snapshot: AtomicBool,
-    clock: LogClock,
+    clock: Arc<LogClock>,
 }
 
 /// What a snapshot is on this replica.
@@ -72,7 +72,7 @@ impl Machine {
             engine,
             log,
             index,
-            clock: LogClock::default(),
+            clock: Arc::default(),
         };
         let machine = Machine {
             shared: Arc::new(shared),
@@ -88,6 +88,11 @@ impl Machine {
 
     pub(crate) fn engine(&self) -> &Arc<dyn Engine> {
         &self.shared.engine
+    }
+
+    /// The log's time.
+    pub(crate) fn clock(&self) -> &Arc<LogClock> {
+        &self.shared.clock
     }
 
     /// See [`crate::Replica::log_ms`].

@@ -169,6 +169,7 @@ impl Links {
             leader_commit: codec::maybe_log_id(request.leader_commit.as_ref()),
             quorum_age_ms,
             echo,
+            log_ms: Some(self.clock.now(platform::wall_ms(), now)),
         };
         let sent = Sent {
             at: platform::now(),
@@ -473,7 +474,12 @@ mod tests {
             cluster_id: Id::from_bytes([7; 16]),
             replica_id: 1,
         };
-        let links = Links::new(me, crate::testing::Bus::new().transport(1), watched);
+        let links = Links::new(
+            me,
+            crate::testing::Bus::new().transport(1),
+            watched,
+            Arc::default(),
+        );
         let leader_id = LeaderId { term: 1, node_id: 1 };
         let three = Membership::new_with_defaults(vec![[1, 2, 3].into()], []);
         let now = platform::boot_ms();

@@ -55,6 +55,7 @@ struct Claim {
     commit: Option<u64>,
     age_ms: Option<u64>,
     echo: Option<u64>,
+    log_ms: Option<u64>,
 }
 
 /// Between the two halves of an append stream.
@@ -366,6 +367,7 @@ fn decode_append(
         commit: own_commit(&vote, leader_commit.as_ref()),
         age_ms: message.quorum_age_ms,
         echo: message.echo,
+        log_ms: message.log_ms,
     };
     let entries = message
         .entries
@@ -404,14 +406,14 @@ fn encode_append_reply(
     claim: Option<Claim>,
 ) -> Bytes {
     use wire::append_reply::Result as Outcome;
-    if !matches!(result, Err(StreamAppendError::HigherVote(_)))
-        && let Some(Claim {
-            commit: Some(commit),
-            age_ms: Some(age),
-            echo: Some(echo),
-        }) = claim
-    {
-        links.freshness.heard(commit, echo, age);
+    // Of a leader that is one still.
+    if let Some(claim) = claim.filter(|_| !matches!(result, Err(StreamAppendError::HigherVote(_)))) {
+        if let (Some(commit), Some(echo), Some(age)) = (claim.commit, claim.echo, claim.age_ms) {
+            links.freshness.heard(commit, echo, age);
+        }
+        if let Some(log_ms) = claim.log_ms {
+            links.clock.heard(log_ms, platform::boot_ms());
+        }
     }
     let result = match result {
         Ok(matched) => Outcome::Matched(wire::Matched {

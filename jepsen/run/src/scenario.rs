@@ -147,6 +147,7 @@ built_in![
     "palyra-folder-not-synced",
     "palyra-frozen-time",
     "palyra-hole-behind-snapshot",
+    "palyra-lease-cut-by-clock",
     "palyra-second-answer",
     "palyra-snapshot-without-copy",
     "palyra-spin-on-dead-raft",
