@@ -102,7 +102,7 @@ const DISPATCHES: &[&str] = &[
 const WATCH: &[&str] = &["feed-moved"];
 
 /// Seeds from which on every name of [`RARE`] must have been reached, too.
-pub(crate) const VERY_MANY_SEEDS: u64 = 400;
+pub(crate) const VERY_MANY_SEEDS: u64 = 1_000;
 
 /// What takes more seeds to reach.
 pub(crate) const RARE: &[&str] = &[
