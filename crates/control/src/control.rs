@@ -369,8 +369,10 @@ impl Control {
         self.replica().log_ms().max(palyra_state::clock(view))
     }
 
+    /// By the log's time: what is kept for so long is forgotten in the order of ids, and a replica whose wall clock is
+    /// behind would have its own forgotten first.
     pub(crate) fn fresh_id(&self) -> Id {
-        Id::from_bytes(platform::new_ulid_bytes())
+        Id::from_bytes(platform::ulid_bytes_at(self.replica().log_ms()))
     }
 
     /// The actor for what this replica does in its own name.

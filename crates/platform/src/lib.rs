@@ -24,5 +24,5 @@ pub use clock::{
     timeout, timeout_at, wall_ms,
 };
 pub use hooks::{Hooks, IoVerdict, abort, install, io_point, scope, scope_sync, simulated, tag};
-pub use random::{fill_random, new_ulid_bytes, random_below, random_u64};
+pub use random::{fill_random, new_ulid_bytes, random_below, random_u64, ulid_bytes_at};
 pub use task::{AbortHandle, IoHandle, Task, TaskEnded, blocking, spawn, spawn_io, vital};

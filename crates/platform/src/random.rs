@@ -36,9 +36,14 @@ pub fn random_below(bound: u64) -> u64 {
 /// A new ULID as its 16 bytes: 48 bits of [`wall_ms`] followed by 80 random bits, big endian. Sorts by
 /// creation time to the millisecond, on one replica's clock.
 pub fn new_ulid_bytes() -> [u8; 16] {
+    ulid_bytes_at(wall_ms())
+}
+
+/// The same of another time, in milliseconds since 1970; its upper 16 bits are left out.
+pub fn ulid_bytes_at(ms: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     fill_random(&mut bytes[6..]);
-    bytes[..6].copy_from_slice(&wall_ms().to_be_bytes()[2..]);
+    bytes[..6].copy_from_slice(&ms.to_be_bytes()[2..]);
     bytes
 }
 

@@ -88,8 +88,8 @@ impl Exchanges {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes room for one more exchange. Of one network the oldest nonce gives way, then the oldest proof whose
-    /// answer is kept for a repetition; of all others only a nonce.
+    /// Makes room for one more exchange. Of one network the oldest nonce gives way or the oldest proof whose answer is kept
+    /// for a repetition, of whichever there are more; of all others only a nonce.
     ///
     /// # Errors
     /// [`Error::Busy`] when there are too many that must stay.
@@ -148,9 +148,15 @@ impl Exchanges {
 
 /// Drops the oldest exchange that nobody loses an attempt with; says whether there was one.
 fn push_out(held: &mut BTreeMap<Key, Held>, network: Option<&str>) -> bool {
+    // Where many machines pair from one address, answers that are kept for repetitions would soon have all places, and
+    // each new nonce would push out the one before it. Of a network those give way first that are more.
+    let same = |exchange: &Held| network == Some(exchange.network.as_str());
+    let of_network = || held.values().filter(|exchange| same(exchange));
+    let kept = of_network().filter(|exchange| matches!(exchange.stage, Stage::Proved(_)));
+    let more_kept = kept.count() * 2 > of_network().count();
     let rank = |exchange: &Held| match exchange.stage {
-        Stage::Nonce if network.is_none_or(|network| exchange.network == network) => Some(0),
-        Stage::Proved(_) if network == Some(exchange.network.as_str()) => Some(1),
+        Stage::Nonce if network.is_none() || same(exchange) => Some(u8::from(more_kept)),
+        Stage::Proved(_) if same(exchange) => Some(u8::from(!more_kept)),
         Stage::Nonce | Stage::Proved(_) | Stage::Pin(_) => None,
     };
     let droppable = held
@@ -251,13 +257,8 @@ mod tests {
         );
     }
 
-    fn pin_stage() -> Stage {
-        let rng = &mut |out: &mut [u8]| out.fill(7);
+    fn transcript() -> Transcript {
         let code = "01JD7Z8QK3M5N7P9R1S3T5V7X9";
-        let typed = pin::Pin::parse("12345678").unwrap();
-        let verifier = pin::mint(&typed, code, rng).unwrap();
-        let (_, ke1) = pin::client_begin(&typed, rng).unwrap();
-        let (server, _) = pin::server_begin(&verifier, code, b"", &ke1, rng).unwrap();
         let opening = palyra_pki::transcript::Opening {
             cluster_id: code,
             method: palyra_pki::Method::Pin,
@@ -268,13 +269,56 @@ mod tests {
             node_nonce: [0; 32],
             server_nonce: [0; 32],
         };
+        Transcript::new(&opening).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kept_answers_of_many_machines_leave_room_for_nonces() {
+        let proved = || {
+            Stage::Proved(Box::new(Proof {
+                message: [0; 32],
+                request_id: Id::ZERO,
+                prove: Prove::default(),
+                key: Zeroizing::default(),
+                transcript: transcript(),
+            }))
+        };
+        let exchanges = Exchanges::new(64, 8);
+        let mine = source(1, "a");
+        for key in 1..=30 {
+            platform::sleep(std::time::Duration::from_millis(1)).await;
+            exchanges.put([key; 32], &mine, proved()).unwrap();
+        }
+        for key in 101..=104 {
+            platform::sleep(std::time::Duration::from_millis(1)).await;
+            exchanges.put([key; 32], &mine, Stage::Nonce).unwrap();
+        }
+        for key in 101..=104 {
+            assert!(
+                exchanges.take(&[key; 32], &mine).is_some(),
+                "nonce {key} was pushed out by answers that are kept"
+            );
+        }
+        assert!(
+            exchanges.take(&[30; 32], &mine).is_some(),
+            "and the newest answer is kept"
+        );
+    }
+
+    fn pin_stage() -> Stage {
+        let rng = &mut |out: &mut [u8]| out.fill(7);
+        let code = "01JD7Z8QK3M5N7P9R1S3T5V7X9";
+        let typed = pin::Pin::parse("12345678").unwrap();
+        let verifier = pin::mint(&typed, code, rng).unwrap();
+        let (_, ke1) = pin::client_begin(&typed, rng).unwrap();
+        let (server, _) = pin::server_begin(&verifier, code, b"", &ke1, rng).unwrap();
         Stage::Pin(Box::new(PinExchange {
             attempt_id: Id::ZERO,
             code_id: Id::ZERO,
             device_id: Id::ZERO,
             csr_sha256: [0; 32],
             server,
-            transcript: Transcript::new(&opening).unwrap(),
+            transcript: transcript(),
         }))
     }
 

@@ -134,7 +134,7 @@ impl Control {
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
         self.applied(written.index).await?;
-        Ok((self.pairing_view(pending.id)?, written.info))
+        Ok((self.decided(pending, RequestStatus::Approved), written.info))
     }
 
     /// Says no to a machine, which is told the reason.
@@ -156,7 +156,7 @@ impl Control {
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
         self.applied(written.index).await?;
-        Ok((self.pairing_view(pending.id)?, written.info))
+        Ok((self.decided(pending, RequestStatus::Rejected), written.info))
     }
 
     async fn pairing_named(&self, selector: &str) -> Result<Request, Error> {
@@ -166,11 +166,15 @@ impl Control {
         records::request(&view, id).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]).into())
     }
 
-    fn pairing_view(&self, id: Id) -> Result<PairingView, Error> {
+    /// A pairing that was just decided. It may be forgotten already, which makes the decision no refusal.
+    fn decided(&self, pending: Request, status: RequestStatus) -> PairingView {
         let view = self.replica().view();
-        let found = records::request(&view, id).ok_or_else(|| Reject::new(Code::NoSuchPairing, [&id]))?;
+        let found = records::request(&view, pending.id).unwrap_or(Request {
+            status: status as i32,
+            ..pending
+        });
         let now = self.now_ms(&view);
-        Ok(seen_at(&view, found, now))
+        seen_at(&view, found, now)
     }
 
     /// Pairing requests by id, oldest first; `status` may be empty for all.

@@ -52,9 +52,19 @@ impl End {
     /// Of a call that failed.
     pub(super) fn of(failure: &Failure) -> End {
         match failure {
-            Failure::Lost { cause, refused: true } => End::Revoked(cause.clone()),
+            Failure::Lost { cause, refused: true } => End::of_refusal(cause),
             Failure::Lost { cause, .. } => End::Lost(cause.clone()),
             Failure::Answered(error) => End::of_error(error),
+        }
+    }
+
+    /// Of a certificate that was not taken. TLS says of a revoked one nothing, and of one that is over by a clock that
+    /// jumped that it is over: only a connection over QUIC is closed as revoked.
+    fn of_refusal(cause: &str) -> End {
+        if cause.contains("(revoked)") {
+            End::Revoked(cause.to_owned())
+        } else {
+            End::Refused(cause.to_owned())
         }
     }
 
@@ -127,7 +137,7 @@ impl Papers {
             }
         };
         connected.map_err(|error| match error.kind {
-            ConnectErrorKind::Refused => End::Revoked(error.cause),
+            ConnectErrorKind::Refused => End::of_refusal(&error.cause),
             ConnectErrorKind::Unreachable | ConnectErrorKind::WrongServer => End::Lost(error.cause),
         })
     }
