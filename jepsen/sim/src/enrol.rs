@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::chance;
 use crate::cluster::{Answer, Cluster, Phase};
 use crate::fleet;
-use crate::history::{Asked, Deed};
+use crate::history::{Asked, Deed, Outcome};
 use crate::revocation;
 use crate::tape::told;
 
@@ -193,20 +193,22 @@ async fn reject(cluster: &Cluster, proved: Proved) {
 /// counts.
 async fn approve(cluster: &Cluster, proved: Proved, by: u64) -> Option<u64> {
     let approve = fleet::approve(proved.pairing, proved.device, by);
-    let mut won = None;
-    for _ in 0..if chance::percent(20) { 2 } else { 1 } {
-        let value = json!({"pairing": proved.pairing.to_string()});
-        let (at, deed) = (cluster.any_member(), Deed::Plain("approve"));
-        let answer = cluster
-            .send(at, approve.clone(), deed, ("approve", value), certificate)
-            .await;
-        // What was refused at one replica and accepted at another would be one request with two outcomes.
-        answer.outcome.index()?;
-        if matches!(answer.reply, Some(Ok(Reply::Approved(_)))) {
-            won = Some(by);
+    let value = json!({"pairing": proved.pairing.to_string()});
+    let (at, deed) = (cluster.any_member(), Deed::Plain("approve"));
+    let asked = ("approve", value.clone());
+    let answer = cluster.send(at, approve.clone(), deed, asked, certificate).await;
+    answer.outcome.index()?;
+    if chance::percent(20) {
+        let at = cluster.any_member();
+        let call = cluster.invoke("approve", value.clone(), Some(at), Some(approve.request_id));
+        let mut again = cluster.ask(at, approve).await;
+        if again.reply.is_none() {
+            // That nobody took it this time does not undo what it did before.
+            again.outcome = Outcome::Unknown;
         }
+        cluster.sent(&call, value, &again, certificate);
     }
-    won
+    matches!(answer.reply, Some(Ok(Reply::Approved(_)))).then_some(by)
 }
 
 fn certificate(answer: &Answer) -> Value {
