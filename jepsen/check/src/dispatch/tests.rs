@@ -129,8 +129,11 @@ fn jobs_that_vanish_hang_or_end_twice_are_found() {
     let many = |s: &mut Sketch| {
         s.nth("job", 0).kind = Kind::Fail;
         alter_rows(s, |rows| {
-            let others = (0..10_000).map(|number| format!("other-{number}"));
-            rows.extend(others.map(|id| row(14, "dispatch.finished", &id, json!({"state": "failed"}))));
+            let other = |number: u64| {
+                let id = format!("other-{number}");
+                row(14 + number, "dispatch.finished", &id, json!({"state": "failed"}))
+            };
+            rows.extend((0..10_000).map(other));
         });
     };
     assert_eq!(altered(many), Vec::<String>::new());

@@ -180,16 +180,18 @@ pub(super) fn one_result(rows: &Rows, ops: &[Op<'_>], leases: &BTreeMap<String, 
         .fact("results", results)
 }
 
+fn subjects<'r>(rows: &'r Rows, action: &'static str) -> BTreeSet<&'r str> {
+    let found = rows.of_action(action);
+    found.map(|row| row.subject.as_str()).collect()
+}
+
 /// So many runs that have ended are kept; of what is older only the journal tells.
 const KEPT: usize = 10_000;
 
 /// Runs that vanished, hang, or come from nowhere.
 pub(super) fn runs_end(rows: &Rows, ops: &[Op<'_>]) -> Check {
     let name = "lease.runs-end";
-    let submitted: BTreeSet<&str> = rows
-        .of_action("run.submitted")
-        .map(|row| row.subject.as_str())
-        .collect();
+    let submitted = subjects(rows, "run.submitted");
     let run_of = |op: &Op<'_>| field(op, "run").as_str().unwrap_or("").to_owned();
     let (mut asked, mut refused, mut last) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for op in ops {
@@ -218,10 +220,7 @@ pub(super) fn runs_end(rows: &Rows, ops: &[Op<'_>]) -> Check {
     {
         found.push(rows.violation(format!("run {run} is there and nobody asked for it")));
     }
-    let finished: BTreeSet<&str> = rows
-        .of_action("run.finished")
-        .map(|row| row.subject.as_str())
-        .collect();
+    let finished = subjects(rows, "run.finished");
     let forgotten = |run: &str| finished.len() > KEPT && finished.contains(run);
     let mut unread = 0u64;
     for (run, op) in asked.iter().filter(|(_, op)| op.kind() == Kind::Ok) {
