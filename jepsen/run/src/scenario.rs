@@ -151,6 +151,7 @@ built_in![
     "palyra-second-answer",
     "palyra-snapshot-without-copy",
     "palyra-spin-on-dead-raft",
+    "palyra-young-id",
     "palyra-young-quorum",
     "redis-raft-mix",
     "rqlite-2759",
