@@ -191,7 +191,7 @@ fn claimed_order(history: &History, resolved: &Registers<'_>) -> Check {
     let name = "registry.claimed-order";
     let (mut violations, mut keys, mut steps) = (Vec::new(), 0, 0);
     for (key, ops) in &resolved.keys {
-        match order::by_rev(ops) {
+        match order::claimed(ops) {
             Some(Order::Lines { steps: taken }) => {
                 keys += 1;
                 steps += taken;

@@ -105,6 +105,14 @@ impl Room {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
+    /// Waits until nobody waits, or for `at_most`; whether that is so.
+    pub(crate) fn await_empty(&self, at_most: Duration) -> bool {
+        let state = self.shared.state();
+        let held = |state: &mut State| !state.guests.is_empty();
+        let waited = self.shared.changed.wait_timeout_while(state, at_most, held);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
     /// The faults whose stall the watchdog has ended since the last call.
     pub(crate) fn overdue(&self) -> Vec<FaultId> {
         std::mem::take(&mut self.shared.state().watchdog)
@@ -119,6 +127,7 @@ fn serve(shared: &Shared) {
         let due = state.guests.iter().position(|guest| closed || guest.due <= now);
         if let Some(due) = due {
             let guest = state.guests.remove(due);
+            shared.changed.notify_all();
             if guest.stall && !closed {
                 state.watchdog.push(guest.fault);
             }

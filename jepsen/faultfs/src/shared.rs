@@ -180,6 +180,11 @@ impl Handle {
         self.room.await_guests(count, at_most)
     }
 
+    /// Waits until no request waits any more, or for `at_most`; whether that is so. Who is let go is gone a little later.
+    pub fn await_idle(&self, at_most: std::time::Duration) -> bool {
+        self.room.await_empty(at_most)
+    }
+
     /// What was asked of the file system so far.
     pub fn counters(&self) -> Counters {
         self.shared.core().counters

@@ -298,5 +298,5 @@ fn the_end_aborts_what_waits_and_leaves_nothing_mounted() {
     assert!(!mounts.contains(path.to_str().unwrap()));
     // Commands of somebody who has not heard of it do no harm.
     handle.clear_all();
-    assert_eq!(handle.waiting(), 0);
+    assert!(handle.await_idle(LONG));
 }

@@ -235,7 +235,7 @@ fn place_open<'k, 'a>(
 /// An operation that has no place in the order, because it tells no revision or because nobody knows whether it did
 /// anything, ends what can be said: if it did something, then at a revision beyond all that had been answered before
 /// it was called. The order is checked up to there. `None` when nothing is.
-pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
+pub(super) fn claimed<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
     let placed = places(key);
     let unplaced = key.ops.iter().zip(&placed).filter(|(_, place)| place.is_none());
     let cut = unplaced.map(|(op, _)| op.item.start).min().unwrap_or(u64::MAX);
@@ -248,6 +248,29 @@ pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
         .filter(|(op, _)| whole || answered(op))
         .filter_map(|(_, place)| place.map(|(rev, _)| rev))
         .max()?;
+    Some(walk_placed(key, &placed, last))
+}
+
+/// The order of the revisions as a proof: every operation has its place in it, but for changes of unknown outcome that
+/// nobody saw, which may have done nothing. `None` when that is not so, or when the order breaks and such a change may
+/// be why.
+pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
+    let placed = places(key);
+    let unplaced = || {
+        let all = key.ops.iter().zip(&placed);
+        all.filter(|(_, place)| place.is_none()).map(|(op, _)| op)
+    };
+    if unplaced().any(|op| !op.item.optional || is_delete(op)) {
+        return None;
+    }
+    match walk_placed(key, &placed, u64::MAX) {
+        Order::Broken(_) if unplaced().next().is_some() => None,
+        found => Some(found),
+    }
+}
+
+/// Walks along the operations whose place is no later than that.
+fn walk_placed<'k, 'a>(key: &'k Key<'a>, placed: &[Option<(u64, Place)>], last: u64) -> Order<'k, 'a> {
     let mut order: Vec<(u64, Place, u64, &Access<'a>)> = key
         .ops
         .iter()
@@ -257,12 +280,15 @@ pub(super) fn by_rev<'k, 'a>(key: &'k Key<'a>) -> Option<Order<'k, 'a>> {
         .collect();
     order.sort_by_key(|(rev, place, start, _)| (*rev, *place, *start));
     let order: Vec<&Access<'a>> = order.into_iter().map(|(.., op)| op).collect();
-    Some(walk(&order))
+    walk(&order)
+}
+
+fn is_delete(op: &Access<'_>) -> bool {
+    matches!(op.item.call, Call::Delete { .. })
 }
 
 /// Where each operation stands in the order of the revisions, as far as it is known.
 fn places(key: &Key<'_>) -> Vec<Option<(u64, Place)>> {
-    let is_delete = |op: &Access<'_>| matches!(op.item.call, Call::Delete { .. });
     let deletes = key.ops.iter().any(is_delete);
     let rev_of = |op: &Access<'_>| match op.item.call {
         Call::Read { value: ABSENT, .. } if !deletes => op.rev.or(Some(0)),
