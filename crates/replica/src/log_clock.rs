@@ -6,8 +6,8 @@
 //! either. Only a replica that has heard of no leader since it started begins with its wall clock: while everybody was
 //! down, no other clock went on.
 //!
-//! Never here: a judgement of wall clocks. Invariants: what [`LogClock::now`] answers is never before the state's clock,
-//! and the state's clock never stands still: from the last stamp that was applied, time goes on.
+//! Never here: a judgement of wall clocks. Invariants: what [`LogClock::now`] answers is never before the state's
+//! clock, and the state's clock never stands still: from the last stamp that was applied, time goes on.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -34,7 +34,7 @@ impl Anchor {
 #[derive(Default)]
 struct Known {
     /// When the state's clock was last moved on here.
-    state: Anchor,
+    state: Option<Anchor>,
     /// The log's time: by this replica while it leads, else as its leader said.
     time: Option<Anchor>,
 }
@@ -52,11 +52,12 @@ impl LogClock {
     pub(crate) fn applied(&self, state_ms: u64, boot_ms: u64) {
         let mut known = self.known();
         // An entry that says less than has passed since the last is of a clock that stands still.
-        if state_ms >= known.state.at(boot_ms) {
-            known.state = Anchor {
+        let late = known.state.is_some_and(|state| state_ms < state.at(boot_ms));
+        if !late {
+            known.state = Some(Anchor {
                 log: state_ms,
                 boot: boot_ms,
-            };
+            });
         }
     }
 
@@ -75,7 +76,7 @@ impl LogClock {
     /// The time by which deadlines are judged and entries are stamped.
     pub(crate) fn now(&self, wall_ms: u64, boot_ms: u64) -> u64 {
         let mut known = self.known();
-        let state = known.state.at(boot_ms);
+        let state = known.state.map_or(0, |state| state.at(boot_ms));
         let Some(time) = known.time else {
             let now = wall_ms.max(state);
             known.time = Some(Anchor {
@@ -116,7 +117,7 @@ mod tests {
         assert_eq!(clock.now(5_020 - HOUR.min(5_020), 70), 5_020, "and far behind");
         // A quarter of an hour with a wall clock that is two seconds ahead.
         let mut last = 5_020;
-        for boot in 70..900_070 {
+        for boot in 71..900_070 {
             let now = clock.now(5_000 + (boot - 50) + 2_000, boot);
             assert!(now > last, "{boot}");
             last = now;

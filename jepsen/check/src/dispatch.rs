@@ -26,8 +26,8 @@
 //!
 //! # Conditions
 //!
-//! - `dispatch.all-end`: each job that was accepted has come to one end, and is there at the end, or was forgotten after
-//!   the journal had told its end: of what is over only the newest are kept.
+//! - `dispatch.all-end`: each job that was accepted has come to one end, and is there at the end, or was forgotten
+//!   after the journal had told its end: of what is over only the newest are kept.
 //! - `dispatch.delivered-once`: no node hears the same attempt of a job twice, over any number of sessions.
 //! - `dispatch.attempts-follow`: an attempt is assigned only after the one before it has ended, and when it has been
 //!   heard of, nothing of an earlier one counts any more.

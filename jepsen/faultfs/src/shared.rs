@@ -180,7 +180,8 @@ impl Handle {
         self.room.await_guests(count, at_most)
     }
 
-    /// Waits until no request waits any more, or for `at_most`; whether that is so. Who is let go is gone a little later.
+    /// Waits until no request waits any more, or for `at_most`; whether that is so. Who is let go is gone a little
+    /// later.
     pub fn await_idle(&self, at_most: std::time::Duration) -> bool {
         self.room.await_empty(at_most)
     }

@@ -171,8 +171,8 @@ async fn leave(cluster: &Rc<Cluster>, id: u64) {
     cluster.world.reach("replica-removed");
 }
 
-/// Asks replicas who the members are, in the words of `palyra_jepsen_check::membership`, until faults end: also those that
-/// are cut off, and those that were removed and do not know it.
+/// Asks replicas who the members are, in the words of `palyra_jepsen_check::membership`, until faults end: also
+/// those that are cut off, and those that were removed and do not know it.
 pub(crate) async fn look_on(cluster: Rc<Cluster>) {
     while cluster.phase.get() == Phase::Faults {
         platform::sleep(Duration::from_millis(chance::between(50, 300))).await;

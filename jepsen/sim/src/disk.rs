@@ -204,7 +204,10 @@ impl Engine for Watched {
             }
             let held = held(&batch);
             let records: Vec<Record> = batch.ops().iter().filter_map(inspect::record).collect();
-            let in_two = |record: &Record| matches!(record, Record::Entry { voters: Some(halves), .. } if halves.len() > 1);
+            let in_two = |record: &Record| match record {
+                Record::Entry { voters, .. } => voters.as_ref().is_some_and(|halves| halves.len() > 1),
+                _ => false,
+            };
             let changes = records.iter().any(in_two);
             self.engine.write(batch)?;
             world.raft().wrote(self.disk.replica, records);

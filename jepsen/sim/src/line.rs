@@ -47,7 +47,8 @@ struct Stream {
 }
 
 impl Line {
-    /// Attaches at a replica; `held` says which attempts of which dispatches the node has. `None` when it is gone, refuses, or nobody knows.
+    /// Attaches at a replica; `held` says which attempts of which dispatches the node has. `None` when it is gone,
+    /// refuses, or nobody knows.
     pub(crate) async fn open(
         cluster: &Cluster,
         at: u64,

@@ -1,6 +1,6 @@
 //! Watchers of the journal, in the words of `palyra_jepsen_check::watch`: at one replica while that is there, or
-//! moving; some with a filter, some slow, some new, and all of them leave a good stream now and then, to go on after the
-//! last cursor that they were given, or before it on purpose.
+//! moving; some with a filter, some slow, some new, and all of them leave a good stream now and then, to go on
+//! after the last cursor that they were given, or before it on purpose.
 //!
 //! Half of them read the replica's own feed, which every follower inside the product lives on, the others the feed of
 //! the control plane, as operators do. At the end, when everything is whole, each reads on until it has seen all.

@@ -88,8 +88,8 @@ impl Exchanges {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes room for one more exchange. Of one network the oldest nonce gives way or the oldest proof whose answer is kept
-    /// for a repetition, of whichever there are more; of all others only a nonce.
+    /// Makes room for one more exchange. Of one network the oldest nonce gives way or the oldest proof whose
+    /// answer is kept for a repetition, of whichever there are more; of all others only a nonce.
     ///
     /// # Errors
     /// [`Error::Busy`] when there are too many that must stay.

@@ -216,7 +216,7 @@ fn what_a_revocation_took_is_told_by_the_fault_it_was_answered_under() {
     let expected = json!({
         "partition": {"revoked": 1, "last_accepted_after_ms": 100, "last_session_ended_after_ms": 50},
     });
-    assert_eq!(bounded.unwrap().facts["by_fault"], expected);
+    assert_eq!(bounded.expect("a check").facts["by_fault"], expected);
     let calm = Setting::default();
     assert!(calm.faults_at(5).contains("none"));
 }

@@ -43,7 +43,7 @@ pub(super) const KIND: Kind = Kind {
 /// The shortest life of a code: short enough to end within a run.
 const SHORT: Duration = Duration::from_secs(30);
 /// Of all others.
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_secs(60);
 /// Twenty attempts without a right proof within ten minutes close pairing for everybody; so many may be spent.
 const SPENT_MAX: u64 = 14;
 /// How long an operator insists on an answer.
