@@ -124,10 +124,6 @@ impl Control {
 
     /// The certificates of a device or an operator changed: closes what admission would refuse now.
     fn on_identity(&self, device_id: Option<Id>, subject: &str) {
-        // Planted: a revocation shuts the door and leaves whoever is inside.
-        if palyra_fault::planted("streams-outlive-revocation") {
-            return;
-        }
         let sessions = device_id
             .map(|id| self.registry().of_device(id))
             .unwrap_or_default();

@@ -136,9 +136,7 @@ impl Core {
 
     /// Ends a change that an earlier leader left half done. True when there was one.
     pub(crate) async fn flatten(&self) -> Result<bool, MemberError> {
-        // Planted: a change that an earlier leader left half done stays so.
-        let left = palyra_fault::planted("joint-left-standing");
-        if left || self.metrics().membership_config.get_joint_config().len() < 2 {
+        if self.metrics().membership_config.get_joint_config().len() < 2 {
             return Ok(false);
         }
         self.change(ChangeMembers::AddVoterIds(BTreeSet::new()), true)

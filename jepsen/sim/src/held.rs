@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use palyra_control::{CleanedUp, Finished, HeldLease, LeaseName};
+use palyra_jepsen_check::history::Answer;
 use palyra_state::Id;
+use serde_json::Value;
 
 use crate::fleet;
 
@@ -106,6 +108,22 @@ pub(crate) fn clean() -> CleanedUp {
         message: String::new(),
         removed_files: 0,
         removed_bytes: 0,
+    }
+}
+
+/// An answer of the history that tells this.
+pub(crate) fn answer(value: Value) -> Answer {
+    Answer {
+        value,
+        ..Answer::default()
+    }
+}
+
+/// One that was refused with this code.
+pub(crate) fn refused(code: &str) -> Answer {
+    Answer {
+        error: Some(code.to_owned()),
+        ..Answer::default()
     }
 }
 

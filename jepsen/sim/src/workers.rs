@@ -7,7 +7,7 @@
 //! what fences are for. It says all that it does in the history, in the words of `palyra_jepsen_check::lease`, which
 //! judges it. Never here: who starts runs, see `runs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ use crate::breaks::Break;
 use crate::chance;
 use crate::cluster::{Cluster, Phase};
 use crate::fleet;
-use crate::held::{Lease, Stage, clean, succeeded};
+use crate::held::{Lease, Stage, answer, clean, refused, succeeded};
 use crate::line::{Broken, Line};
 
 /// How wrong a worker's clock may run, in millionths, and what it takes off each lease for it: twice as much.
@@ -66,6 +66,8 @@ struct Worker {
     reported: bool,
     admitted: bool,
     leases: BTreeMap<Id, Lease>,
+    /// Leases that it was offered in this life.
+    known: BTreeSet<Id>,
     /// Leases of an earlier life, with their fences, and when it will say that nothing is left of them.
     unclean: BTreeMap<Id, (u64, u64)>,
     said: BTreeMap<Id, Said>,
@@ -88,6 +90,7 @@ pub(crate) async fn worker(cluster: Rc<Cluster>, device: Id, key: KeyPair) {
         reported: false,
         admitted: false,
         leases: BTreeMap::new(),
+        known: BTreeSet::new(),
         unclean: BTreeMap::new(),
         said: BTreeMap::new(),
         wishes: BTreeMap::new(),
@@ -251,14 +254,14 @@ impl Worker {
             ToWorker::Offer(offer) => self.offered(&offer),
             ToWorker::Renewed { sequence, leases } => self.renewed(sequence, &leases),
             ToWorker::Answer(answer) => self.answered(&answer),
-            ToWorker::End(end) => self.told_over(end.lease_id, end.fence),
+            ToWorker::End(end) => self.told_over(end.lease_id, end.fence, &end.reason),
             ToWorker::Reconciled { end, .. } => {
                 self.reported = true;
                 if let Some(report) = self.report.take() {
                     self.cluster.complete(&report, Kind::Ok, Answer::default());
                 }
                 for end in end {
-                    self.told_over(end.lease_id, end.fence);
+                    self.told_over(end.lease_id, end.fence, &end.reason);
                 }
             }
             ToWorker::Cleanup { .. } | ToWorker::Chunk(_) => {}
@@ -273,6 +276,7 @@ impl Worker {
             );
             self.cluster.problem(what);
         }
+        self.known.insert(offer.lease_id);
         if self.leases.contains_key(&offer.lease_id) {
             return;
         }
@@ -376,9 +380,13 @@ impl Worker {
     }
 
     /// The cluster says that a lease is over.
-    fn told_over(&mut self, id: Id, fence: u64) {
+    fn told_over(&mut self, id: Id, fence: u64, reason: &str) {
         if self.leases.contains_key(&id) {
             return self.ends(id, fence);
+        }
+        // An offer that never came ran nothing; and what it has said it need not say again.
+        if reason != "unclean" || self.known.contains(&id) {
+            return;
         }
         // Before it has said that nothing is left nothing may be given to it, and it takes its time to look.
         let say_at = self.now() + chance::between(0, 3_000) * MS;
@@ -522,6 +530,7 @@ impl Worker {
             self.stop(id);
         }
         self.leases.clear();
+        self.known.clear();
     }
 
     fn renew(&mut self, wanted: &[(Id, u64)]) {
@@ -580,19 +589,5 @@ impl Worker {
             },
         );
         self.says(request, statement);
-    }
-}
-
-fn answer(value: Value) -> Answer {
-    Answer {
-        value,
-        ..Answer::default()
-    }
-}
-
-fn refused(code: &str) -> Answer {
-    Answer {
-        error: Some(code.to_owned()),
-        ..Answer::default()
     }
 }

@@ -183,8 +183,6 @@ pub(super) fn usable(txn: &Txn<'_>, found: Code) -> Result<Code, Reject> {
     let number = shown(&found);
     match code_status(&found, txn.now) {
         CodeStatus::Open => Ok(found),
-        // Planted: a code is good until somebody has swept it.
-        CodeStatus::Expired if palyra_fault::planted("expired-code-good") => Ok(found),
         CodeStatus::Used => Err(Reject::new(Refusal::CodeUsed, [&number])),
         CodeStatus::Burned => Err(Reject::new(Refusal::CodeBurned, [&number, &found.attempts.len()])),
         CodeStatus::Expired => Err(Reject::new(Refusal::CodeExpired, [&number, &found.expires_at])),

@@ -324,18 +324,6 @@ const OWN: &[Mutant] = &[
         ("journal", "partition:leader,kill"),
         &["raft.log", "raft.committed"],
     ),
-    real(
-        ("P12", "expired-code-good"),
-        "A code is good until somebody has swept it",
-        ("pairing", "pause"),
-        &["pairing.in-time"],
-    ),
-    sim(
-        ("P13", "joint-left-standing"),
-        "A change of the members that was left half done stays so",
-        ("membership", "member,kill:leader"),
-        &["membership.no-joint-left", "cluster.heals"],
-    ),
     sim(
         ("P14", "deadline-by-sweeper"),
         "A sweeper ends dispatches that are not late yet",
@@ -365,12 +353,6 @@ const OWN: &[Mutant] = &[
         "A worker is told that its lease is longer before anybody has written it down",
         ("lease", "partition:leader"),
         &["lease.not-early", "lease.exclusive"],
-    ),
-    real(
-        ("P19", "streams-outlive-revocation"),
-        "A revocation shuts the door and leaves whoever is inside",
-        ("revocation", "none"),
-        &["revocation.streams-end"],
     ),
 ];
 
