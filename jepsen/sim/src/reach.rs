@@ -24,7 +24,6 @@ pub(crate) const NEEDED: &[&str] = &[
     "power-lost-entries",
     "power-lost-state",
     "died-in-change",
-    "change-cut-short",
     "disk-failed",
     "disk-stalled",
     "disk-ruined",
@@ -58,7 +57,8 @@ pub(crate) const NEEDED: &[&str] = &[
 /// What the load must reach besides, by workload; a mix has all of it.
 fn by_load(workload: Workload) -> &'static [&'static [&'static str]] {
     match workload {
-        Workload::Registry | Workload::Membership | Workload::Failover => &[],
+        Workload::Registry | Workload::Failover => &[],
+        Workload::Membership => &[&["change-cut-short"]],
         Workload::Pairing => &[PAIRING],
         Workload::Revocation => &[PAIRING, REVOCATION],
         Workload::Lease => &[LEASES],

@@ -66,8 +66,8 @@ struct Worker {
     reported: bool,
     admitted: bool,
     leases: BTreeMap<Id, Lease>,
-    /// Leases that it was offered in this life.
-    known: BTreeSet<Id>,
+    /// Leases of which it has said, in whatever life, that nothing is left: its word may arrive late.
+    said_clean: BTreeSet<Id>,
     /// Leases of an earlier life, with their fences, and when it will say that nothing is left of them.
     unclean: BTreeMap<Id, (u64, u64)>,
     said: BTreeMap<Id, Said>,
@@ -90,7 +90,7 @@ pub(crate) async fn worker(cluster: Rc<Cluster>, device: Id, key: KeyPair) {
         reported: false,
         admitted: false,
         leases: BTreeMap::new(),
-        known: BTreeSet::new(),
+        said_clean: BTreeSet::new(),
         unclean: BTreeMap::new(),
         said: BTreeMap::new(),
         wishes: BTreeMap::new(),
@@ -276,7 +276,6 @@ impl Worker {
             );
             self.cluster.problem(what);
         }
-        self.known.insert(offer.lease_id);
         if self.leases.contains_key(&offer.lease_id) {
             return;
         }
@@ -384,13 +383,13 @@ impl Worker {
         if self.leases.contains_key(&id) {
             return self.ends(id, fence);
         }
-        // An offer that never came ran nothing; and what it has said it need not say again.
-        if reason != "unclean" || self.known.contains(&id) {
-            return;
+        if reason == "unclean" && self.said_clean.contains(&id) {
+            self.says_clean(id, fence);
+        } else if reason == "unclean" {
+            // Before it has said that nothing is left nothing may be given to it, and it takes its time to look.
+            let say_at = self.now() + chance::between(0, 3_000) * MS;
+            self.unclean.entry(id).or_insert((fence, say_at));
         }
-        // Before it has said that nothing is left nothing may be given to it, and it takes its time to look.
-        let say_at = self.now() + chance::between(0, 3_000) * MS;
-        self.unclean.entry(id).or_insert((fence, say_at));
     }
 
     /// It is over, whatever its worker wants: all of it dies, and then it is cleaned up.
@@ -512,13 +511,18 @@ impl Worker {
             let Some((fence, _)) = self.unclean.remove(&id) else {
                 continue;
             };
-            let named = LeaseName {
-                id: id.to_string(),
-                fence,
-            };
             self.cluster.world.reach("worker-cleaned-unknown");
-            self.says(fleet::fresh(), Statement::Cleaned(named, clean()));
+            self.says_clean(id, fence);
         }
+    }
+
+    fn says_clean(&mut self, id: Id, fence: u64) {
+        self.said_clean.insert(id);
+        let named = LeaseName {
+            id: id.to_string(),
+            fence,
+        };
+        self.says(fleet::fresh(), Statement::Cleaned(named, clean()));
     }
 
     /// It dies with all that it runs, and comes back knowing nothing.
@@ -530,7 +534,6 @@ impl Worker {
             self.stop(id);
         }
         self.leases.clear();
-        self.known.clear();
     }
 
     fn renew(&mut self, wanted: &[(Id, u64)]) {
@@ -571,7 +574,10 @@ impl Worker {
                 value["outcome"] = "succeeded".into();
                 ("finish", Statement::Finish(named, Box::new(succeeded())))
             }
-            Stage::Cleaning => ("clean", Statement::Cleaned(named, clean())),
+            Stage::Cleaning => {
+                self.said_clean.insert(id);
+                ("clean", Statement::Cleaned(named, clean()))
+            }
         };
         if let Some(before) = self.said.remove(&request) {
             // Not answered: the same is said again.
