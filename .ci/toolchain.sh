@@ -13,6 +13,8 @@ need_packages() {
     command -v curl >/dev/null || command -v cargo >/dev/null || missing+=(curl ca-certificates)
     ls /usr/lib/llvm-*/lib/libclang.so* /usr/lib/*/libclang*.so* >/dev/null 2>&1 \
         || [ -n "${LIBCLANG_PATH:-}" ] || missing+=(libclang-dev)
+    # The benchmarks speak with etcd by a library that compiles etcd's own protocol files.
+    command -v protoc >/dev/null || missing+=(protobuf-compiler)
     # Not needed, but it turns the second compilation of RocksDB (twenty minutes) into seconds.
     command -v ccache >/dev/null || missing+=(ccache)
     [ ${#missing[@]} -eq 0 ] && return 0
@@ -37,11 +39,11 @@ need_packages() {
     fi
     local names
     case $tool in
-        dnf) names="gcc-c++ make git clang-devel ccache"; set -- "${sudo[@]}" dnf install -y ;;
-        pacman) names="gcc make git clang ccache"; set -- "${sudo[@]}" pacman -S --needed --noconfirm ;;
-        zypper) names="gcc-c++ make git clang-devel ccache"; set -- "${sudo[@]}" zypper install -y ;;
-        apk) names="g++ make git clang-dev ccache"; set -- "${sudo[@]}" apk add ;;
-        brew) names="llvm ccache"; set -- brew install ;;
+        dnf) names="gcc-c++ make git clang-devel protobuf-compiler ccache"; set -- "${sudo[@]}" dnf install -y ;;
+        pacman) names="gcc make git clang protobuf ccache"; set -- "${sudo[@]}" pacman -S --needed --noconfirm ;;
+        zypper) names="gcc-c++ make git clang-devel protobuf-devel ccache"; set -- "${sudo[@]}" zypper install -y ;;
+        apk) names="g++ make git clang-dev protoc ccache"; set -- "${sudo[@]}" apk add ;;
+        brew) names="llvm protobuf ccache"; set -- brew install ;;
     esac
     printf 'Run "%s %s" now? [y/N] ' "$*" "$names" >&2
     read -r answer

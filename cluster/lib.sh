@@ -75,7 +75,7 @@ build() {
     if [ -z "${PALYRA_BIN:-}" ]; then
         . "$here/../.ci/toolchain.sh"
         say "building (the first time compiles RocksDB: about twenty minutes on two cores)"
-        (cd "$here/.." && cargo build --locked --workspace --bins) || die "the build failed"
+        (cd "$here/.." && cargo build --locked --workspace --bin palyrad --bin palyra) || die "the build failed"
         PALYRA_BIN=$CARGO_TARGET_DIR/debug
     fi
     mkdir -p "$run/bin"

@@ -81,7 +81,7 @@ pub fn binary(name: &str) -> PathBuf {
     let path = folder.join(name);
     assert!(
         path.exists(),
-        "{} is missing: cargo build -p palyra-server -p palyra-cli --bins",
+        "{} is missing: cargo build --workspace --bins",
         path.display()
     );
     path

@@ -96,7 +96,9 @@ const OWNERS: &[(&str, &[&str])] = &[
     ("rocksdb", &["palyra-storage"]),
     ("openraft", &["palyra-replica", "palyra-jepsen-sim"]),
     ("bincode", &["palyra-replica"]),
-    ("rcgen", &["palyra-pki"]),
+    // The bench's are etcd's certificates, which are none of ours.
+    ("rcgen", &["palyra-pki", "palyra-bench"]),
+    ("etcd-client", &["palyra-bench"]),
     ("opaque-ke", &["palyra-pki"]),
     ("axum", &["palyra-server"]),
     ("quinn", &["palyra-quic", "palyra-server", "palyra-client"]),

@@ -77,7 +77,7 @@ pub(crate) struct Cluster {
     places: Vec<Place>,
     settings: Settings,
     running: BTreeMap<u64, Child>,
-    _watchdog: (Child, ChildStdin),
+    _watchdog: WatchDog,
 }
 
 impl Cluster {
@@ -520,16 +520,19 @@ fn programs() -> Result<PathBuf> {
     });
     found.cloned().ok_or_else(|| {
         anyhow!(
-            "palyrad and palyra are not in {}; cargo build -p palyra-server -p palyra-cli --bins, or set PALYRA_BIN",
+            "palyrad and palyra are not in {}; cargo build --workspace --bins, or set PALYRA_BIN",
             candidates.first().map(|folder| text(folder)).unwrap_or_default()
         )
     })
 }
 
-/// A shell that kills the replicas when this process is gone: its standard input ends then.
-fn watch_over(dir: &Path) -> Result<(Child, ChildStdin)> {
+/// Held, it keeps the shell of [`watch_over`] waiting.
+pub(crate) type WatchDog = (Child, ChildStdin);
+
+/// A shell that kills the processes of a folder's `*.pid` files when this process is gone: its standard input ends then.
+pub(crate) fn watch_over(dir: &Path) -> Result<WatchDog> {
     let script = "cat >/dev/null; for file in \"$1\"/*.pid; do [ -f \"$file\" ] || continue; pid=$(cat \"$file\"); \
-                  case $(readlink \"/proc/$pid/exe\") in */palyra|*/palyrad) kill -9 \"$pid\";; esac; done";
+                  case $(readlink \"/proc/$pid/exe\") in */palyra|*/palyrad|*/etcd) kill -9 \"$pid\";; esac; done";
     let mut command = Command::new("setsid");
     command.args(["sh", "-c", script, "sh"]).arg(dir.as_os_str());
     command

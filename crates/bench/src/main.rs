@@ -19,6 +19,8 @@ mod revoke;
 mod sim;
 mod spread;
 mod usage;
+mod versus;
+mod write;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +40,7 @@ Examples:
   palyra-bench failover --kills 50 --transfers 50
   palyra-bench revoke --count 100 --partitioned 20
   palyra-bench feed --hops 200
+  palyra-bench write --against etcd --clients 1,64,256 --seconds 10 --rounds 3
   palyra-bench lease --time 60s --workers 30 --slots 4 --runs 3000 --kill --pause
 
 Exit codes:
@@ -67,6 +70,8 @@ enum Command {
     Revoke(revoke::Args),
     /// A reader of the feed that hops between replicas under load, compared with the journal
     Feed(feed::Args),
+    /// Replicated changes of a node's record, beside etcd's puts
+    Write(write::Args),
     /// Competing leases through kills and pauses of replicas and of workers: who held what, and under which fence
     Lease(lease::Args),
 }
@@ -117,6 +122,7 @@ async fn run(cli: Cli) -> Result<Report> {
         Command::Failover(args) => Box::pin(failover::run(args, keep)).await,
         Command::Revoke(args) => Box::pin(revoke::run(args, keep)).await,
         Command::Feed(args) => Box::pin(feed::run(args, keep)).await,
+        Command::Write(args) => Box::pin(write::run(args, keep)).await,
         Command::Lease(args) => Box::pin(lease::run(args, keep)).await,
     }
 }

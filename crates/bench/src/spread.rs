@@ -32,6 +32,12 @@ impl Spread {
         self.0.saturating_record(us.clamp(1, LONGEST_US));
     }
 
+    /// Adds all of another.
+    pub(crate) fn add(&mut self, other: &Spread) {
+        // Both have the same bounds, which is all that can be refused.
+        let _ = self.0.add(&other.0);
+    }
+
     /// How many were recorded.
     pub(crate) fn count(&self) -> u64 {
         self.0.len()

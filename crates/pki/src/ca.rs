@@ -12,6 +12,7 @@ mod crl;
 pub use crl::{Crl, Revoked, RevokedFor};
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -191,7 +192,7 @@ impl Root {
     /// Takes a root certificate (DER) and its key; refuses a key of another certificate and a certificate
     /// that is no authority.
     pub fn open(der: Vec<u8>, key: KeyPair) -> Result<Self, CaError> {
-        Signer::open(der, key).map(Self)
+        Signer::open(der, Arc::new(key)).map(Self)
     }
 
     /// The root certificate, DER.
@@ -288,8 +289,8 @@ pub struct Authority(Signer);
 impl Authority {
     /// Takes an authority's certificate (DER) and its key; refuses a key of another certificate and a
     /// certificate that is no authority.
-    pub fn new(der: Vec<u8>, key: KeyPair) -> Result<Self, CaError> {
-        Signer::open(der, key).map(Self)
+    pub fn new(der: Vec<u8>, key: impl Into<Arc<KeyPair>>) -> Result<Self, CaError> {
+        Signer::open(der, key.into()).map(Self)
     }
 
     /// The authority's certificate, DER: follows the leaf in every chain.
@@ -332,13 +333,13 @@ impl Authority {
 #[derive(Debug)]
 struct Signer {
     der: Vec<u8>,
-    key: KeyPair,
+    key: Arc<KeyPair>,
     domain: TrustDomain,
     not_after_ms: u64,
 }
 
 impl Signer {
-    fn open(der: Vec<u8>, key: KeyPair) -> Result<Self, CaError> {
+    fn open(der: Vec<u8>, key: Arc<KeyPair>) -> Result<Self, CaError> {
         let certificate = parse_certificate(&der)?;
         if sha256(certificate.public_key().raw) != key.spki_sha256() {
             return Err(CaError::KeyMismatch);
@@ -407,7 +408,7 @@ impl Signer {
         params: CertificateParams,
         public_key: &impl PublicKeyData,
     ) -> Result<IssuedCert, CaError> {
-        let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(self.der.as_slice()), &self.key)
+        let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(self.der.as_slice()), &*self.key)
             .map_err(encoding)?;
         let certificate = params.signed_by(public_key, &issuer).map_err(encoding)?;
         let der = certificate.der().to_vec();

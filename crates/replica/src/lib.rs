@@ -29,6 +29,7 @@ mod status;
 pub mod testing;
 pub mod transport;
 mod types;
+mod valve;
 mod view;
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ use crate::machine::SnapshotData;
 use crate::peer::{Bodies, Lane, Method, PeerError};
 use crate::snapshot;
 use crate::types::{LogId, TypeConfig, Vote};
+use crate::valve::{Valve, valve};
 
 /// How long a replication stream may leave a request unanswered before it is given up.
 const REPLICATION_IDLE: Duration = Duration::from_secs(2);
@@ -211,6 +212,8 @@ impl Links {
 
 /// The answers of a stream, until it ends, fails, or leaves a request unanswered for `idle`.
 struct Replies {
+    /// Of the requests: they end with their answers.
+    _open: Valve<Bytes>,
     links: Arc<Links>,
     to: u64,
     bodies: Bodies,
@@ -292,12 +295,15 @@ impl NetStreamAppend<TypeConfig> for Client {
                     .chain(end)
                     .boxed()
             };
-            let bodies = match platform::timeout(SETUP, links.transport.append(to, lane, requests)).await {
+            let (open, requests) = valve(requests);
+            let opened = links.transport.append(to, lane, requests.boxed());
+            let bodies = match platform::timeout(SETUP, opened).await {
                 Ok(Ok(bodies)) => bodies,
                 Ok(Err(error)) => return Err(unreachable(error)),
                 Err(_) => return Err(unreachable(PeerError::Timeout(SETUP))),
             };
             let replies = Replies {
+                _open: open,
                 links,
                 to,
                 bodies,

@@ -23,7 +23,7 @@ impl Id {
 
     /// From the 16 bytes of a ULID.
     #[must_use]
-    pub fn from_bytes(bytes: [u8; 16]) -> Id {
+    pub const fn from_bytes(bytes: [u8; 16]) -> Id {
         let value = u128::from_be_bytes(bytes);
         Id {
             hi: (value >> 64) as u64,

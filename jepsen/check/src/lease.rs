@@ -318,7 +318,7 @@ impl<'a> Account<'a> {
             }
         }
         if let Some(rows) = &self.rows {
-            found.extend(server::ended_early(rows, &self.leases, setting));
+            found.extend(server::ended_early(rows, self.ops, &self.leases, setting));
         }
         Check::of("lease.not-early", found).fact("compared", compared)
     }

@@ -101,9 +101,9 @@ pub struct RunArgs {
     /// Operations a second, of all clients together
     #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pub rate: u64,
-    /// Clients: a number, or 2n for two for each replica
-    #[arg(long, short, default_value = "2n")]
-    pub concurrency: String,
+    /// Clients: a number, or 2n for two for each replica, which it is when absent, or what the workload needs if more
+    #[arg(long, short)]
+    pub concurrency: Option<String>,
     /// From one fault to the next, about
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub nemesis_interval: Duration,

@@ -38,8 +38,8 @@ pub fn library() -> Result<PathBuf> {
     let folders = own.ancestors().skip(1).take(2);
     let places = folders.flat_map(|folder| [folder.join(LIBRARY), folder.join("deps").join(LIBRARY)]);
     let found = places.into_iter().find(|path| path.is_file());
-    let found = found
-        .with_context(|| format!("{LIBRARY} is not next to jepsen: cargo build -p palyra-jepsen-skew"))?;
+    let found =
+        found.with_context(|| format!("{LIBRARY} is not next to jepsen: cargo build --workspace --bins"))?;
     shifts(&found).with_context(|| format!("{} moves no clock", found.display()))?;
     Ok(found)
 }

@@ -148,6 +148,7 @@ built_in![
     "palyra-frozen-time",
     "palyra-hole-behind-snapshot",
     "palyra-lease-cut-by-clock",
+    "palyra-requests-after-the-end",
     "palyra-second-answer",
     "palyra-snapshot-without-copy",
     "palyra-spin-on-dead-raft",

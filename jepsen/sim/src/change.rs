@@ -31,12 +31,7 @@ pub(crate) async fn birth(cluster: &Rc<Cluster>) -> bool {
     let born = platform::scope_sync(life.tag(), || {
         platform::spawn(async move { first.initialize().await })
     });
-    if !matches!(born.await, Ok(Ok(())))
-        || cluster
-            .insist(fleet::genesis(cluster.cluster_id, &cluster.papers))
-            .await
-            .is_none()
-    {
+    if !matches!(born.await, Ok(Ok(()))) || cluster.insist(fleet::genesis(&cluster.papers)).await.is_none() {
         return false;
     }
     for id in 2..=cluster.setup.replicas {
@@ -154,9 +149,11 @@ async fn leave(cluster: &Rc<Cluster>, id: u64) {
         // One that was cut off while it handed over, and was voted out, takes itself for the leader until its process
         // ends (docs/decisions/simulation.md). What the group is, is what those say that stay.
         let stays = |(life, _): &(Life, Replica)| life.replica() != id;
-        let is_out = |(_, leader): &(Life, Replica)| {
-            let members = leader.status().members;
-            !members.joint && !members.voters.contains(&id) && !members.learners.contains(&id)
+        let is_out = |(life, leader): &(Life, Replica)| {
+            Cluster::status(*life, leader).is_some_and(|status| {
+                let members = status.members;
+                !members.joint && !members.voters.contains(&id) && !members.learners.contains(&id)
+            })
         };
         let leaders: Vec<_> = cluster.leaders().into_iter().filter(stays).collect();
         if !leaders.is_empty() && leaders.iter().all(is_out) {

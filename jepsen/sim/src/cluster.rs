@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use palyra_control::{Control, ControlConfig, Limits, Timings};
 use palyra_jepsen_check::Recorder;
 use palyra_platform as platform;
-use palyra_replica::{Committed, OpenError, ProposeError, ReadError, Replica, ReplicaConfig, View};
+use palyra_replica::{Committed, OpenError, ProposeError, ReadError, Replica, ReplicaConfig, Status, View};
 use palyra_state::{Envelope, Id, Reject, Reply};
 use palyra_storage::Engine;
 
@@ -25,7 +26,7 @@ use crate::held::Resource;
 use crate::history::{Asked, History, Op, Outcome, changes_nothing};
 use crate::load::{self, Load};
 use crate::oracle::{self, Glimpse, Oracle};
-use crate::papers::Papers;
+use crate::papers::{CLUSTER, Papers};
 use crate::revocation::Probed;
 use crate::setup::Setup;
 use crate::world::{self, Life, World};
@@ -69,7 +70,6 @@ struct Running {
 pub(crate) struct Cluster {
     pub(crate) world: &'static World,
     pub(crate) bus: Bus,
-    pub(crate) cluster_id: Id,
     pub(crate) papers: Papers,
     pub(crate) load: Load,
     pub(crate) history: RefCell<History>,
@@ -104,12 +104,10 @@ impl Cluster {
     pub(crate) fn new(world: &'static World, setup: Setup, load: Load) -> Rc<Self> {
         world.note(&setup.to_string());
         let replicas = setup.replicas;
-        let cluster_id = fleet::fresh();
         let cluster = Rc::new(Cluster {
             world,
             bus: Bus::new(world, setup.net.clone()),
-            cluster_id,
-            papers: Papers::new(cluster_id),
+            papers: Papers::default(),
             load,
             history: RefCell::default(),
             tape: RefCell::default(),
@@ -216,6 +214,12 @@ impl Cluster {
         task.await.ok()
     }
 
+    /// What a replica says of itself; `None` when its disk fails meanwhile, of which it dies and not who asks.
+    pub(crate) fn status(life: Life, replica: &Replica) -> Option<Status> {
+        let ask = || catch_unwind(AssertUnwindSafe(|| replica.status()));
+        platform::scope_sync(life.tag(), ask).ok()
+    }
+
     /// Everybody who believes that they lead, whether they are still members or not.
     pub(crate) fn leaders(&self) -> Vec<(Life, Replica)> {
         let ids: Vec<u64> = self.live.borrow().keys().copied().collect();
@@ -268,14 +272,14 @@ impl Cluster {
     /// Opens a replica on its disk and starts its control plane, in tasks of its own; `None` when it died meanwhile.
     async fn open(&self, life: Life, engine: Arc<dyn Engine>) -> Option<Result<Running, OpenError>> {
         let id = life.replica();
-        let mut config = ReplicaConfig::new(id, self.cluster_id);
+        let mut config = ReplicaConfig::new(id, CLUSTER);
         config.timing = self.setup.timing.clone();
         config.compaction = self.setup.compaction.clone();
         let port = self.bus.port(id);
         let keys = self.papers.keys(id);
         let control_config = ControlConfig {
             replica_id: id,
-            cluster_id: self.cluster_id,
+            cluster_id: CLUSTER,
             trust_domain: self.papers.domain().clone(),
             version: "sim".to_owned(),
             timings: self.timings,

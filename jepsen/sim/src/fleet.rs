@@ -18,7 +18,7 @@ use palyra_state::{
     Actor, Command, Digest, Envelope, Fingerprint, Id, Read, approvals, dispatch, leases, nodes, pairing,
 };
 
-use crate::papers::Papers;
+use crate::papers::{CLUSTER, Papers};
 
 /// A capability that may be run again.
 pub(crate) const AGAIN: &str = "echo";
@@ -97,12 +97,12 @@ pub(crate) fn node_peer(papers: &Papers, device_id: Id, by: u64) -> PeerIdentity
 }
 
 /// The first entry of a cluster.
-pub(crate) fn genesis(cluster_id: Id, papers: &Papers) -> Envelope {
+pub(crate) fn genesis(papers: &Papers) -> Envelope {
     let genesis = cluster::Genesis {
-        cluster_id,
+        cluster_id: CLUSTER,
         trust_domain: papers.domain().to_string(),
         root_cert_der: papers.root_der().into(),
-        root_key_sealed: papers.root_key_sealed(cluster_id).into(),
+        root_key_sealed: papers.root_key_sealed().into(),
         replica_name: "r1".into(),
         addresses: addresses(1),
         authority_cert_der: papers.authority(1).into(),

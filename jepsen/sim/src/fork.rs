@@ -35,9 +35,11 @@ impl Ended {
     }
 }
 
-/// Makes what every child would make for itself: constant tables, 30 MB of them, that Raft's metrics look up.
+/// Makes what every child would make for itself: constant tables, 30 MB of them, that Raft's metrics look up, and the
+/// cluster's papers.
 pub(crate) fn warm_up() {
     keep_memory();
+    crate::papers::warm_up();
     drop(base2histogram::Histogram::<()>::new());
 }
 

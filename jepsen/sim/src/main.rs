@@ -194,7 +194,6 @@ fn simulate(case: &Case, trace: bool) -> String {
         Ok(runtime) => runtime,
         Err(error) => return format!("FAIL no runtime: {error}"),
     };
-    palyra_pki::keys::sign_repeatably();
     // To the end: without it, the world's clock is the wall's.
     let _entered = runtime.enter();
     let setup = Setup::draw(case);

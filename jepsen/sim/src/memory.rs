@@ -12,6 +12,10 @@ use std::ptr::null_mut;
 
 /// Pieces up to [`FINE_MOST`] are multiples of this, and all lie at such.
 const STEP: usize = 16;
+/// Tasks want to lie at multiples of this (two lines of the cache): such pieces have lists of their own.
+const LINE: usize = 128;
+/// What is larger and wants to lie so is the C library's.
+const LINE_MOST: usize = 32 << 10;
 /// Up to here sizes go in steps, above four of them double it.
 const FINE_MOST: usize = 1024;
 /// What is larger is the C library's.
@@ -42,6 +46,8 @@ struct Free {
 
 struct Heap {
     free: [*mut Free; SIZES],
+    /// Of those that lie at multiples of [`LINE`].
+    aligned: [*mut Free; LINE_MOST / LINE],
     /// What is left of the newest chunk.
     rest: *mut u8,
     left: usize,
@@ -52,6 +58,7 @@ thread_local! {
     static HEAP: UnsafeCell<Heap> = const {
         UnsafeCell::new(Heap {
             free: [null_mut(); SIZES],
+            aligned: [null_mut(); LINE_MOST / LINE],
             rest: null_mut(),
             left: 0,
         })
@@ -61,9 +68,28 @@ thread_local! {
 /// Hands out pieces of memory.
 pub(crate) struct Memory;
 
-/// Whether the C library has it.
-fn is_foreign(layout: Layout) -> bool {
-    layout.size() > MOST || layout.align() > STEP
+/// Who has a piece, by its layout alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Home {
+    /// The list of this number, of pieces of this size.
+    Free(usize, usize),
+    /// The same, among the aligned ones.
+    Aligned(usize, usize),
+    /// The C library.
+    System,
+}
+
+fn home(layout: Layout) -> Home {
+    let (size, align) = (layout.size(), layout.align());
+    if align <= STEP && size <= MOST {
+        let (at, size) = size_of(size);
+        Home::Free(at, size)
+    } else if align <= LINE && size <= LINE_MOST {
+        let at = size.saturating_sub(1) / LINE;
+        Home::Aligned(at, (at + 1) * LINE)
+    } else {
+        Home::System
+    }
 }
 
 /// Runs `body` on this thread's heap, which it must not use by any other way meanwhile: it may not allocate.
@@ -76,33 +102,61 @@ fn with_heap<T>(body: impl FnOnce(&mut Heap) -> T) -> T {
 pub(crate) fn begin_anew() {
     with_heap(|heap| {
         heap.free = [null_mut(); SIZES];
+        heap.aligned = [null_mut(); LINE_MOST / LINE];
         heap.left = 0;
     });
 }
 
+/// Takes the first piece of a list, if there is one.
+fn pop(list: &mut *mut Free) -> Option<*mut u8> {
+    let free = *list;
+    if free.is_null() {
+        return None;
+    }
+    // SAFETY: a piece in the list was given back, is as large as the list says, and was written by `push`.
+    *list = unsafe { (*free).next };
+    Some(free.cast())
+}
+
+fn push(list: &mut *mut Free, piece: *mut u8) {
+    let free: *mut Free = piece.cast();
+    // SAFETY: the piece is nobody's any more, at least 16 bytes long, and aligned to that.
+    unsafe { (*free).next = *list };
+    *list = free;
+}
+
 impl Heap {
     fn take(&mut self, at: usize, size: usize) -> *mut u8 {
-        let free = self.free[at];
-        if !free.is_null() {
-            // SAFETY: a piece in the list was given back, is of this size or larger, and was written by `give`.
-            self.free[at] = unsafe { (*free).next };
-            return free.cast();
+        match pop(&mut self.free[at]) {
+            Some(piece) => piece,
+            None => self.carve(size, 0),
         }
-        if self.left < size && !self.grow() {
-            return null_mut();
-        }
-        let piece = self.rest;
-        self.left -= size;
-        // SAFETY: `left` bytes are there from `rest` on, and it was at least `size`.
-        self.rest = unsafe { piece.add(size) };
-        piece
     }
 
-    fn give(&mut self, piece: *mut u8, at: usize) {
-        let free: *mut Free = piece.cast();
-        // SAFETY: the piece is nobody's any more, at least 16 bytes long, and aligned to that.
-        unsafe { (*free).next = self.free[at] };
-        self.free[at] = free;
+    fn take_aligned(&mut self, at: usize, size: usize) -> *mut u8 {
+        match pop(&mut self.aligned[at]) {
+            Some(piece) => piece,
+            None => {
+                let lost = self.rest.align_offset(LINE);
+                self.carve(size, lost)
+            }
+        }
+    }
+
+    /// A piece of new memory, after so many bytes that are lost unless it takes a new chunk, which is aligned.
+    fn carve(&mut self, size: usize, mut lost: usize) -> *mut u8 {
+        if self.left < size + lost {
+            if !self.grow() {
+                return null_mut();
+            }
+            lost = 0;
+        }
+        // SAFETY: `left` bytes are there from `rest` on, and it is at least this sum.
+        let piece = unsafe { self.rest.add(lost) };
+        self.left -= size + lost;
+        // SAFETY: as above.
+        self.rest = unsafe { piece.add(size) };
+        piece
     }
 
     /// A new chunk; what was left of the last one is lost.
@@ -129,34 +183,34 @@ impl Heap {
     }
 }
 
-// SAFETY: a piece is at least as long as its layout and aligned to 16 bytes; larger alignments and sizes are the
-// system's, by a rule that depends on the layout alone. A piece is in a list or in use, never both.
+// SAFETY: a piece is at least as long as its layout and aligned as it says; whose it is depends on the layout alone. A
+// piece is in a list or in use, never both.
 unsafe impl GlobalAlloc for Memory {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if is_foreign(layout) {
+        match home(layout) {
+            Home::Free(at, size) => with_heap(|heap| heap.take(at, size)),
+            Home::Aligned(at, size) => with_heap(|heap| heap.take_aligned(at, size)),
             // SAFETY: the caller's promise is the same.
-            return unsafe { System.alloc(layout) };
+            Home::System => unsafe { System.alloc(layout) },
         }
-        let (at, size) = size_of(layout.size());
-        with_heap(|heap| heap.take(at, size))
     }
 
     unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
-        if is_foreign(layout) {
+        match home(layout) {
+            Home::Free(at, _) => with_heap(|heap| push(&mut heap.free[at], piece)),
+            Home::Aligned(at, _) => with_heap(|heap| push(&mut heap.aligned[at], piece)),
             // SAFETY: by the same rule it came from there.
-            return unsafe { System.dealloc(piece, layout) };
+            Home::System => unsafe { System.dealloc(piece, layout) },
         }
-        let (at, _) = size_of(layout.size());
-        with_heap(|heap| heap.give(piece, at));
     }
 
     unsafe fn realloc(&self, piece: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller promises that the size is not too large for the alignment.
         let new = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-        match (is_foreign(layout), is_foreign(new)) {
+        match (home(layout), home(new)) {
             // SAFETY: it came from there.
-            (true, true) => return unsafe { System.realloc(piece, layout, new_size) },
-            (false, false) if size_of(layout.size()) == size_of(new_size) => return piece,
+            (Home::System, Home::System) => return unsafe { System.realloc(piece, layout, new_size) },
+            (old, new) if old == new => return piece,
             _ => {}
         }
         // SAFETY: two pieces that do not overlap, each as long as its layout says.
@@ -201,7 +255,7 @@ mod tests {
         for turn in 0..20_000_u32 {
             let most = if draw.percent(2) { 2 * MOST as u64 } else { 3_000 };
             let bytes = usize::try_from(draw.between(1, most)).unwrap();
-            let align = 1 << draw.below(7);
+            let align = 1 << draw.below(9);
             let layout = Layout::from_size_align(bytes, align).unwrap();
             let mark = turn as u8;
             // SAFETY: what `alloc` gave is given back or moved once, with its layout, and used within it.

@@ -174,12 +174,18 @@ async fn do_one(cluster: Rc<Cluster>, kind: Kind, victim: u64, mut draw: Stream)
 
 /// Leaves a replica behind until only a snapshot helps, and lets it die while it takes that in.
 async fn catch_up(cluster: &Rc<Cluster>, victim: u64, draw: &mut Stream) {
-    let known = cluster.replica(victim);
-    let last = known.map_or(0, |(_, replica)| replica.status().last_log);
+    let status = |(life, replica): &(Life, Replica)| Cluster::status(*life, replica);
+    let last = cluster
+        .replica(victim)
+        .as_ref()
+        .and_then(status)
+        .map_or(0, |status| status.last_log);
     cluster.kill(victim, draw.percent(50));
     // Who starts everybody meanwhile would bring it back too early.
     cluster.hold(victim, true);
-    let purged = |(life, leader): &(Life, Replica)| life.replica() != victim && leader.status().purged > last;
+    let purged = |leader: &(Life, Replica)| {
+        leader.0.replica() != victim && status(leader).is_some_and(|status| status.purged > last)
+    };
     let mut places = &INSTALL[..];
     for _ in 0..LEFT_BEHIND {
         platform::sleep(Duration::from_millis(draw.between(300, 700))).await;

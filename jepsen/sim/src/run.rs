@@ -243,13 +243,8 @@ async fn finish_change(cluster: &Cluster) {
     while cluster.changing.get() {
         if platform::now() > end {
             let tell = |(life, leader): &(Life, Replica)| {
-                let status = leader.status();
-                format!(
-                    "r{} in term {} with {:?}",
-                    life.replica(),
-                    status.term,
-                    status.members
-                )
+                let known = Cluster::status(*life, leader).map(|status| (status.term, status.members));
+                format!("r{} with its term and members {known:?}", life.replica())
             };
             let leaders: Vec<String> = cluster.leaders().iter().map(tell).collect();
             return cluster.problem(format!(
@@ -287,7 +282,9 @@ async fn settle(cluster: &Rc<Cluster>, keys: &[Id]) {
         }
         if serving && indexes.len() == 1 && !indexes.contains(&None) {
             // What an earlier leader began is ended by the present one.
-            let joint = |(_, leader): &(Life, Replica)| leader.status().members.joint;
+            let joint = |(life, leader): &(Life, Replica)| {
+                Cluster::status(*life, leader).is_some_and(|status| status.members.joint)
+            };
             if cluster.leaders().iter().any(joint) && platform::now() <= deadline {
                 continue;
             }

@@ -128,25 +128,27 @@ fn forget(home: &Path, context: &str) {
 }
 
 fn refuse_existing(data_dir: &Path) -> Result {
-    let entries = match fs::read_dir(data_dir) {
+    let stranger = match fs::read_dir(data_dir) {
         // Some file systems are born with a folder for what a repair finds.
-        Ok(mut entries) => entries
-            .any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy() != LOST_AND_FOUND)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Ok(entries) => entries
+            .flatten()
+            .map(|entry| entry.file_name())
+            .find(|name| name != LOST_AND_FOUND),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(Failure::file("read", data_dir, &error)),
     };
-    if !entries {
+    let Some(stranger) = stranger else {
         return Ok(());
-    }
-    let what = if data_dir.join(layout::CONFIG).exists() {
-        "is the folder of a replica already"
-    } else {
-        "is not empty"
     };
-    let message = format!("{} {what}; nothing was changed", data_dir.display());
+    let folder = data_dir.display();
+    let what = if data_dir.join(layout::CONFIG).exists() {
+        "is the folder of a replica already".to_owned()
+    } else {
+        format!("is not empty (it holds {})", stranger.display())
+    };
     Err(Failure::local(
         Class::Conflict,
-        message,
+        format!("{folder} {what}; nothing was changed"),
         "choose another folder: --data-dir DIR",
     ))
 }

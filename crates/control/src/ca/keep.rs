@@ -186,7 +186,7 @@ impl Control {
         let keys = inside.keys.as_ref()?;
         mine.into_iter().rev().find_map(|record| {
             let own = certificates_of(view, &record);
-            let held = keys.get(&key_of(own.first()?)?)?;
+            let held = keys.get(&self.authorities().key_of(own.first()?)?)?;
             let roots = ca::trusted_roots(view).into_iter();
             let authorities = ca::authorities(view);
             Some(Wanted {
@@ -284,7 +284,7 @@ impl Control {
 
     fn is_due(&self, view: &dyn Read, active: &ca::Authority) -> bool {
         let own = certificates_of(view, active);
-        let Some(life) = own.first().and_then(|der| describe(der).ok()) else {
+        let Some(life) = own.first().and_then(|der| self.authorities().describe(der)) else {
             return false;
         };
         let has_key = {
@@ -306,7 +306,7 @@ impl Control {
             .flat_map(|one| {
                 one.certificates
                     .iter()
-                    .filter_map(|certificate| key_of(&certificate.der))
+                    .filter_map(|certificate| self.authorities().key_of(&certificate.der))
             })
             .collect();
         let mut inside = self.authorities().write();
@@ -367,7 +367,7 @@ impl Control {
                 let keys = inside.keys.as_ref();
                 let held = own
                     .first()
-                    .and_then(|der| key_of(der))
+                    .and_then(|der| self.authorities().key_of(der))
                     .and_then(|name| keys?.get(&name));
                 let Some(held) = held else { continue };
                 let signed = authority_of(&own, &held.key)?.sign_crl(&crl.list);
@@ -587,14 +587,8 @@ fn gone_authorities(view: &dyn Read, root: u32) -> Vec<Revoked> {
     found
 }
 
-/// The name of the key in a certificate.
-fn key_of(der: &[u8]) -> Option<KeyName> {
-    palyra_pki::identity::spki_sha256(der).ok()
-}
-
 /// An authority with the first of its certificates.
-fn authority_of(own: &[Vec<u8>], key: &KeyPair) -> Result<Authority, Error> {
+fn authority_of(own: &[Vec<u8>], key: &Arc<KeyPair>) -> Result<Authority, Error> {
     let der = own.first().cloned().unwrap_or_default();
-    let key = KeyPair::from_pkcs8(key.to_pkcs8()).map_err(|error| internal("a key", &error))?;
-    Authority::new(der, key).map_err(|error| internal("an authority", &error))
+    Authority::new(der, Arc::clone(key)).map_err(|error| internal("an authority", &error))
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use palyra_pki::ca::Described;
 use palyra_pki::{Authority, KeyPair};
 use tokio::sync::Notify;
 
@@ -96,7 +97,12 @@ pub(crate) struct Authorities {
     pub(super) acks: Mutex<Acks>,
     /// There is something to write down.
     pub(super) wake: Notify,
+    /// What the certificates say that were looked at: every pass asks about the same few. By their DER.
+    described: Mutex<BTreeMap<Vec<u8>, Described>>,
 }
+
+/// Certificates of which it is remembered what they say.
+const REMEMBERED: usize = 256;
 
 /// What changes.
 #[derive(Default)]
@@ -129,7 +135,27 @@ impl Authorities {
             inside: RwLock::new(Inside::default()),
             acks: Mutex::new(Acks::default()),
             wake: Notify::new(),
+            described: Mutex::default(),
         }
+    }
+
+    /// What the certificate of an authority says, if it can be read.
+    pub(super) fn describe(&self, der: &[u8]) -> Option<Described> {
+        let mut known = self.described.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(described) = known.get(der) {
+            return Some(described.clone());
+        }
+        let described = palyra_pki::ca::describe(der).ok()?;
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        known.insert(der.to_vec(), described.clone());
+        Some(described)
+    }
+
+    /// The name of the key in a certificate.
+    pub(super) fn key_of(&self, der: &[u8]) -> Option<KeyName> {
+        self.describe(der).map(|described| described.spki_sha256)
     }
 
     pub(super) fn read(&self) -> std::sync::RwLockReadGuard<'_, Inside> {

@@ -46,7 +46,7 @@ pub struct Crl {
 impl Signer {
     /// The signed list, DER.
     pub(super) fn sign_crl(&self, crl: &Crl) -> Result<Vec<u8>, CaError> {
-        let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(self.der.as_slice()), &self.key)
+        let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(self.der.as_slice()), &*self.key)
             .map_err(encoding)?;
         let revoked: Result<Vec<RevokedCertParams>, CaError> = crl.revoked.iter().map(entry).collect();
         let params = CertificateRevocationListParams {

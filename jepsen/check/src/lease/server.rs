@@ -56,12 +56,39 @@ pub(super) fn fences(rows: &Rows, leases: &BTreeMap<String, Lease<'_>>) -> Vec<V
 /// Rows tell whole milliseconds, and so does the beginning of the run: a row may be from so much later than it says.
 const COARSE: u64 = 2 * MS;
 
-/// Rows that end a lease without a word of its holder before the end that the holder was promised.
+/// By when the log had come so far, from answers that name an index: what they told was written by then.
+struct Seen(Vec<(u64, u64)>);
+
+impl Seen {
+    fn of(told: impl IntoIterator<Item = (u64, u64)>) -> Seen {
+        let mut told: Vec<(u64, u64)> = told.into_iter().collect();
+        told.sort_unstable();
+        let mut earliest = u64::MAX;
+        for (_, time) in told.iter_mut().rev() {
+            earliest = earliest.min(*time);
+            *time = earliest;
+        }
+        Seen(told)
+    }
+
+    /// The earliest moment at which somebody had an answer that stands at this index or behind it.
+    fn by(&self, index: u64) -> Option<u64> {
+        let at = self.0.partition_point(|(rev, _)| *rev < index);
+        self.0.get(at).map(|(_, time)| *time)
+    }
+}
+
+/// Rows that end a lease without a word of its holder before the end that the holder was promised. Rows tell the log's
+/// time, which may be late: by as long as a message was held back by which a leader of later knew it. So where answers
+/// name indexes, one of them must show that the row was there before that end.
 pub(super) fn ended_early(
     rows: &Rows,
+    ops: &[Op<'_>],
     leases: &BTreeMap<String, Lease<'_>>,
     setting: &Setting,
 ) -> Vec<Violation> {
+    let told = |op: &Op<'_>| Some((op.rev()?, op.end?.time));
+    let seen = Seen::of(ops.iter().filter(|op| op.kind() == Kind::Ok).filter_map(told));
     let mut found = Vec::new();
     for row in &rows.rows {
         let expired = row.action == "lease.ending" && row.detail("reason") == "expired";
@@ -75,7 +102,9 @@ pub(super) fn ended_early(
         let Some((((renewal, until), back), at)) = promised.zip(setting.moment(row.at_ms)) else {
             continue;
         };
-        if at + COARSE < until && back.is_none_or(|back| back > at + COARSE) {
+        let before = |moment: u64| moment < until && back.is_none_or(|back| back > moment);
+        let shown = seen.0.is_empty() || seen.by(row.index).is_some_and(before);
+        if before(at + COARSE) && shown {
             let what = format!(
                 "lease {}, fence {}: {} {} before the end that a confirmed renewal promised",
                 row.subject,
@@ -255,4 +284,18 @@ pub(super) fn runs_end(rows: &Rows, ops: &[Op<'_>]) -> Check {
         );
     }
     Check::of(name, found).fact("runs", asked.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Seen;
+
+    #[test]
+    fn an_answer_behind_a_row_tells_by_when_it_was_there() {
+        let seen = Seen::of([(7, 500), (3, 100), (9, 300), (12, 900)]);
+        assert_eq!(seen.by(1), Some(100));
+        assert_eq!(seen.by(4), Some(300), "the answer at 9 came before the one at 7");
+        assert_eq!(seen.by(10), Some(900));
+        assert_eq!(seen.by(13), None);
+    }
 }

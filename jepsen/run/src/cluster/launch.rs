@@ -64,7 +64,7 @@ impl Programs {
             .map(|folder| folder.display().to_string())
             .unwrap_or_default();
         bail!(
-            "palyrad and palyra are not in {first}: cargo build -p palyra-server -p palyra-cli --bins, \
+            "palyrad and palyra are not in {first}: cargo build --workspace --bins, \
              or name their folder: --binary DIR"
         )
     }

@@ -32,8 +32,8 @@ use crate::{daemon, equipment};
 /// [`Usage`] when it was asked for wrongly; otherwise the harness failed.
 pub fn main(args: &RunArgs) -> Result<u8> {
     // Before anything is entered: what is wrong with the words is told at once.
-    let settings = settings(args)?;
-    let workload: Arc<dyn Workload> = workloads::find(&settings.workload).map_err(usage)?.into();
+    let workload: Arc<dyn Workload> = workloads::find(&args.workload).map_err(usage)?.into();
+    let settings = settings(args, workload.as_ref())?;
     let (ground, reduced) = match inside::here() {
         Some(ground) => (ground, None),
         None => inside::best_ground(),
@@ -64,23 +64,40 @@ fn usage(error: anyhow::Error) -> anyhow::Error {
     Usage(format!("{error:#}")).into()
 }
 
-fn settings(args: &RunArgs) -> Result<Settings> {
+/// A number of clients as people write it: `6`, or `2n` for two for each replica.
+fn clients(text: &str, replicas: u64) -> Result<u64> {
+    let (digits, each) = match text.strip_suffix('n') {
+        Some(digits) => (digits, replicas),
+        None => (text, 1),
+    };
+    let clients = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|count| count.checked_mul(each));
+    match clients {
+        Some(clients @ 1..=1_000) => Ok(clients),
+        _ => Err(Usage(format!(
+            "--concurrency {text}: from 1 to 1000 clients, or 2n for two for each replica"
+        ))
+        .into()),
+    }
+}
+
+fn settings(args: &RunArgs, workload: &dyn Workload) -> Result<Settings> {
     let seed = match args.seed {
         Some(seed) => seed,
         None => u64::from(std::process::id()) ^ palyra_client::wall_ms() & 0xff_ffff,
     };
-    let wrong = || {
-        Usage(format!(
-            "--concurrency {}: a number, or one with n such as 2n",
-            args.concurrency
+    let concurrency = match &args.concurrency {
+        Some(text) => clients(text, args.replicas)?,
+        None => workload.clients().max(2 * args.replicas),
+    };
+    if concurrency < workload.clients() {
+        let (name, least) = (&args.workload, workload.clients());
+        return Err(Usage(format!(
+            "--concurrency {concurrency}: {name} needs {least} clients"
         ))
-    };
-    let concurrency = match args.concurrency.strip_suffix('n') {
-        Some(each) => each.parse::<u64>().map_err(|_| wrong())? * args.replicas,
-        None => args.concurrency.parse().map_err(|_| wrong())?,
-    };
-    if !(1..=1_000).contains(&concurrency) {
-        return Err(Usage(format!("--concurrency {concurrency}: from 1 to 1000 clients")).into());
+        .into());
     }
     let nemeses = args
         .nemesis

@@ -207,7 +207,7 @@ fn run(scenario: &Scenario, stage: &Stage, args: &ScenarioArgs) -> Result<Ended>
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| match stage.level {
-        Level::Sim => "jepsen-sim is not next to jepsen: cargo build -p palyra-jepsen-sim".to_owned(),
+        Level::Sim => "jepsen-sim is not next to jepsen: cargo build --workspace --bins".to_owned(),
         Level::Run => format!("{} does not start", own.display()),
     })?;
     let output = child.stdout.take().context("a stage has no output")?;

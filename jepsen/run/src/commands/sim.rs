@@ -16,7 +16,7 @@ pub fn main(args: &SimArgs) -> Result<u8> {
     let sim = own.with_file_name("jepsen-sim");
     ensure!(
         sim.is_file(),
-        "{} is not there: cargo build -p palyra-jepsen-sim",
+        "{} is not there: cargo build --workspace --bins",
         sim.display()
     );
     let error = std::process::Command::new(&sim).args(&args.arguments).exec();

@@ -32,11 +32,11 @@ pub(super) fn programs(folder: Option<&Path>, sim: bool, real: bool) -> Result<P
                 real: None,
             };
             if sim {
-                let folder = build(&["-p", "palyra-jepsen-sim", "--features", "planted"])?;
+                let folder = build(&["--bin", "jepsen-sim", "--features", "palyra-jepsen-sim/planted"])?;
                 planted.sim = Some(folder.join("jepsen-sim"));
             }
             if real {
-                let words = ["-p", "palyra-server", "-p", "palyra-cli", "--bins", "--features"];
+                let words = ["--bin", "palyrad", "--bin", "palyra", "--features"];
                 planted.real = Some(build(&[&words[..], &["palyra-server/planted"]].concat())?);
             }
             planted
@@ -77,7 +77,8 @@ fn found(folder: &Path, sim: bool, real: bool) -> Result<Planted> {
     Ok(planted)
 }
 
-/// Builds what these words name, and answers the folder that it lies in.
+/// Builds what these words name, and answers the folder that it lies in. They choose from the whole workspace, whose
+/// packages unite their features: with fewer of them, libraries would be built anew that are no different.
 fn build(words: &[&str]) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     ensure!(
@@ -89,11 +90,11 @@ fn build(words: &[&str]) -> Result<PathBuf> {
     );
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     eprintln!(
-        "jepsen: builds programs with bugs in them: cargo build {}",
+        "jepsen: builds programs with bugs in them: cargo build --workspace {}",
         words.join(" ")
     );
     let output = Command::new(cargo)
-        .arg("build")
+        .args(["build", "--workspace"])
         .args(words)
         .args(["--locked", "--message-format", "json-render-diagnostics"])
         .current_dir(&root)
@@ -102,7 +103,7 @@ fn build(words: &[&str]) -> Result<PathBuf> {
         .context("cargo does not start; install it, or name a folder with planted programs: --binary DIR")?;
     ensure!(
         output.status.success(),
-        "cargo build {} failed: {}",
+        "cargo build --workspace {} failed: {}",
         words.join(" "),
         output.status
     );
@@ -114,7 +115,7 @@ fn build(words: &[&str]) -> Result<PathBuf> {
         .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
         .collect();
     let Some(folder) = built.first().and_then(|path| path.parent()) else {
-        bail!("cargo build {} made no program", words.join(" "));
+        bail!("cargo build --workspace {} made no program", words.join(" "));
     };
     let planted = folder.join("planted");
     std::fs::create_dir_all(&planted).with_context(|| format!("cannot make {}", planted.display()))?;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use async_trait::async_trait;
 
 use super::operator::Operator;
@@ -17,7 +17,7 @@ use crate::run::Run;
 
 pub(super) const KIND: Kind = Kind {
     name: "mix",
-    does: "all workloads at once, but for failover; at least 14 clients (--concurrency 5n)",
+    does: "all workloads at once, but for failover; at least 14 clients",
     usual: &["all"],
     make: || {
         let found = PARTS
@@ -45,13 +45,6 @@ struct Mix {
     clients: Vec<u64>,
 }
 
-impl Mix {
-    /// Clients of one round.
-    fn round(&self) -> u64 {
-        self.clients.iter().sum()
-    }
-}
-
 #[async_trait]
 impl Workload for Mix {
     fn name(&self) -> &'static str {
@@ -60,6 +53,10 @@ impl Workload for Mix {
 
     fn hosts(&self) -> u64 {
         self.parts.iter().map(|part| part.hosts()).sum()
+    }
+
+    fn clients(&self) -> u64 {
+        self.clients.iter().sum()
     }
 
     fn floors(&self) -> &'static [&'static str] {
@@ -71,12 +68,6 @@ impl Workload for Mix {
     }
 
     async fn prepare(&self, run: &Arc<Run>) -> Result<()> {
-        let clients = run.settings.concurrency;
-        ensure!(
-            clients >= self.round(),
-            "{clients} clients are too few for all workloads: mix needs {} (--concurrency 5n)",
-            self.round()
-        );
         for part in &self.parts {
             part.prepare(run).await.with_context(|| part.name())?;
         }

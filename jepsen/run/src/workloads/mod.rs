@@ -44,6 +44,11 @@ pub trait Workload: Send + Sync {
         0
     }
 
+    /// The fewest clients with which it can be run.
+    fn clients(&self) -> u64 {
+        1
+    }
+
     /// Settings of `palyrad.toml` that it needs to be other than usual, as TOML.
     fn settings(&self) -> &'static str {
         ""
