@@ -1,9 +1,9 @@
-//! A stream that can be shut from outside: the requests of an append stream, which whoever reads the answers lets go of.
+//! A stream that can be shut from outside: the requests of an append stream, which end when their answers are let go of.
 //!
-//! openraft draws the requests of all append streams to one peer from one place. It takes a stream for ended when it lets
-//! go of its answers, but the transport may still hold the requests and ask for the next one: that one takes entries away
-//! from the stream after it, nobody waits for its answer, and the leader waits for ever for a peer that was never asked
-//! (`jepsen scenario palyra-requests-after-the-end`). So requests end with the answers, at once.
+//! openraft draws the requests of all append streams to one peer from one place. It takes a stream for ended when it
+//! lets go of its answers, but the transport may still hold the requests and ask for the next one: that one takes
+//! entries away from the stream after it, nobody waits for its answer, and the leader waits for ever for a peer that
+//! was never asked (`jepsen scenario palyra-requests-after-the-end`). So requests end with the answers, at once.
 //!
 //! Invariant: once a [`Valve`] is gone, nothing more comes out of its stream, whoever holds it.
 
