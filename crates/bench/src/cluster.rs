@@ -529,7 +529,8 @@ fn programs() -> Result<PathBuf> {
 /// Held, it keeps the shell of [`watch_over`] waiting.
 pub(crate) type WatchDog = (Child, ChildStdin);
 
-/// A shell that kills the processes of a folder's `*.pid` files when this process is gone: its standard input ends then.
+/// A shell that kills the processes of a folder's `*.pid` files when this process is gone: its standard input ends
+/// then.
 pub(crate) fn watch_over(dir: &Path) -> Result<WatchDog> {
     let script = "cat >/dev/null; for file in \"$1\"/*.pid; do [ -f \"$file\" ] || continue; pid=$(cat \"$file\"); \
                   case $(readlink \"/proc/$pid/exe\") in */palyra|*/palyrad|*/etcd) kill -9 \"$pid\";; esac; done";

@@ -139,8 +139,11 @@ impl Report {
 
     fn render_table(&self) -> String {
         let mut out = format!("{}\n", self.command);
-        let width = self.facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        for (name, value) in &self.facts {
+        // What has parts of its own is for programs; people get the same in tables.
+        let plain = |(_, value): &&(String, Value)| !value.is_object() && !value.is_array();
+        let facts: Vec<&(String, Value)> = self.facts.iter().filter(plain).collect();
+        let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        for (name, value) in facts {
             let _ = writeln!(out, "  {name:width$}  {}", shown(value));
         }
         for table in &self.tables {

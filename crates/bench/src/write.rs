@@ -18,10 +18,10 @@ use crate::sim::pair::pair;
 use crate::versus::drive::{self, round};
 use crate::versus::etcd::Etcd;
 use crate::versus::machine::Machine;
-use crate::versus::{Compared, Shape, Side, Target, tell_round};
+use crate::versus::{Compared, Shape, Side, Target, tell_all, tell_round};
 use crate::{Keep, say};
 
-/// Bytes of labels beside the keys; with the rest of the record it is about what `--bytes` says for etcd.
+/// What we want to be.
 const WANTED: Target = Target { rate: 3.0, p99: 0.5 };
 /// Labels that a write carries.
 const LABELS: usize = 4;
@@ -68,14 +68,13 @@ pub(crate) async fn run(args: Args, keep: Keep) -> Result<Report> {
         .iter()
         .map(|one| Identity::load(one, &trust))
         .collect::<Result<Vec<_>>>()?;
-    let mut one_client = None;
+    let mut compared = Vec::new();
     for clients in args.shape.clients.clone() {
-        let compared = compare(&args, clients, &cluster, &identities, etcd.as_ref()).await?;
-        if clients == 1 {
-            one_client = Some(compared.ours.figures().p50_us);
-        }
-        compared.tell(&mut report, "write", WANTED);
+        compared.push(compare(&args, clients, &cluster, &identities, etcd.as_ref()).await?);
     }
+    tell_all(&mut report, &compared, "write", WANTED);
+    let one = compared.iter().find(|one| one.clients == 1);
+    let one_client = one.map(|one| one.ours.figures().p50_us);
     machine.tell(&mut report, one_client);
     if let Some(etcd) = etcd {
         report.fact("peer_version", format!("etcd {}", etcd.version()));

@@ -1,4 +1,4 @@
-//! A stream that can be shut from outside: the requests of an append stream, which end when their answers are let go of.
+//! A stream that can be shut from outside: the requests of an append stream end when their answers are let go of.
 //!
 //! openraft draws the requests of all append streams to one peer from one place. It takes a stream for ended when it
 //! lets go of its answers, but the transport may still hold the requests and ask for the next one: that one takes

@@ -170,9 +170,9 @@ const COLUMNS: [&str; 9] = [
 ];
 
 impl Compared {
-    /// Puts it into the report: rows, the object, and whether the target is met.
-    pub(crate) fn tell(&self, report: &mut Report, workload: &str, target: Target) {
-        let (name, ours) = (format!("{workload}_{}", self.clients), self.ours.figures());
+    /// Puts rows into the report, and whether the target is met. Answers the object that says it all.
+    fn tell(&self, report: &mut Report, workload: &str, target: Target) -> Value {
+        let ours = self.ours.figures();
         let mut object = json!({
             "workload": workload, "clients": self.clients, "ours": self.ours.to_json(),
         });
@@ -217,7 +217,7 @@ impl Compared {
                 format!("{:.2}", ratio.p99_us),
             );
         }
-        report.fact(&name, object);
+        object
     }
 
     fn row(&self, report: &mut Report, side: &str, of: &Side, ratios: [Value; 3]) {
@@ -241,6 +241,23 @@ impl Compared {
         ratios.fold((f64::INFINITY, 0.0), |(low, high), ratio| {
             (f64::min(low, ratio), f64::max(high, ratio))
         })
+    }
+}
+
+/// Puts comparisons into the report: one is the object itself, several are a list.
+pub(crate) fn tell_all(report: &mut Report, compared: &[Compared], workload: &str, target: Target) {
+    let mut objects: Vec<Value> = compared
+        .iter()
+        .map(|one| one.tell(report, workload, target))
+        .collect();
+    match (objects.len(), objects.pop()) {
+        (1, Some(Value::Object(only))) => only
+            .into_iter()
+            .for_each(|(name, value)| report.fact(&name, value)),
+        (_, last) => {
+            objects.extend(last);
+            report.fact("comparisons", objects);
+        }
     }
 }
 
@@ -298,9 +315,9 @@ mod tests {
             peer: Some(Side(vec![round(100, 4), round(100, 4), round(100, 4)])),
         };
         let mut report = Report::new("write");
-        compared.tell(&mut report, "write", Target { rate: 3.0, p99: 0.5 });
-        let json: Value = serde_json::from_str(&report.render(crate::report::Format::Json)).unwrap();
-        let object = &json["write_4"];
+        tell_all(&mut report, &[compared], "write", Target { rate: 3.0, p99: 0.5 });
+        let object: Value = serde_json::from_str(&report.render(crate::report::Format::Json)).unwrap();
+        assert_eq!(object["clients"], 4);
         assert_eq!(object["ratio"]["ops_per_s"], 3.0);
         assert_eq!(object["ratio"]["ops_per_s_low"], 1.0);
         assert_eq!(object["ratio"]["ops_per_s_high"], 9.0);
@@ -316,7 +333,7 @@ mod tests {
             peer: Some(Side(vec![round(100, 4)])),
         };
         let mut report = Report::new("write");
-        compared.tell(&mut report, "write", Target { rate: 3.0, p99: 0.5 });
+        tell_all(&mut report, &[compared], "write", Target { rate: 3.0, p99: 0.5 });
         assert!(!report.kept());
     }
 
