@@ -163,6 +163,9 @@ impl Nemesis for Failpoint {
         for id in targets {
             let socket = listening(run, *id).await?;
             let hits = hits(&socket, &self.point).await?;
+            if matches!(self.does, Does::Crash) {
+                run.cluster.may_end(*id)?;
+            }
             ask(&socket, &self.arm()).await?;
             let pid = run.cluster.pid(*id);
             armed.insert(*id, Armed { socket, pid, hits });
@@ -201,6 +204,9 @@ impl Fault for Pointed {
                         passed.map_or_else(|| "is gone".to_owned(), |_| format!("did not pass {point}"));
                     seen.push(format!("r{id} {passed}"));
                 }
+            }
+            if matches!(self.asked.does, Does::Crash) {
+                run.cluster.must_live(*id)?;
             }
         }
         Ok(Evidence::when(happened, seen.join("; ")))
