@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use palyra_client::error::Failure;
 use palyra_client::{ConnectOptions, Connection, connect};
 use palyra_proto::node::v1 as wire;
 
@@ -145,7 +146,10 @@ impl drive::Client for Writer {
             ..Default::default()
         };
         let answer = self.connection.register(request).await;
-        answer.map(|_| ()).map_err(|failure| anyhow!("{failure:?}"))
+        answer.map(|_| ()).map_err(|failure| match failure {
+            Failure::Answered(error) => anyhow!("{error}"),
+            Failure::Lost { cause, .. } => anyhow!("the connection is lost: {cause}"),
+        })
     }
 }
 

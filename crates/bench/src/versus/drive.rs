@@ -25,10 +25,10 @@ pub(crate) trait Client: Send + 'static {
 pub(crate) async fn round<C: Client>(
     clients: Vec<C>,
     (warm_up, time): (Duration, Duration),
-    rate: Option<f64>,
+    rate: Option<u32>,
 ) -> Result<(Vec<C>, Round)> {
     let count = u32::try_from(clients.len()).unwrap_or(u32::MAX).max(1);
-    let period = rate.map(|rate| Duration::from_secs_f64(f64::from(count) / rate));
+    let period = rate.map(|rate| Duration::from_secs_f64(f64::from(count) / f64::from(rate)));
     let begin = Instant::now();
     let span = Span {
         begin,
@@ -84,6 +84,10 @@ impl Span {
                     if due >= self.end {
                         break;
                     }
+                    if Instant::now() >= self.end {
+                        own.leave_undone(self.end - due, period);
+                        break;
+                    }
                     own.take(&mut client, due, &self).await;
                     due += period;
                 }
@@ -101,6 +105,14 @@ impl Span {
 }
 
 impl Round {
+    /// What was due and had not begun when the round was over: the schedule asks for more than is done.
+    fn leave_undone(&mut self, late: Duration, period: Duration) {
+        let missed = late.as_nanos() / period.as_nanos().max(1);
+        self.failed += u64::try_from(missed).unwrap_or(u64::MAX).saturating_add(1);
+        self.why
+            .get_or_insert("was due and had not begun when the round ended: the rate is too high".to_owned());
+    }
+
     /// One operation. It counts when it ended within the time that counts.
     async fn take<C: Client>(&mut self, client: &mut C, due: Instant, span: &Span) {
         let answer = client.once().await;
@@ -142,11 +154,21 @@ mod tests {
     async fn by_a_schedule_a_stall_counts_for_all_that_it_held_back() {
         let times = (Duration::ZERO, Duration::from_secs(2));
         let (_, closed) = round(vec![Stalls(0)], times, None).await.unwrap();
-        let (_, scheduled) = round(vec![Stalls(0)], times, Some(100.0)).await.unwrap();
+        let (_, scheduled) = round(vec![Stalls(0)], times, Some(100)).await.unwrap();
         assert_eq!((closed.failed, scheduled.failed), (1, 1));
         assert!(closed.spread.quantile_ms(0.99).unwrap() < 10.0);
         assert!(scheduled.spread.quantile_ms(0.9).unwrap() > 200.0);
         assert_eq!(scheduled.ops, 199);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_that_is_too_high_ends_with_its_round_and_says_what_was_left() {
+        let times = (Duration::ZERO, Duration::from_secs(1));
+        let began = Instant::now();
+        let (_, counted) = round(vec![Stalls(200)], times, Some(10_000)).await.unwrap();
+        assert!(began.elapsed() < Duration::from_millis(1_100));
+        assert!(counted.ops <= 1_001 && counted.failed >= 8_990, "{counted:?}");
+        assert!(counted.why.unwrap().contains("rate is too high"));
     }
 
     #[tokio::test(start_paused = true)]

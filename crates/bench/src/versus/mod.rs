@@ -32,15 +32,15 @@ pub(crate) struct Shape {
     #[arg(long, default_value = "10", value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub(crate) seconds: u64,
     /// Seconds before each round that don't count
-    #[arg(long, default_value = "2")]
+    #[arg(long, default_value = "2", value_parser = clap::value_parser!(u64).range(0..=3_600))]
     pub(crate) warm_up: u64,
     /// Rounds of each side
     #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(crate) rounds: u32,
     /// Operations a second of all clients together, by a schedule that waits for nobody; as fast as answers come when
     /// absent
-    #[arg(long)]
-    pub(crate) rate: Option<f64>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rate: Option<u32>,
 }
 
 impl Shape {
