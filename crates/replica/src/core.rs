@@ -13,6 +13,7 @@ use palyra_proto::peer::v1 as wire;
 use tokio::sync::{Semaphore, watch};
 
 use crate::config::ReplicaConfig;
+use crate::courier::Couriers;
 use crate::links::{Links, MetricsReceiver};
 use crate::log::LogStore;
 use crate::machine::Machine;
@@ -33,6 +34,7 @@ pub(crate) struct Core {
     pub(crate) machine: Machine,
     pub(crate) log: LogStore,
     pub(crate) links: Arc<Links>,
+    pub(crate) couriers: Couriers,
     /// Bytes of commands that may still be taken on.
     pub(crate) in_flight: Semaphore,
     /// Bytes of other replicas' commands that may still be taken on as leader. A pool of their own: replicas that take
@@ -61,6 +63,7 @@ impl Core {
             raft,
             machine,
             log,
+            couriers: Couriers::new(Arc::clone(&links)),
             links,
             reads: ReadGate::default(),
             handler: RwLock::new(None),

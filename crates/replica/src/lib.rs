@@ -9,7 +9,9 @@
 mod codec;
 mod config;
 mod core;
+mod courier;
 mod feed;
+mod forwarded;
 mod freshness;
 pub mod inspect;
 mod links;
@@ -246,6 +248,14 @@ impl Replica {
     /// [`MemberError`].
     pub async fn promote(&self, id: u64) -> Result<(), MemberError> {
         self.core.promote(id).await
+    }
+
+    /// As leader: takes another replica's vote; it stays as a learner.
+    ///
+    /// # Errors
+    /// [`MemberError`].
+    pub async fn demote(&self, id: u64) -> Result<(), MemberError> {
+        self.core.demote(id).await
     }
 
     /// As leader: takes another replica out, voter or learner.

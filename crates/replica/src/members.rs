@@ -111,6 +111,22 @@ impl Core {
             .await
     }
 
+    /// Takes a replica's vote and leaves it in the group. A leader's own is only taken after it handed over.
+    pub(crate) async fn demote(&self, id: u64) -> Result<(), MemberError> {
+        let metrics = self.metrics();
+        let members = metrics.membership_config.membership();
+        if id == self.me() {
+            return Err(MemberError::Impossible(
+                "the leader does not take its own vote; transfer leadership first".into(),
+            ));
+        }
+        if members.get_joint_config().len() == 1 && !members.voter_ids().any(|voter| voter == id) {
+            return Ok(());
+        }
+        self.change(ChangeMembers::RemoveVoters(BTreeSet::from([id])), true)
+            .await
+    }
+
     /// Takes a replica out, voter or learner. A leader removes itself only by handing over first.
     pub(crate) async fn remove(&self, id: u64) -> Result<(), MemberError> {
         let metrics = self.metrics();

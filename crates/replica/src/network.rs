@@ -296,7 +296,7 @@ impl NetStreamAppend<TypeConfig> for Client {
                     .boxed()
             };
             let (open, requests) = valve(requests);
-            let opened = links.transport.append(to, lane, requests.boxed());
+            let opened = links.transport.stream(to, lane, requests.boxed());
             let bodies = match platform::timeout(SETUP, opened).await {
                 Ok(Ok(bodies)) => bodies,
                 Ok(Err(error)) => return Err(unreachable(error)),

@@ -16,8 +16,7 @@ use futures::stream::BoxStream;
 /// Bodies that the other side sends.
 pub type Bodies = BoxStream<'static, Result<Bytes, PeerError>>;
 
-/// What a stream of AppendEntries is for; each gets a connection of its own, so that bulk never delays
-/// heartbeats.
+/// What a connection is for; each has its own, so that bulk never delays heartbeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
     /// Log entries.
@@ -28,6 +27,8 @@ pub enum Lane {
     Snapshot,
     /// Single calls.
     Call,
+    /// Commands for the leader.
+    Forward,
 }
 
 /// What a single call is for: for counting and tracing; the body says it again.
@@ -130,8 +131,10 @@ pub trait PeerTransport: Send + Sync + 'static {
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Bytes, PeerError>>;
 
-    /// A stream of requests and the stream of answers, in order. Ends when either side ends it.
-    fn append(
+    /// A stream of requests and the stream of answers: of AppendEntries, in order, or on [`Lane::Forward`] of commands.
+    /// Ends when either side ends it. A replica that is older than [`Lane::Forward`] refuses it as
+    /// [`Refusal::Unsupported`].
+    fn stream(
         &self,
         to: u64,
         lane: Lane,

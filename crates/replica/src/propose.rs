@@ -213,12 +213,20 @@ impl Core {
     }
 
     async fn forward(&self, leader: u64, envelope: Bytes, left: Duration) -> Attempt {
-        let body = wire::request::Body::Propose(wire::ProposeRequest { envelope });
         platform::io_point("propose.forward").await;
-        let answered = self.links.call(leader, Method::Propose, body, left).await;
+        let carried = platform::timeout(left, self.couriers.deliver(leader, envelope.clone())).await;
+        let answered = match carried {
+            // It is older than the stream: one call for each command, as it knows it.
+            Ok(Err(PeerError::Refused {
+                refusal: Refusal::Unsupported,
+                ..
+            })) => self.forward_alone(leader, envelope, left).await,
+            Ok(answered) => answered,
+            Err(_) => Err(PeerError::Timeout(left)),
+        };
         platform::io_point("propose.forwarded").await;
         match answered {
-            Ok(wire::response::Body::Propose(response)) => match response.outcome {
+            Ok(response) => match response.outcome {
                 Some(Outcome::Committed(committed)) => match codec::to_answer(committed.answer) {
                     Ok(reply) => Attempt::Done {
                         index: committed.index,
@@ -232,13 +240,29 @@ impl Core {
                 Some(Outcome::NotLeader(hint)) => Attempt::NotLeader((hint != 0).then_some(hint)),
                 Some(Outcome::Unknown(_)) | None => Attempt::Unknown,
             },
-            Ok(_) | Err(PeerError::Lost(_) | PeerError::Timeout(_)) => Attempt::Unknown,
+            Err(PeerError::Lost(_) | PeerError::Timeout(_)) => Attempt::Unknown,
             // It was on its way out: the entry may have been appended before.
             Err(PeerError::Refused {
                 refusal: Refusal::Stopped,
                 ..
             }) => Attempt::Unknown,
             Err(PeerError::Unreachable(_) | PeerError::Refused { .. }) => Attempt::NotLeader(None),
+        }
+    }
+
+    /// One command in one call.
+    async fn forward_alone(
+        &self,
+        leader: u64,
+        envelope: Bytes,
+        left: Duration,
+    ) -> Result<wire::ProposeResponse, PeerError> {
+        let body = wire::request::Body::Propose(wire::ProposeRequest { envelope });
+        match self.links.call(leader, Method::Propose, body, left).await? {
+            wire::response::Body::Propose(response) => Ok(response),
+            _ => Err(PeerError::Lost(format!(
+                "replica {leader} answered something else than was asked"
+            ))),
         }
     }
 }

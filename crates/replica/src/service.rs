@@ -19,6 +19,7 @@ use wire::{request, response};
 
 use crate::codec::{self, Malformed};
 use crate::core::Core;
+use crate::forwarded;
 use crate::links::Links;
 use crate::machine::SnapshotData;
 use crate::network::own_commit;
@@ -36,7 +37,7 @@ pub struct PeerService {
     core: Arc<Core>,
 }
 
-fn malformed(error: impl std::fmt::Display) -> PeerError {
+pub(crate) fn malformed(error: impl std::fmt::Display) -> PeerError {
     PeerError::refused(Refusal::Malformed, error)
 }
 
@@ -173,8 +174,23 @@ impl PeerService {
         })
     }
 
+    /// Answers a stream of commands of the replica `from`, each when it is decided. The stream ends after the first
+    /// message that is refused or cannot be understood; what is not answered then may have been taken or not.
+    pub fn handle_forward(&self, from: u64, bodies: Bodies) -> Bodies {
+        forwarded::serve(self.clone(), from, bodies)
+    }
+
+    /// Checks a message with commands of the replica `from`.
+    pub(crate) fn check(&self, from: u64, origin: Option<&wire::Origin>) -> Result<(), PeerError> {
+        self.links().check(from, origin)?;
+        self.core.check_admitted(from)
+    }
+
     /// A forwarded command: taken by a leader, never forwarded again.
-    async fn propose(&self, asked: wire::ProposeRequest) -> Result<wire::ProposeResponse, PeerError> {
+    pub(crate) async fn propose(
+        &self,
+        asked: wire::ProposeRequest,
+    ) -> Result<wire::ProposeResponse, PeerError> {
         use wire::propose_response::Outcome;
         // An entry that nobody understands would stop every replica.
         palyra_state::decode(&asked.envelope).map_err(malformed)?;

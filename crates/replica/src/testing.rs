@@ -154,17 +154,23 @@ impl PeerTransport for Sender {
         })
     }
 
-    fn append(
+    fn stream(
         &self,
         to: u64,
-        _lane: Lane,
+        lane: Lane,
         requests: BoxStream<'static, Bytes>,
     ) -> BoxFuture<'static, Result<Bodies, PeerError>> {
         let (bus, from) = (self.bus.clone(), self.from);
         Box::pin(async move {
             let service = bus.service(to)?;
             let requests = link(bus.clone(), from, to, requests).map(Ok).boxed();
-            let replies = platform::scope(to, async move { service.handle_append(from, requests) }).await;
+            let replies = platform::scope(to, async move {
+                match lane {
+                    Lane::Forward => service.handle_forward(from, requests),
+                    _ => service.handle_append(from, requests),
+                }
+            })
+            .await;
             let alive = bus.clone();
             let replies = replies
                 .take_while(move |_| std::future::ready(alive.service(to).is_ok()))

@@ -276,7 +276,7 @@ async fn strangers_are_told_why(
         "{error:?}"
     );
     let requests = futures::stream::iter([Bytes::from_static(b"\xff")]).boxed();
-    let mut answers = transport.append(to, Lane::Replication, requests).await.unwrap();
+    let mut answers = transport.stream(to, Lane::Replication, requests).await.unwrap();
     let error = answers.next().await.unwrap().unwrap_err();
     assert!(
         matches!(

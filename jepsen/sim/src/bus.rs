@@ -290,6 +290,7 @@ pub(crate) struct Port {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Appends,
+    Commands,
     Answers,
     Snapshot,
 }
@@ -374,10 +375,10 @@ impl PeerTransport for Port {
         })
     }
 
-    fn append(
+    fn stream(
         &self,
         to: u64,
-        _lane: Lane,
+        lane: Lane,
         requests: BoxStream<'static, Bytes>,
     ) -> BoxFuture<'static, Result<Bodies, PeerError>> {
         let (bus, from) = (self.bus.clone(), self.from);
@@ -392,16 +393,24 @@ impl PeerTransport for Port {
             let (life, service) = bus.service(to)?;
             let (request_tx, request_rx) = mpsc::channel(WINDOW);
             let (answer_tx, answer_rx) = mpsc::channel(WINDOW);
+            let way = match lane {
+                Lane::Forward => Way::Commands,
+                _ => Way::Appends,
+            };
             platform::spawn(pump(
                 bus.clone(),
-                Way::Appends,
+                way,
                 (from, to),
                 requests.map(Ok).boxed(),
                 request_tx,
             ))
             .detach();
             platform::scope_sync(life.tag(), || {
-                let answers = service.handle_append(from, receiver(request_rx));
+                let requests = receiver(request_rx);
+                let answers = match way {
+                    Way::Commands => service.handle_forward(from, requests),
+                    _ => service.handle_append(from, requests),
+                };
                 platform::spawn(pump(bus, Way::Answers, (to, from), answers, answer_tx)).detach();
             });
             Ok(receiver(answer_rx))

@@ -200,7 +200,7 @@ impl PeerTransport for GrpcTransport {
         })
     }
 
-    fn append(
+    fn stream(
         &self,
         to: u64,
         lane: Lane,
@@ -209,7 +209,11 @@ impl PeerTransport for GrpcTransport {
         let client = self.client(to, lane);
         let requests = Outgoing(requests);
         Box::pin(async move {
-            let answers = client?.append(requests).await;
+            let mut client = client?;
+            let answers = match lane {
+                Lane::Forward => client.forward(requests).await,
+                _ => client.append(requests).await,
+            };
             let answers = answers.map_err(|status| failure(to, &status))?.into_inner();
             let bodies = answers.map(move |answer| match answer {
                 Ok(Body { body }) => Ok(body),

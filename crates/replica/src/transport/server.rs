@@ -62,6 +62,12 @@ fn bodies(from: u64, stream: Streaming<Body>) -> Bodies {
         .boxed()
 }
 
+fn messages(bodies: Bodies) -> BoxStream<'static, Result<Body, Status>> {
+    bodies
+        .map(|body| body.map(|body| Body { body }).map_err(status))
+        .boxed()
+}
+
 fn reply(result: Result<Bytes, PeerError>) -> Result<Response<Body>, Status> {
     result.map(|body| Response::new(Body { body })).map_err(status)
 }
@@ -83,8 +89,20 @@ impl Peer for PeerEndpoint {
         let answers = self
             .service
             .handle_append(from, bodies(from, request.into_inner()));
-        let answers = answers.map(|answer| answer.map(|body| Body { body }).map_err(status));
-        Ok(Response::new(answers.boxed()))
+        Ok(Response::new(messages(answers)))
+    }
+
+    type ForwardStream = BoxStream<'static, Result<Body, Status>>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<Body>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        let from = caller(&request)?;
+        let answers = self
+            .service
+            .handle_forward(from, bodies(from, request.into_inner()));
+        Ok(Response::new(messages(answers)))
     }
 
     async fn snapshot(&self, request: Request<Streaming<Body>>) -> Result<Response<Body>, Status> {
