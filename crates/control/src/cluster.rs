@@ -1,4 +1,4 @@
-//! The cluster itself: how it is, who leads, who leaves.
+//! The cluster itself: how it is, who leads.
 //!
 //! Invariant: a status works without a quorum and says so; a replica that does not answer is shown, not left
 //! out.
@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use palyra_platform as platform;
-use palyra_state::cluster::{self, RemoveReplica, Replica as Record, ReplicaStatus};
+use palyra_state::cluster::{self, Replica as Record, ReplicaStatus};
 use palyra_state::identity;
 use palyra_state::{Read, dispatch, nodes, pairing};
 
-use crate::caller::{Caller, millis};
-use crate::control::{Control, ReadInfo, WriteInfo};
-use crate::error::{Error, Refusal};
+use crate::caller::millis;
+use crate::control::{Control, ReadInfo};
+use crate::error::Error;
 use crate::peers::{Answer, AskStatus, Call, HandOver, OwnStatus};
 use crate::workers::renewals::RenewalCounts;
 
@@ -241,48 +241,6 @@ impl Control {
             .transfer_leader(target)
             .await
             .map_err(|error| no_hand_over(error.to_string()))
-    }
-
-    /// Removes a replica for good: from the Raft group, and its record. The caller is an admin.
-    ///
-    /// # Errors
-    /// [`Refusal::WouldLoseMajority`] unless `force`, and what the state machine refuses.
-    pub async fn remove_replica(
-        &self,
-        caller: &Caller,
-        request_id: &str,
-        replica_id: u64,
-        force: bool,
-    ) -> Result<WriteInfo, Error> {
-        let request_id = self.request_id(request_id)?;
-        self.barrier().await?;
-        let status = self.cluster_status().await?;
-        let voter = |replica: &&ReplicaView| replica.record.status() == ReplicaStatus::Voter;
-        let left = status
-            .replicas
-            .iter()
-            .filter(voter)
-            .filter(|replica| replica.record.id != replica_id);
-        let (left, alive) = left.fold((0u64, 0u64), |(left, alive), replica| {
-            (left + 1, alive + u64::from(replica.reachable))
-        });
-        let is_voter = status
-            .replicas
-            .iter()
-            .filter(voter)
-            .any(|replica| replica.record.id == replica_id);
-        if is_voter && !force && alive < left / 2 + 2 {
-            return Err(Refusal::WouldLoseMajority {
-                replica_id,
-                voters_left: left,
-            }
-            .into());
-        }
-        // First the record: from then on it is nobody's peer, and the reconciler takes it out of the group.
-        let written = self
-            .propose(request_id, caller.actor(), RemoveReplica { replica_id })
-            .await?;
-        Ok(written.info)
     }
 
     /// Asks for a snapshot of this replica's state now, and does not wait for it. Answers the index that it

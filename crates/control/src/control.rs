@@ -28,6 +28,7 @@ use crate::outputs::Outputs;
 use crate::pairing::exchange::Exchanges;
 use crate::readers::Readers;
 use crate::registry::Registry;
+use crate::removal::Leaving;
 use crate::revocation::Marks;
 use crate::waiters::Waiters;
 use crate::workers::Workers;
@@ -94,6 +95,7 @@ struct Inner {
     liveness: Liveness,
     committing: Arc<Semaphore>,
     enforced: watch::Sender<u64>,
+    leaving: Leaving,
     draining: AtomicBool,
     stopping: watch::Sender<bool>,
 }
@@ -176,6 +178,7 @@ impl Control {
                 liveness: Liveness::default(),
                 committing: Arc::new(Semaphore::new(COMMITS as usize)),
                 enforced: watch::Sender::new(0),
+                leaving: Leaving::default(),
                 draining: AtomicBool::new(false),
                 stopping: watch::Sender::new(false),
             }),
@@ -357,6 +360,10 @@ impl Control {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.inner.draining.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn leaving(&self) -> &Leaving {
+        &self.inner.leaving
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

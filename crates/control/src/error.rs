@@ -183,12 +183,14 @@ pub enum Refusal {
     },
     /// The proof of a join token is wrong.
     WrongJoinProof,
-    /// Removing the replica would leave no room for another failure.
+    /// Removing the replica would leave no room for another failure, or no majority.
     WouldLoseMajority {
         /// The replica.
         replica_id: u64,
         /// Voters left.
         voters_left: u64,
+        /// Those of them that answer.
+        alive: u64,
     },
     /// The session is over.
     SessionEnded {
@@ -296,6 +298,11 @@ impl Refusal {
             }
             Refusal::ShownOnce { .. } => "revoke it and make another under a new request id".to_owned(),
             Refusal::WrongJoinProof => "mint another token: palyra cluster join-token --name NAME".to_owned(),
+            Refusal::WouldLoseMajority {
+                voters_left, alive, ..
+            } if *alive <= voters_left / 2 => {
+                "bring another voter back first: palyra cluster status shows them".to_owned()
+            }
             Refusal::WouldLoseMajority { .. } => {
                 "let another replica join first, or repeat with --force".to_owned()
             }
@@ -377,6 +384,17 @@ impl fmt::Display for Refusal {
             Refusal::WouldLoseMajority {
                 replica_id,
                 voters_left,
+                alive,
+            } if *alive <= voters_left / 2 => {
+                write!(
+                    f,
+                    "without replica {replica_id} {alive} of {voters_left} voters answer, which is no majority"
+                )
+            }
+            Refusal::WouldLoseMajority {
+                replica_id,
+                voters_left,
+                ..
             } => {
                 write!(
                     f,

@@ -47,6 +47,7 @@ mod poll;
 mod readers;
 mod reconcile;
 mod registry;
+mod removal;
 mod revocation;
 mod selector;
 mod sessions;

@@ -16,6 +16,7 @@ use palyra_state::cluster::{self, ReplicaStatus};
 use prost::Message;
 
 use crate::control::{Control, WeakControl};
+use crate::error::Error;
 use crate::outputs::{AskOutput, Piece};
 
 /// The topic of all calls of this layer.
@@ -30,6 +31,8 @@ pub(crate) enum Call {
     Status(AskStatus),
     #[prost(message, tag = "3")]
     HandOver(HandOver),
+    #[prost(message, tag = "6")]
+    TakeVote(TakeVote),
     #[prost(message, tag = "4")]
     Digest(Digest),
     #[prost(message, tag = "5")]
@@ -60,6 +63,13 @@ pub(crate) struct AskStatus {}
 pub(crate) struct HandOver {
     #[prost(uint64, tag = "1")]
     pub(crate) to: u64,
+}
+
+/// To the leader: this replica is to have no vote any more, for it will be removed.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct TakeVote {
+    #[prost(uint64, tag = "1")]
+    pub(crate) replica_id: u64,
 }
 
 /// To the leader, once a second: what a replica holds.
@@ -93,6 +103,8 @@ pub(crate) enum Answer {
     Status(OwnStatus),
     #[prost(message, tag = "3")]
     HandedOver(HandedOver),
+    #[prost(message, tag = "6")]
+    VoteTaken(HandedOver),
     #[prost(message, tag = "4")]
     Digest(DigestTaken),
     #[prost(message, tag = "5")]
@@ -140,6 +152,15 @@ pub(crate) struct HandedOver {
     pub(crate) problem: String,
 }
 
+impl From<Result<(), Error>> for HandedOver {
+    fn from(done: Result<(), Error>) -> Self {
+        let problem = done.err().map(|error| error.to_string());
+        HandedOver {
+            problem: problem.unwrap_or_default(),
+        }
+    }
+}
+
 /// How a replica is, as it says itself.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct OwnStatus {
@@ -177,13 +198,13 @@ pub(crate) struct OwnStatus {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CallFrame {
-    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 10, 30")]
+    #[prost(oneof = "Call", tags = "1, 2, 3, 4, 5, 6, 10, 30")]
     call: Option<Call>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct AnswerFrame {
-    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 10")]
+    #[prost(oneof = "Answer", tags = "1, 2, 3, 4, 5, 6, 10")]
     answer: Option<Answer>,
 }
 
@@ -243,16 +264,8 @@ impl Control {
                     .await;
                 Answer::Output(piece.unwrap_or_default())
             }
-            Call::HandOver(ask) => {
-                let problem = self
-                    .hand_over_here(ask.to)
-                    .await
-                    .err()
-                    .map(|error| error.to_string());
-                Answer::HandedOver(HandedOver {
-                    problem: problem.unwrap_or_default(),
-                })
-            }
+            Call::HandOver(ask) => Answer::HandedOver(self.hand_over_here(ask.to).await.into()),
+            Call::TakeVote(ask) => Answer::VoteTaken(self.take_vote_here(ask.replica_id).await.into()),
         };
         Ok(Bytes::from(AnswerFrame { answer: Some(answer) }.encode_to_vec()))
     }

@@ -336,6 +336,8 @@ impl Control {
             ReplicaStatus::Joining | ReplicaStatus::Learner | ReplicaStatus::Voter => {
                 if is_voter {
                     self.record_status(record, ReplicaStatus::Voter).await
+                } else if is_learner && self.leaving().has(id) {
+                    Ok(())
                 } else if is_learner {
                     self.record_status(record, ReplicaStatus::Learner).await?;
                     self.promote_if_caught_up(id, status, leading).await
@@ -390,7 +392,7 @@ impl Control {
     }
 
     /// One change of the group, bounded in time: the next pass sees what became of it.
-    async fn change<E: std::fmt::Display>(
+    pub(crate) async fn change<E: std::fmt::Display>(
         &self,
         id: u64,
         what: &'static str,

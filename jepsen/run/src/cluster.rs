@@ -325,7 +325,10 @@ impl Cluster {
     fn take(&self, id: u64) -> Result<(Child, u32)> {
         self.with(id, |member| {
             let pid = member.pid.take();
-            member.state = State::Down;
+            // Removed is for good; what has ended is nobody else's to start from here on.
+            if member.state != State::Removed {
+                member.state = State::Down;
+            }
             member.child.take().zip(pid)
         })?
         .with_context(|| format!("r{id} does not run"))

@@ -24,6 +24,8 @@ use crate::workloads::Workload;
 const CONVERGE: Duration = Duration::from_secs(60);
 /// A client that has been told to end ends after the operation that it is at.
 const LAST_OPERATION: Duration = Duration::from_secs(40);
+/// A fault begins within this: a replica may have to be removed and another to join, or to start and be copied.
+const BEGIN_OF_FAULT: Duration = Duration::from_secs(240);
 /// A fault that is to end may have to start several replicas.
 const END_OF_FAULT: Duration = Duration::from_secs(120);
 /// For the last reads of a workload: all of the journal, after half an hour of everything.
@@ -231,7 +233,9 @@ async fn one_fault(run: &Arc<Run>, asked: &[Asked], step: Step) -> Done {
     let mut told = json!({"id": step.number, "phase": "start", "targets": names, "draw": step.draw});
     run.record.fault(&step.nemesis, told.clone());
     told["phase"] = "stop".into();
-    let fault = match found.nemesis.start(run, &step, &targets).await {
+    let begun = timeout(BEGIN_OF_FAULT, found.nemesis.start(run, &step, &targets)).await;
+    let late = |_| Err(anyhow!("it did not begin within {} s", BEGIN_OF_FAULT.as_secs()));
+    let fault = match begun.unwrap_or_else(late) {
         Ok(fault) => fault,
         Err(error) => {
             let why = format!("{error:#}");

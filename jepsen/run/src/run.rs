@@ -119,8 +119,8 @@ pub struct Run {
     pub stop: CancellationToken,
     /// The journal's last reads are put off: a workload of many parts reads it once, after all of them.
     pub journal_held: AtomicBool,
-    /// Held by whoever changes who is a member.
-    pub membership: tokio::sync::Mutex<()>,
+    /// Held by whoever changes who is a member, and by whoever has ruined files of one: each alone leaves a quorum.
+    pub membership: Arc<tokio::sync::Mutex<()>>,
     phase: watch::Sender<Phase>,
 }
 
@@ -157,7 +157,7 @@ impl Run {
             machines: Machines::default(),
             stop: parts.stop,
             journal_held: AtomicBool::new(false),
-            membership: tokio::sync::Mutex::default(),
+            membership: Arc::default(),
             phase: watch::Sender::new(Phase::Prepare),
         }
     }

@@ -46,7 +46,8 @@ fn all() -> Vec<Error> {
         Refusal::WrongJoinProof,
         Refusal::WouldLoseMajority {
             replica_id: 1,
-            voters_left: 1,
+            voters_left: 2,
+            alive: 2,
         },
         Refusal::SessionEnded { code: "silent" },
         Refusal::Protocol {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use palyra_proto::cluster::v1::{MintJoinTokenRequest, StatusResponse};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::launch::prefixed;
 use super::{Cluster, Member, State};
@@ -15,6 +15,8 @@ use crate::net::Seat;
 
 /// For a call of the operator while the cluster is well.
 const CALL: Duration = Duration::from_secs(20);
+/// For a replica to be admitted; its program tries several times.
+const JOIN: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(50);
 
 impl Cluster {
@@ -50,7 +52,7 @@ impl Cluster {
     /// Has a replica join that was never a member, and starts it. Its id must be the one that the cluster gives next.
     ///
     /// # Errors
-    /// When a step fails.
+    /// When a step fails. One that joined and does not start is a member all the same.
     pub async fn join(&self, id: u64) -> Result<()> {
         let name = format!("r{id}");
         let members: Vec<u64> = self.replicas();
@@ -63,14 +65,17 @@ impl Cluster {
         let joined = async {
             let token = client.mint_join_token(request).await?.token;
             self.join_with(id, &name, &token).await?;
-            self.configure(id)?;
-            self.start(id).await
+            self.configure(id)
         };
-        let joined = joined.await;
+        let joined = timeout(JOIN, joined)
+            .await
+            .unwrap_or_else(|_| Err(anyhow!("not within {} s", JOIN.as_secs())));
         if joined.is_err() {
-            self.with(id, |member| member.state = State::Removed)?;
+            // Who never starts is never promoted, whatever the cluster thinks.
+            self.strike_out(id)?;
         }
-        joined.with_context(|| format!("{name} does not join"))
+        joined.with_context(|| format!("{name} does not join"))?;
+        self.start(id).await
     }
 
     async fn join_with(&self, id: u64, name: &str, token: &str) -> Result<()> {
@@ -124,6 +129,14 @@ impl Cluster {
     /// When there is no such replica.
     pub fn strike_out(&self, id: u64) -> Result<()> {
         self.with(id, |member| member.state = State::Removed)
+    }
+
+    /// Takes [`Cluster::strike_out`] back.
+    ///
+    /// # Errors
+    /// When there is no such replica.
+    pub fn reinstate(&self, id: u64) -> Result<()> {
+        self.with(id, |member| member.state = State::Down)
     }
 
     /// Puts this run's settings into a replica's configuration.

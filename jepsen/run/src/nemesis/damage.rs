@@ -6,6 +6,8 @@
 //! power interrupted, so no store can tell; and what a minority loses there a majority may need. So bits of logs
 //! and manifests flip in their first half, and only tables and older logs are cut short.
 //!
+//! Nobody becomes a member or is removed meanwhile: one that is ruined and one that is new are half of four.
+//!
 //! A replica that refuses gets back, at the end of the fault, the folder that it had before: nothing was written
 //! meanwhile. One that serves keeps its folder, and the damage is undone in the file if that is still there.
 
@@ -14,9 +16,12 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::timeout;
 
 use super::{Evidence, Fault, Kind, Nemesis, Scene, revive};
 use crate::chance::Chance;
@@ -43,6 +48,9 @@ pub(super) const KINDS: &[Kind] = &[
         make: |_| Ok(Box::new(Damage { cut: true })),
     },
 ];
+
+/// For a change of the members to be over.
+const TURN: Duration = Duration::from_secs(60);
 
 struct Damage {
     /// Cut short instead of flipped.
@@ -243,6 +251,7 @@ impl Done {
 
 struct Hurt {
     replicas: Vec<HurtReplica>,
+    _turn: OwnedMutexGuard<()>,
 }
 
 struct HurtReplica {
@@ -269,6 +278,8 @@ impl Nemesis for Damage {
 
     async fn start(&self, run: &Arc<Run>, step: &Step, targets: &[u64]) -> Result<Box<dyn Fault>> {
         let wish = read(&step.draw)?;
+        let turn = timeout(TURN, Arc::clone(&run.membership).lock_owned()).await;
+        let turn = turn.context("members are being changed")?;
         let mut replicas = Vec::new();
         for id in targets {
             if run.cluster.kill(*id).await.is_err() {
@@ -304,7 +315,10 @@ impl Nemesis for Damage {
             });
         }
         ensure!(!replicas.is_empty(), "none of {targets:?} was running");
-        Ok(Box::new(Hurt { replicas }))
+        Ok(Box::new(Hurt {
+            replicas,
+            _turn: turn,
+        }))
     }
 }
 

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
+use palyra_client::new_ulid;
 use palyra_proto::cluster::v1::RemoveReplicaRequest;
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use super::{Evidence, Fault, Kind, Nemesis, Scene};
 use crate::chance::Chance;
@@ -34,6 +36,9 @@ pub(super) const KINDS: &[Kind] = &[
 ];
 
 const CALL: Duration = Duration::from_secs(20);
+/// For a removal to be known to have happened: other faults may leave nobody to decide it for a while.
+const DECIDED: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_millis(500);
 /// For a removed replica to notice that it was.
 const NOTICE: Duration = Duration::from_secs(6);
 
@@ -81,9 +86,12 @@ impl Nemesis for Member {
             );
             run.cluster.kill(old).await?;
             run.cluster.strike_out(old)?;
-            remove(run, old, true)
-                .await
-                .with_context(|| format!("removing r{old}"))?;
+            if let Err(error) = remove(run, old).await {
+                // It is a member still, and has to be there for the others.
+                run.cluster.reinstate(old)?;
+                run.cluster.start(old).await?;
+                return Err(error);
+            }
             seen = format!("r{old} was killed and removed; {}; ", old_self(run, old).await?);
         }
         let new = run.cluster.next_id();
@@ -101,20 +109,26 @@ impl Nemesis for Member {
     }
 }
 
-async fn remove(run: &Arc<Run>, id: u64, force: bool) -> Result<()> {
-    let members: Vec<u64> = run
-        .cluster
-        .replicas()
-        .into_iter()
-        .filter(|other| *other != id)
-        .collect();
-    let client = run.cluster.client(&members, CALL)?;
+/// Removes one, and does not stop at an unknown outcome: one that counts for the cluster and not for this run would
+/// be missing for good.
+async fn remove(run: &Arc<Run>, id: u64) -> Result<()> {
+    let members = run.cluster.replicas();
+    let others: Vec<u64> = members.into_iter().filter(|other| *other != id).collect();
+    let client = run.cluster.client(&others, CALL)?;
     let request = RemoveReplicaRequest {
         replica_id: id,
-        force,
+        force: true,
+        // One request, asked for until it is answered.
+        request_id: new_ulid(),
         ..Default::default()
     };
-    client.remove_replica(request).await?;
+    let until = Instant::now() + DECIDED;
+    while let Err(error) = client.remove_replica(request.clone()).await {
+        if Instant::now() >= until {
+            return Err(error).with_context(|| format!("r{id} can't be removed"));
+        }
+        sleep(AGAIN).await;
+    }
     // From here on it must not acknowledge anything.
     run.record.fault("removed", json!({"replica": format!("r{id}")}));
     Ok(())
@@ -137,7 +151,7 @@ impl Fault for Changed {
             return Ok(Evidence::when(true, self.seen));
         }
         let _turn = run.membership.lock().await;
-        remove(run, self.new, true).await?;
+        remove(run, self.new).await?;
         // It stops by itself when it hears of it; either way it is no member any more.
         run.cluster.may_end(self.new)?;
         drop(run.cluster.kill(self.new).await);
