@@ -174,16 +174,20 @@ impl PeerService {
         })
     }
 
-    /// Answers a stream of commands of the replica `from`, each when it is decided. The stream ends after the first
-    /// message that is refused or cannot be understood; what is not answered then may have been taken or not.
+    /// Answers a stream of commands of the replica `from`, each when it is decided. The stream ends with the first
+    /// message that is not for us or cannot be understood; what is not answered then may have been taken or not.
     pub fn handle_forward(&self, from: u64, bodies: Bodies) -> Bodies {
         forwarded::serve(self.clone(), from, bodies)
     }
 
-    /// Checks a message with commands of the replica `from`.
+    /// Checks that a message is for us, and from the replica `from`.
     pub(crate) fn check(&self, from: u64, origin: Option<&wire::Origin>) -> Result<(), PeerError> {
-        self.links().check(from, origin)?;
-        self.core.check_admitted(from)
+        self.links().check(from, origin)
+    }
+
+    /// Whether commands of the replica `from` are taken.
+    pub(crate) fn admits(&self, from: u64) -> bool {
+        self.core.check_admitted(from).is_ok()
     }
 
     /// A forwarded command: taken by a leader, never forwarded again.

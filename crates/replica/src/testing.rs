@@ -13,7 +13,7 @@ use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
 use palyra_platform as platform;
 
-use crate::peer::{Bodies, Lane, Method, PeerError, PeerTransport};
+use crate::peer::{Bodies, Lane, Method, PeerError, PeerTransport, Refusal};
 use crate::service::PeerService;
 
 /// The bus.
@@ -26,6 +26,8 @@ pub struct Bus {
 struct State {
     services: BTreeMap<u64, PeerService>,
     cut: BTreeSet<(u64, u64)>,
+    /// Replicas that do not know [`Lane::Forward`].
+    old: BTreeSet<u64>,
     snapshots: u64,
 }
 
@@ -82,6 +84,11 @@ impl Bus {
     /// Restores all links.
     pub fn heal(&self) {
         self.state().cut.clear();
+    }
+
+    /// Makes a replica one of before the stream of commands.
+    pub fn make_old(&self, id: u64) {
+        self.state().old.insert(id);
     }
 
     /// Snapshot transfers that began so far.
@@ -163,6 +170,10 @@ impl PeerTransport for Sender {
         let (bus, from) = (self.bus.clone(), self.from);
         Box::pin(async move {
             let service = bus.service(to)?;
+            if lane == Lane::Forward && bus.state().old.contains(&to) {
+                let message = "this version does not know the method";
+                return Err(PeerError::refused(Refusal::Unsupported, message));
+            }
             let requests = link(bus.clone(), from, to, requests).map(Ok).boxed();
             let replies = platform::scope(to, async move {
                 match lane {

@@ -34,6 +34,33 @@ fn any_replica_takes_commands_and_serves_reads() {
 }
 
 #[test]
+fn commands_of_many_callers_at_once_are_each_answered_whatever_the_leader_knows() {
+    run(31, || async {
+        let mut world = World::born(3).await;
+        let leader = world.leader().await;
+        let other = world.replicas.keys().copied().find(|id| *id != leader).unwrap();
+        for old in [false, true] {
+            if old {
+                world.bus.make_old(leader);
+                // The stream that is open stays so; another replica has none yet.
+            }
+            let from = if old { 6 - leader - other } else { other };
+            let commands: Vec<Envelope> = (1..=700).map(|value| world.envelope(set(value))).collect();
+            let replica = world.replicas[&from].clone();
+            let answers = commands.into_iter().map(|envelope| {
+                let replica = replica.clone();
+                async move { replica.propose(envelope).await.unwrap() }
+            });
+            let answers = futures::future::join_all(answers).await;
+            let indexes: std::collections::BTreeSet<u64> = answers.iter().map(|one| one.index).collect();
+            assert_eq!(indexes.len(), 700, "each has an entry of its own");
+            assert!(answers.iter().all(|one| one.reply.is_ok() && !one.duplicate));
+            world.converged(*indexes.last().unwrap()).await;
+        }
+    });
+}
+
+#[test]
 fn a_retry_is_answered_and_not_applied_again() {
     run(2, || async {
         let mut world = World::born(3).await;

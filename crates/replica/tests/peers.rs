@@ -125,6 +125,52 @@ fn a_leader_takes_on_a_bounded_number_of_forwarded_bytes() {
     });
 }
 
+fn commands(from: u64, to: u64, envelopes: impl IntoIterator<Item = Bytes>) -> Result<Bytes, PeerError> {
+    let commands = (1..).zip(envelopes);
+    let message = wire::ForwardRequest {
+        origin: Some(origin(kit::CLUSTER, from, to)),
+        commands: commands
+            .map(|(number, envelope)| wire::Forwarded { number, envelope })
+            .collect(),
+    };
+    Ok(message.encode_to_vec().into())
+}
+
+#[test]
+fn a_command_that_nobody_understands_harms_none_beside_it_and_a_wrong_message_ends_the_stream() {
+    run(32, || async {
+        let mut world = World::born(3).await;
+        let leader = world.leader().await;
+        let other = world.replicas.keys().copied().find(|id| *id != leader).unwrap();
+        let service = world.replicas[&leader].peer_service();
+        let good = Bytes::from(world.envelope(set(5)).encode());
+        let message = commands(other, leader, [Bytes::from_static(b"\xff"), good.clone()]);
+        let mut answers = service.handle_forward(other, stream::iter([message]).boxed());
+        let mut outcomes = std::collections::BTreeMap::new();
+        while let Some(reply) = answers.next().await {
+            for answer in wire::ForwardReply::decode(reply.unwrap()).unwrap().answers {
+                outcomes.insert(answer.number, answer.response.unwrap().outcome.unwrap());
+            }
+        }
+        use wire::propose_response::Outcome;
+        assert!(matches!(outcomes[&1], Outcome::NotLeader(0)));
+        assert!(matches!(outcomes[&2], Outcome::Committed(_)));
+
+        let stranger = 6 - leader - other;
+        let many = std::iter::repeat_n(good.clone(), 257);
+        for (wrong, expected) in [
+            (commands(stranger, leader, [good.clone()]), Refusal::Impostor),
+            (commands(other, stranger, [good.clone()]), Refusal::WrongReplica),
+            (commands(other, leader, many), Refusal::Malformed),
+            (Ok(Bytes::from_static(b"\xff")), Refusal::Malformed),
+        ] {
+            let mut answers = service.handle_forward(other, stream::iter([wrong]).boxed());
+            assert_eq!(refusal(answers.next().await.unwrap()), Some(expected));
+            assert!(answers.next().await.is_none());
+        }
+    });
+}
+
 fn propose(envelope: &Envelope) -> wire::request::Body {
     wire::request::Body::Propose(wire::ProposeRequest {
         envelope: envelope.encode().into(),
