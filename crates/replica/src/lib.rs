@@ -13,6 +13,7 @@ mod courier;
 mod feed;
 mod forwarded;
 mod freshness;
+mod hot;
 pub mod inspect;
 mod links;
 mod log;

@@ -19,6 +19,7 @@ use palyra_state::Position;
 use palyra_storage::{Batch, Engine, Family, Snapshot};
 use tokio::sync::watch;
 
+use crate::hot::Hot;
 use crate::log::LogStore;
 use crate::log_clock::LogClock;
 use crate::meta::{self, Applied, OpenError};
@@ -42,6 +43,8 @@ struct Shared {
     engine: Arc<dyn Engine>,
     log: LogStore,
     applied: Mutex<Applied>,
+    /// What apply has in memory; taken while it works.
+    hot: Mutex<Hot>,
     index: watch::Sender<u64>,
     next_generation: AtomicU32,
     has_snapshot: AtomicBool,
@@ -69,6 +72,7 @@ impl Machine {
             has_snapshot: AtomicBool::new(meta::has_snapshot(&*engine)?),
             next_generation: AtomicU32::new(applied.generation + 1),
             applied: Mutex::new(applied),
+            hot: Mutex::default(),
             engine,
             log,
             index,
@@ -114,6 +118,10 @@ impl Machine {
         self.shared.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn hot(&self) -> MutexGuard<'_, Hot> {
+        self.shared.hot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self, batch: Batch, what: &str) {
         if let Err(error) = self.shared.engine.write(batch) {
             platform::abort(&format!("{what} cannot be written: {error}"));
@@ -127,10 +135,11 @@ impl Machine {
         self.shared.log.wait_written(last.index).await?;
         platform::io_point("apply.write").await;
         let mut applied = self.applied().clone();
-        let mut overlay = Overlay::new(Generation {
+        let base = Generation {
             source: &*self.shared.engine,
             number: applied.generation,
-        });
+        };
+        let mut overlay = Overlay::new(base, std::mem::take(&mut *self.hot()));
         let mut answers = Vec::with_capacity(chunk.len());
         for (entry, responder) in chunk {
             let answer = apply_entry(&mut overlay, &mut applied, entry);
@@ -138,7 +147,8 @@ impl Machine {
         }
         let clock = palyra_state::clock(&overlay);
         let mut batch = Batch::new();
-        for (key, value) in overlay.into_writes() {
+        let (writes, hot) = overlay.into_writes();
+        for (key, value) in writes {
             let key = disk_key(applied.generation, &key);
             match value {
                 Some(value) => batch.put(Family::State, key, value),
@@ -152,6 +162,7 @@ impl Machine {
         }
         meta::put_applied(&mut batch, &applied);
         self.write(batch, "the state");
+        *self.hot() = hot;
         *self.applied() = applied;
         self.shared.clock.applied(clock, platform::boot_ms());
         self.shared.index.send_replace(last.index);

@@ -5,6 +5,7 @@
 //! belong together. Invariant: reading the state cannot fail; a disk error ends the process, since an entry
 //! must never be half applied.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -15,6 +16,7 @@ use palyra_platform as platform;
 use palyra_state::{Position, Read, Visit, Writes, tables};
 use palyra_storage::{Engine, Family, Snapshot};
 
+use crate::hot::Hot;
 use crate::meta::{self, OpenError, Place};
 
 /// Length of the generation prefix.
@@ -135,13 +137,17 @@ impl Read for View {
 /// Writes that are not in the engine yet, over what is.
 pub(crate) struct Overlay<'a> {
     base: Generation<'a>,
+    /// What of it is in memory.
+    hot: RefCell<Hot>,
     writes: Writes,
 }
 
 impl<'a> Overlay<'a> {
-    pub(crate) fn new(base: Generation<'a>) -> Overlay<'a> {
+    pub(crate) fn new(base: Generation<'a>, mut hot: Hot) -> Overlay<'a> {
+        hot.belong(&base);
         Overlay {
             base,
+            hot: RefCell::new(hot),
             writes: BTreeMap::new(),
         }
     }
@@ -150,8 +156,11 @@ impl<'a> Overlay<'a> {
         self.writes.extend(writes);
     }
 
-    pub(crate) fn into_writes(self) -> Writes {
-        self.writes
+    /// What is to be written, and what is in memory with that in it.
+    pub(crate) fn into_writes(self) -> (Writes, Hot) {
+        let mut hot = self.hot.into_inner();
+        hot.absorb(&self.writes);
+        (self.writes, hot)
     }
 }
 
@@ -198,21 +207,21 @@ impl Read for Overlay<'_> {
         }
         match self.writes.get(key) {
             Some(written) => written.clone(),
-            None => self.base.get(key),
+            None => self.hot.borrow_mut().get(&self.base, key),
         }
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) {
         if from < to {
+            let base = |visit: &mut Visit<'_>| {
+                if !self.hot.borrow().scan(from, to, visit) {
+                    self.base.scan(from, to, visit);
+                }
+            };
             let writes = self
                 .writes
                 .range::<[u8], _>((bound(from), std::ops::Bound::Excluded(to)));
-            merge(
-                |visit| self.base.scan(from, to, visit),
-                writes,
-                |a, b| a.cmp(b),
-                visit,
-            );
+            merge(base, writes, |a, b| a.cmp(b), visit);
         }
     }
 
@@ -273,10 +282,11 @@ mod tests {
         // A neighbour generation must stay out of sight.
         batch.put(Family::State, disk_key(4, b"d"), &b"other"[..]);
         engine.write(batch).unwrap();
-        let mut overlay = Overlay::new(Generation {
+        let base = Generation {
             source: &engine,
             number: 3,
-        });
+        };
+        let mut overlay = Overlay::new(base, Hot::default());
         let writes = Writes::from([
             (b"b".to_vec(), Some(Bytes::from_static(b"new"))),
             (b"c".to_vec(), None),

@@ -26,6 +26,10 @@ pub const REQUESTERS: Table<dedup::Requester> = Table::new(0x04, "requesters");
 /// Journal rows by cursor.
 pub const JOURNAL: Table<journal::Row> = Table::new(0x05, "journal");
 
+/// Tags of tables that every entry looks into and that have few keys: see [`crate::limits::DEDUP_MAX`]. Whoever applies
+/// may keep them in memory whole.
+pub const HOT: [u8; 2] = [0x02, 0x03];
+
 /// The cluster.
 pub const CLUSTER: Table<cluster::Cluster> = Table::new(0x10, "cluster");
 /// Replicas by id.
