@@ -111,7 +111,7 @@ impl Control {
             certificate,
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let view = self.replica().view();
         let recorded = identity::certificate_by_fingerprint(&view, fingerprint).or_else(|| {
             identity::certificates_of(&view, CertificateKind::Operator, name)

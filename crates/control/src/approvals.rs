@@ -110,7 +110,7 @@ impl Control {
         let Reply::GrantCreated(created) = written.reply else {
             return Err(self.odd_reply("approvals.create_grant"));
         };
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let view = self.replica().view();
         let duplicate = written.info.duplicate || created.grant_id != grant_id;
         let info = WriteInfo {
@@ -215,7 +215,7 @@ impl Control {
         command: impl Into<palyra_state::Command>,
     ) -> Result<(ApprovalView, WriteInfo), Error> {
         let written = self.propose(request_id, caller.actor(), command).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let view = self.replica().view();
         Ok((approval_view(&view, id, self.now_ms(&view))?, written.info))
     }
@@ -264,7 +264,7 @@ impl Control {
             cancel_run,
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let view = self.replica().view();
         Ok((grant_view(&view, grant_id, self.now_ms(&view))?, written.info))
     }
@@ -431,7 +431,7 @@ impl Control {
         let written = self
             .propose(request_id, caller.actor(), SetPolicy { policy })
             .await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok((records::policy(&self.replica().view()), written.info))
     }
 }

@@ -137,7 +137,7 @@ impl Control {
         let Reply::Renewed(reply) = written.reply else {
             return Err(self.odd_reply("a renewal"));
         };
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let view = self.replica().view();
         if reply.outcome() == RenewalOutcome::CloneSuspected {
             tracing::warn!(device = %device_id, "two machines seem to have this device's folder");
@@ -147,7 +147,7 @@ impl Control {
             .ok_or_else(|| Error::Internal(format!("{} is not recorded", reply.fingerprint)))?;
         let chain = chain_of(&view, recorded.fingerprint)?;
         // After the work too: a replica that was cut off meanwhile may have missed a revocation.
-        self.check_fresh()?;
+        self.fresh_after(written.receipt)?;
         Ok(Renewed {
             chain,
             counter: reply.counter,
@@ -259,7 +259,7 @@ impl Control {
         let Reply::RotationRequested(requested) = written.reply else {
             return Err(self.odd_reply("identity.rotate_device"));
         };
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let wait = Duration::from_millis(wait_ms).min(DISPATCH_WAIT_MAX);
         // Whether it was in use in time, the answer shows.
         let _ = platform::timeout(wait, self.rotation_used(device_id, requested.index)).await;
@@ -395,7 +395,7 @@ impl Control {
             certificate,
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let view = self.replica().view();
         // A retry signed a second certificate that nobody recorded; the first one's key is the same.
         let recorded = identity::certificate_by_fingerprint(&view, signed).or_else(|| {

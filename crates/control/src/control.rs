@@ -20,6 +20,7 @@ use crate::ca::{Authorities, MemoryVault, Vault};
 use crate::caller::millis;
 use crate::connections::Connections;
 use crate::drain::COMMITS;
+use crate::endpoints::Told;
 use crate::ends::Ends;
 use crate::error::Error;
 use crate::limits::{Limits, Timings};
@@ -96,6 +97,7 @@ struct Inner {
     committing: Arc<Semaphore>,
     enforced: watch::Sender<u64>,
     leaving: Leaving,
+    endpoints: Told,
     draining: AtomicBool,
     stopping: watch::Sender<bool>,
 }
@@ -143,6 +145,23 @@ pub(crate) struct Written {
     pub(crate) index: u64,
     pub(crate) reply: Reply,
     pub(crate) info: WriteInfo,
+    pub(crate) receipt: Receipt,
+}
+
+/// That a request was decided, and where. Whatever goes wrong after that, the answer is never that nothing happened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Receipt {
+    index: u64,
+    request_id: Id,
+}
+
+impl Receipt {
+    /// What is answered when this replica cannot say what became of the request.
+    fn unknown(self) -> Error {
+        Error::Unknown {
+            request_id: self.request_id.to_string(),
+        }
+    }
 }
 
 impl Control {
@@ -179,6 +198,7 @@ impl Control {
                 committing: Arc::new(Semaphore::new(COMMITS as usize)),
                 enforced: watch::Sender::new(0),
                 leaving: Leaving::default(),
+                endpoints: Told::default(),
                 draining: AtomicBool::new(false),
                 stopping: watch::Sender::new(false),
             }),
@@ -362,6 +382,10 @@ impl Control {
         self.inner.draining.load(Ordering::SeqCst)
     }
 
+    pub(crate) fn told_endpoints(&self) -> &Told {
+        &self.inner.endpoints
+    }
+
     pub(crate) fn leaving(&self) -> &Leaving {
         &self.inner.leaving
     }
@@ -435,16 +459,28 @@ impl Control {
             index: committed.index,
             reply,
             info,
+            receipt: Receipt {
+                index: committed.index,
+                request_id,
+            },
         })
     }
 
-    /// Waits until this replica has applied `index`, so that what was written can be read here.
-    pub(crate) async fn applied(&self, index: u64) -> Result<(), Error> {
-        if self
-            .replica()
-            .wait_applied(index, self.timings().call_timeout)
-            .await
-        {
+    /// Waits until this replica has applied what was written, so that it can be read here.
+    pub(crate) async fn applied(&self, receipt: Receipt) -> Result<(), Error> {
+        let arrived = self.arrived(receipt.index).await;
+        arrived.map_err(|_| receipt.unknown())
+    }
+
+    /// [`Control::check_fresh`] after something was written.
+    pub(crate) fn fresh_after(&self, receipt: Receipt) -> Result<(), Error> {
+        self.check_fresh().map_err(|_| receipt.unknown())
+    }
+
+    /// Waits until this replica has applied `index`.
+    async fn arrived(&self, index: u64) -> Result<(), Error> {
+        let limit = self.timings().call_timeout;
+        if self.replica().wait_applied(index, limit).await {
             return Ok(());
         }
         Err(self.stale())
@@ -460,7 +496,7 @@ impl Control {
             self.barrier().await?;
         }
         if options.min_index > 0 {
-            self.applied(options.min_index).await?;
+            self.arrived(options.min_index).await?;
         }
         let view = self.replica().view();
         let info = self.read_info(view.index());
@@ -510,43 +546,12 @@ impl Control {
         TrustBundle::new(&self.cluster_id().to_string(), self.trust_domain().clone(), roots)
             .map_err(|error| Error::Internal(format!("the root in the state is unusable: {error}")))
     }
-
-    /// Where nodes and enrolling machines reach the replicas, this one first.
-    #[must_use]
-    pub fn endpoints(&self) -> Vec<Endpoint> {
-        let members = cluster::replicas(&self.replica().view())
-            .into_iter()
-            .filter(cluster::Replica::is_member);
-        let mut endpoints: Vec<Endpoint> = members
-            .map(|replica| Endpoint {
-                replica_id: replica.id,
-                node_addr: replica.addresses.node,
-                enrol_addr: replica.addresses.enrol,
-                quic_addr: replica.addresses.quic,
-            })
-            .collect();
-        endpoints.sort_by_key(|endpoint| (endpoint.replica_id != self.replica_id(), endpoint.replica_id));
-        endpoints
-    }
 }
 
 /// Runs a task without which this replica would not do what it promises: one that follows no feed or sweeps no
 /// deadline looks alive and is not.
 fn run_vital(what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
     platform::spawn(platform::vital(what, task)).detach();
-}
-
-/// Where a replica is reached from outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The replica.
-    pub replica_id: u64,
-    /// gRPC for nodes and operators, `host:port`.
-    pub node_addr: String,
-    /// Enrolment, `host:port`.
-    pub enrol_addr: String,
-    /// QUIC for nodes, `host:port`; empty when it does not listen for it.
-    pub quic_addr: String,
 }
 
 /// A wait that a caller asked for, within bounds; 0 asks for `default`.

@@ -127,7 +127,7 @@ impl Control {
         let Reply::Submitted(submitted) = written.reply else {
             return Err(self.odd_reply("dispatch.submit"));
         };
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         // Submitted and committed: from here on only the view of it can be missing, when it was forgotten
         // long ago.
         let seen = view_of(&self.replica().view(), submitted.dispatch_id)?;
@@ -281,7 +281,7 @@ impl Control {
             reason: reason.to_owned(),
         };
         let written = self.propose(request_id, caller.actor(), cancel).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok((view_of(&self.replica().view(), dispatch_id)?, written.info))
     }
 

@@ -107,7 +107,7 @@ impl Control {
             match self.propose(request_id, self.as_replica(), detach).await {
                 Ok(written) => {
                     // Whoever looks next must see the sessions gone.
-                    let _ = self.applied(written.index).await;
+                    let _ = self.applied(written.receipt).await;
                     return;
                 }
                 Err(error) if error.is_retryable() && !self.is_stopping() => {

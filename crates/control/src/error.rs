@@ -326,6 +326,15 @@ fn verb(kind: &str) -> &str {
     }
 }
 
+fn without(f: &mut fmt::Formatter<'_>, replica_id: u64, voters_left: u64, alive: u64) -> fmt::Result {
+    write!(f, "without replica {replica_id} ")?;
+    if alive <= voters_left / 2 {
+        write!(f, "{alive} of {voters_left} voters answer, which is no majority")
+    } else {
+        write!(f, "there are {voters_left} voters, and none may fail then")
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -385,22 +394,7 @@ impl fmt::Display for Refusal {
                 replica_id,
                 voters_left,
                 alive,
-            } if *alive <= voters_left / 2 => {
-                write!(
-                    f,
-                    "without replica {replica_id} {alive} of {voters_left} voters answer, which is no majority"
-                )
-            }
-            Refusal::WouldLoseMajority {
-                replica_id,
-                voters_left,
-                ..
-            } => {
-                write!(
-                    f,
-                    "without replica {replica_id} there are {voters_left} voters, and none may fail then"
-                )
-            }
+            } => without(f, *replica_id, *voters_left, *alive),
             Refusal::SessionEnded { code } => write!(f, "the session is over: {code}"),
             Refusal::Protocol { cause } => f.write_str(cause),
             Refusal::Signing { cause } => write!(f, "this replica cannot sign the certificate: {cause}"),

@@ -244,7 +244,7 @@ impl Control {
             root: signed.root,
         };
         let written = self.propose(self.fresh_id(), self.as_replica(), admit).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok(replica_id)
     }
 
@@ -279,7 +279,7 @@ impl Control {
         let Reply::ReplicaAllocated(allocated) = written.reply else {
             return Err(self.odd_reply("cluster.allocate_replica"));
         };
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok(allocated.replica_id)
     }
 

@@ -8,8 +8,9 @@ use palyra_state::{Code, Id, Read, Reject, Reply, dispatch};
 use prost::Message as _;
 
 use crate::caller::Caller;
-use crate::control::{Control, Endpoint, ReadInfo, ReadOptions, WriteInfo};
+use crate::control::{Control, ReadInfo, ReadOptions, WriteInfo};
 use crate::dispatch::{Page, next_page, page_size, page_start};
+use crate::endpoints::Endpoint;
 use crate::error::Error;
 use crate::limits::PAGE_BYTES;
 use crate::liveness::LastSeen;
@@ -85,7 +86,7 @@ impl Control {
         let Reply::Registered(registered) = written.reply else {
             return Err(self.odd_reply("nodes.register"));
         };
-        self.check_fresh()?;
+        self.fresh_after(written.receipt)?;
         Ok(Registered {
             generation: registered.generation,
             endpoints: self.endpoints(),

@@ -103,7 +103,7 @@ impl Control {
     pub(crate) async fn as_system(&self, command: impl Into<Command>) -> Result<usize, Error> {
         let written = self.propose(self.fresh_id(), Actor::System, command).await?;
         // The next pass must see what this one did.
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok(match written.reply {
             Reply::Counted(counted) => counted.count as usize,
             _ => 0,

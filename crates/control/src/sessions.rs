@@ -154,7 +154,7 @@ impl Control {
         let attempts = request.held_attempts.into_iter().chain(std::iter::repeat(0));
         session.entry.holds(held.iter().copied().zip(attempts));
         self.registry().set_epoch(&session.entry, attached.epoch);
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         self.settle_attach(&session.entry, &held)?;
         self.still_fresh(&session.entry)?;
         Ok(session)

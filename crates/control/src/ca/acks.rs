@@ -184,7 +184,7 @@ impl Control {
             .propose(self.fresh_id(), self.as_replica(), batch.clone())
             .await;
         match written {
-            Ok(written) => self.applied(written.index).await?,
+            Ok(written) => self.applied(written.receipt).await?,
             Err(error) => {
                 self.acks().give_back(batch);
                 return Err(error);

@@ -105,7 +105,7 @@ impl Control {
 
     async fn as_this(&self, command: impl Into<palyra_state::Command>) -> Result<(), Error> {
         let written = self.propose(self.fresh_id(), self.as_replica(), command).await?;
-        self.applied(written.index).await
+        self.applied(written.receipt).await
     }
 
     /// Puts in force what the state says, if it is not.
@@ -478,7 +478,7 @@ impl Control {
         };
         for certify in missing {
             let written = self.propose(self.fresh_id(), Actor::System, certify).await?;
-            self.applied(written.index).await?;
+            self.applied(written.receipt).await?;
         }
         Ok(())
     }
@@ -502,7 +502,7 @@ impl Control {
                 number: one.number,
             };
             let written = self.propose(self.fresh_id(), Actor::System, retire).await?;
-            self.applied(written.index).await?;
+            self.applied(written.receipt).await?;
         }
         Ok(())
     }

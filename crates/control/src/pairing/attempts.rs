@@ -41,7 +41,7 @@ impl Control {
             let number = format!("C{}", counted.code_number);
             return Err(Reject::new(Code::CodeBurned, [&number, &limits::ATTEMPTS]).into());
         }
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let code = records::code(&self.replica().view(), counted.code_id)
             .ok_or_else(|| Reject::new(Code::NoSuchCode, [&counted.code_id]))?;
         Ok((counted, code))

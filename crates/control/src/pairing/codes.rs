@@ -134,7 +134,7 @@ impl Control {
             let what = format!("pairing code C{}", minted.number);
             return Err(Refusal::ShownOnce { what }.into());
         }
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let code = self.code_view(code_id)?;
         Ok(Minted {
             secret,

@@ -133,7 +133,7 @@ impl Control {
             reason: reason.to_owned(),
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok((self.decided(pending, RequestStatus::Approved), written.info))
     }
 
@@ -155,7 +155,7 @@ impl Control {
             reason: reason.to_owned(),
         };
         let written = self.propose(request_id, caller.actor(), command).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok((self.decided(pending, RequestStatus::Rejected), written.info))
     }
 

@@ -153,7 +153,7 @@ impl Control {
         };
         let command = command(worker_id, reason.to_owned(), act);
         let written = self.propose(request_id, caller.actor(), command).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok((worker_view(&self.replica().view(), worker_id)?, written.info))
     }
 
@@ -177,7 +177,7 @@ impl Control {
         let Reply::Counted(counted) = written.reply else {
             return Err(self.odd_reply("fleet.reap"));
         };
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok(Reaped {
             leases,
             workers: counted.count.into(),

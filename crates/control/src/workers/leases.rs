@@ -107,7 +107,7 @@ impl Control {
             reason: reason.to_owned(),
         };
         let written = self.propose(request_id, caller.actor(), revoke).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok((lease_view(&self.replica().view(), lease_id)?, written.info))
     }
 }

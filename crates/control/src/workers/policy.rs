@@ -92,7 +92,7 @@ impl Control {
         let Reply::PolicySet(done) = written.reply else {
             return Err(self.odd_reply("fleet.set_policy"));
         };
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         let stored = records::policy(&self.replica().view()).filter(|policy| policy.version == done.version);
         Ok(PolicySet {
             policy: stored.unwrap_or(Policy {

@@ -174,7 +174,7 @@ impl Control {
         let Reply::RunStarted(started) = written.reply else {
             return Err(self.odd_reply("leases.start_run"));
         };
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok((run_view(&self.replica().view(), started.run_id)?, written.info))
     }
 
@@ -209,7 +209,7 @@ impl Control {
         if let Some(refusal) = received.refusal {
             return Err(refusal.into());
         }
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok(PieceTaken {
             received: received.received,
             complete: received.complete,
@@ -337,7 +337,7 @@ impl Control {
             reason: reason.to_owned(),
         };
         let written = self.propose(request_id, caller.actor(), cancel).await?;
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         Ok((run_view(&self.replica().view(), run_id)?, written.info))
     }
 

@@ -241,7 +241,7 @@ impl Control {
         let Reply::Reconciled(found) = written.reply else {
             return Err(self.odd_reply("leases.reconcile"));
         };
-        self.applied(written.index).await?;
+        self.applied(written.receipt).await?;
         {
             // Offers wait for the lock, and so come after this.
             let mut seat = entry.worker.lock();

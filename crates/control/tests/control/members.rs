@@ -208,7 +208,14 @@ async fn a_removal_on_which_the_group_could_not_decide_is_not_begun() {
     let Error::Refused(refusal) = refused.unwrap_err() else {
         panic!("another error")
     };
-    assert!(matches!(refusal, Refusal::WouldLoseMajority { alive: 1, voters_left: 2, .. }));
+    assert!(matches!(
+        refusal,
+        Refusal::WouldLoseMajority {
+            alive: 1,
+            voters_left: 2,
+            ..
+        }
+    ));
     assert_eq!(one.replica.status().members.voters.len(), 3);
     one.bus.heal();
     drop((two, three));
