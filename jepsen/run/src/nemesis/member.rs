@@ -120,7 +120,6 @@ async fn remove(run: &Arc<Run>, id: u64) -> Result<()> {
         force: true,
         // One request, asked for until it is answered.
         request_id: new_ulid(),
-        ..Default::default()
     };
     let until = Instant::now() + DECIDED;
     while let Err(error) = client.remove_replica(request.clone()).await {
