@@ -17,9 +17,11 @@ need_packages() {
     command -v protoc >/dev/null || missing+=(protobuf-compiler)
     # Not needed, but it turns the second compilation of RocksDB (twenty minutes) into seconds.
     command -v ccache >/dev/null || missing+=(ccache)
-    [ ${#missing[@]} -eq 0 ] && return 0
+    [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
+}
 
-    local sudo=()
+install_packages() { # install_packages NAME...: Debian's names
+    local missing=("$@") sudo=()
     [ "$(id -u)" = 0 ] || sudo=(sudo)
     if command -v apt-get >/dev/null; then
         say "installing: ${missing[*]}"
@@ -28,13 +30,13 @@ need_packages() {
         rm -f /tmp/palyra-apt.$$
         return 0
     fi
-    say "This is not a Debian-like system. A build needs these (Debian's names): ${missing[*]}"
+    say "This is not a Debian-like system. These are needed (Debian's names): ${missing[*]}"
     local tool=""
     for candidate in dnf pacman zypper apk brew; do
         command -v "$candidate" >/dev/null && { tool=$candidate; break; }
     done
     if [ -z "$tool" ] || [ ! -t 0 ]; then
-        say "error: install a C++ compiler and libclang, then run this again (LIBCLANG_PATH names an unusual place)"
+        say "error: install them, then run this again (LIBCLANG_PATH names an unusual place of libclang)"
         return 1
     fi
     local names
@@ -45,6 +47,7 @@ need_packages() {
         apk) names="g++ make git clang-dev protoc ccache"; set -- "${sudo[@]}" apk add ;;
         brew) names="llvm protobuf ccache"; set -- brew install ;;
     esac
+    case " ${missing[*]} " in *" valgrind "*) names+=" valgrind" ;; esac
     printf 'Run "%s %s" now? [y/N] ' "$*" "$names" >&2
     read -r answer
     case $answer in
@@ -60,6 +63,21 @@ need_rust() {
         say "       rust-lang.org shows), then run this again: rust-toolchain.toml picks the version."
         return 1
     fi
+}
+
+# What counts instructions: valgrind, and the runner of the library that the benchmarks use, in the same version. Only
+# who runs those benchmarks calls this; a build needs neither.
+need_counting() {
+    local tools version
+    command -v valgrind >/dev/null || install_packages valgrind || return 1
+    tools=${XDG_CACHE_HOME:-$HOME/.cache}/palyra/tools
+    version=$(awk '/^name = "gungraun-runner"$/ { getline; gsub(/"/, "", $3); print $3 }' Cargo.lock)
+    export PATH="$tools/bin:$PATH"
+    [ "$("$tools/bin/gungraun-runner" --version 2>/dev/null)" = "gungraun-runner $version" ] && return 0
+    say "installing: gungraun-runner $version"
+    CARGO_TARGET_DIR="$tools/build" cargo install gungraun-runner --version "=$version" --locked --debug --force --quiet \
+        --root "$tools" >&2 || { say "error: gungraun-runner cannot be installed"; return 1; }
+    rm -rf "$tools/build"
 }
 
 need_packages && need_rust || exit 1

@@ -229,7 +229,7 @@ fn pre_releases_and_frozen_formats_are_pinned_exactly() {
     let metadata = metadata();
     for (name, package) in &members(&metadata) {
         for dependency in &package.dependencies {
-            if ["openraft", "bincode", "rocksdb"].contains(&dependency.name.as_str()) {
+            if ["openraft", "bincode", "rocksdb", "gungraun"].contains(&dependency.name.as_str()) {
                 let exact = dependency.req.to_string().starts_with('=');
                 assert!(
                     exact,
@@ -241,9 +241,10 @@ fn pre_releases_and_frozen_formats_are_pinned_exactly() {
     }
 }
 
-/// Whether one side of every `OR` in an SPDX expression (no nesting beyond parentheses around `OR`) is allowed.
+/// Whether one side of every `OR` in an SPDX expression (no nesting beyond parentheses around `OR`) is allowed. Some
+/// authors write it as `/` or in lower case.
 fn licence_allowed(expression: &str) -> bool {
-    let flat = expression.replace('/', " OR ");
+    let flat = expression.replace('/', " OR ").replace(" or ", " OR ");
     flat.split(" AND ").all(|part| {
         part.trim_matches(|c| "() ".contains(c))
             .split(" OR ")
@@ -253,7 +254,7 @@ fn licence_allowed(expression: &str) -> bool {
 
 #[test]
 fn licences_agree_with_ours() {
-    assert!(licence_allowed("MIT OR GPL-3.0"));
+    assert!(licence_allowed("MIT OR GPL-3.0") && licence_allowed("MIT or GPL-3.0"));
     assert!(licence_allowed("ISC AND (Apache-2.0 OR ISC)"));
     assert!(!licence_allowed("MIT AND GPL-3.0"));
     for package in metadata().packages {

@@ -30,6 +30,10 @@ use clap::{Parser, Subcommand};
 
 use crate::report::{Format, Report};
 
+/// As `palyrad` has it: what a client costs is on both sides of a comparison.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The exit code of a check that found problems, as `palyra` and `palyrad` have it.
 const BROKEN: u8 = 14;
 

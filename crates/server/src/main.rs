@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// Of RocksDB as well: see docs/decisions/allocator.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     palyra_server::main()
 }

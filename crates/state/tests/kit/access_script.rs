@@ -2,7 +2,7 @@
 
 use palyra_state::{Command, access};
 
-use crate::Args;
+use super::Args;
 
 pub(crate) fn command(args: &mut Args<'_>, name: &str) -> Command {
     let role = access::Role::parse(&args.text("role")).unwrap_or(access::Role::Viewer) as i32;

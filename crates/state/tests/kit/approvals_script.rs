@@ -5,7 +5,7 @@ use palyra_state::approvals::{
     CreateGrant, Decide, Expire, Policy, RevokeGrant, Risk, Scope, SetPolicy, Withdraw,
 };
 
-use crate::Args;
+use super::Args;
 
 pub(crate) fn command(args: &mut Args<'_>, name: &str) -> Command {
     let reason = args.text("reason");

@@ -2,7 +2,7 @@
 
 use palyra_state::{Command, ca};
 
-use crate::Args;
+use super::Args;
 use crate::kit::commands;
 
 fn phase(args: &Args<'_>) -> i32 {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use palyra_state::{Command, dispatch};
 
-use crate::Args;
+use super::Args;
 use crate::kit::commands;
 
 pub(crate) fn command(args: &mut Args<'_>, name: &str) -> Command {

@@ -2,7 +2,7 @@
 
 use palyra_state::{Command, fleet};
 
-use crate::Args;
+use super::Args;
 use crate::kit::{attack, workers};
 
 pub(crate) fn command(args: &mut Args<'_>, name: &str) -> Command {

@@ -8,7 +8,7 @@ use palyra_state::fleet::Evidence;
 use palyra_state::leases::{self, HeldState, Manifest, ManifestEntry, Outcome};
 use palyra_state::{Actor, Command, Digest, Id, nodes};
 
-use crate::Args;
+use super::Args;
 use crate::kit::{World, commands, fleet};
 
 /// Gives every lease its name, `run/attempt`.

@@ -15,6 +15,7 @@ use palyra_state::{
 pub mod attack;
 pub mod commands;
 pub mod fleet;
+pub mod large;
 pub mod workers;
 
 /// When every test begins.

@@ -1,4 +1,4 @@
-//! Times in scripts: `90s` in, `T+90s` out.
+//! Times in what comes out of scripts: `T+90s`.
 
 use std::fmt::Write as _;
 
@@ -22,16 +22,4 @@ pub(crate) fn relative_times(line: &str) -> String {
         out.push(symbol);
     }
     out.trim_end().to_owned()
-}
-
-pub(crate) fn duration(text: &str) -> u64 {
-    let (number, unit) = text.split_at(text.len() - 1);
-    let unit = match unit {
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        other => panic!("no unit: {other}"),
-    };
-    number.parse::<u64>().unwrap() * unit
 }
