@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use futures::stream::{BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt};
 use palyra_platform as platform;
+use tokio::sync::mpsc;
 
 use crate::peer::{Bodies, Lane, Method, PeerError, PeerTransport, Refusal};
 use crate::service::PeerService;
@@ -121,6 +122,27 @@ async fn task_of(
         .unwrap_or_else(|ended| Err(PeerError::Lost(ended.to_string())))
 }
 
+/// Answers that a task of the replica `to` makes: what kills that replica must not take the caller along, nor may what
+/// the caller does be taken for the replica's.
+fn answered_by(to: u64, answer: impl FnOnce() -> Bodies) -> Bodies {
+    let (sender, receiver) = mpsc::channel(1);
+    platform::scope_sync(to, || {
+        let mut answers = answer();
+        platform::spawn(async move {
+            while let Some(one) = answers.next().await {
+                if sender.send(one).await.is_err() {
+                    return;
+                }
+            }
+        })
+        .detach();
+    });
+    stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|one| (one, receiver))
+    })
+    .boxed()
+}
+
 /// Drops messages while the link is cut.
 fn link<T: Send + 'static>(
     bus: Arc<Bus>,
@@ -175,13 +197,10 @@ impl PeerTransport for Sender {
                 return Err(PeerError::refused(Refusal::Unsupported, message));
             }
             let requests = link(bus.clone(), from, to, requests).map(Ok).boxed();
-            let replies = platform::scope(to, async move {
-                match lane {
-                    Lane::Forward => service.handle_forward(from, requests),
-                    _ => service.handle_append(from, requests),
-                }
-            })
-            .await;
+            let replies = match lane {
+                Lane::Forward => answered_by(to, move || service.handle_forward(from, requests)),
+                _ => platform::scope(to, async move { service.handle_append(from, requests) }).await,
+            };
             let alive = bus.clone();
             let replies = replies
                 .take_while(move |_| std::future::ready(alive.service(to).is_ok()))
