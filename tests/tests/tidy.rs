@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Lines of a source file; tests and generated code are held to it as well.
 const FILE_LINES_MAX: usize = 600;
@@ -11,10 +11,7 @@ const FILE_LINES_MAX: usize = 600;
 const LINE_CHARS_MAX: usize = 120;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap()
-        .to_path_buf()
+    std::env::current_dir().unwrap().parent().unwrap().to_path_buf()
 }
 
 /// All files of the checkout with one of the endings, outside of build and run folders.

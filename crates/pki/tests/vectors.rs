@@ -11,10 +11,7 @@ use palyra_pki::{JoinToken, Kek, Method, Purpose, Ticket, Transcript, TrustBundl
 use serde_json::Value;
 
 fn vectors() -> Value {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../docs/protocol/pairing-vectors.json"
-    );
+    let path = "../../docs/protocol/pairing-vectors.json";
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 

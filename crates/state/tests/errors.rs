@@ -8,7 +8,7 @@ use palyra_state::{Class, Code, Reject};
 use prost::Message as _;
 
 fn pages() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors")
+    Path::new(".").join("../../docs/errors")
 }
 
 #[test]

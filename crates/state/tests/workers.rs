@@ -13,9 +13,7 @@ use palyra_state::{Actor, Id, fleet, leases, limits};
 use prost::Message as _;
 
 fn document(path: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../docs")
-        .join(path);
+    let path = Path::new(".").join("../../docs").join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

@@ -148,7 +148,7 @@ fn methods() -> Vec<(&'static str, For)> {
 
 /// The methods that the proto files declare, save those of the two other listeners.
 fn declared() -> BTreeSet<String> {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let folder = std::path::Path::new(".").join("../../proto");
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();

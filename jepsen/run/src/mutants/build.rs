@@ -77,10 +77,20 @@ fn found(folder: &Path, sim: bool, real: bool) -> Result<Planted> {
     Ok(planted)
 }
 
+/// The checkout that this is called in, or else the one that this program was built from: clones share a target folder.
+fn sources() -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_default();
+    let mut above = here.ancestors();
+    match above.find(|folder| folder.join("jepsen/run/Cargo.toml").is_file()) {
+        Some(root) => root.to_owned(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."),
+    }
+}
+
 /// Builds what these words name, and answers the folder that it lies in. They choose from the whole workspace, whose
 /// packages unite their features: with fewer of them, libraries would be built anew that are no different.
 fn build(words: &[&str]) -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = sources();
     ensure!(
         root.join("Cargo.lock").is_file(),
         Usage(format!(
