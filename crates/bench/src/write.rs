@@ -74,6 +74,7 @@ pub(crate) async fn run(args: Args, keep: Keep) -> Result<Report> {
         compared.push(compare(&args, clients, &cluster, &identities, etcd.as_ref()).await?);
     }
     tell_all(&mut report, &compared, "write", WANTED);
+    args.shape.draw("write", &compared)?;
     let one = compared.iter().find(|one| one.clients == 1);
     let one_client = one.map(|one| one.ours.figures().p50_us);
     machine.tell(&mut report, one_client);

@@ -9,7 +9,9 @@
 pub(crate) mod drive;
 pub(crate) mod etcd;
 pub(crate) mod machine;
+mod plot;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -41,6 +43,9 @@ pub(crate) struct Shape {
     /// absent
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) rate: Option<u32>,
+    /// Draw latency against load into this SVG file; give several numbers of clients
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 impl Shape {
@@ -50,6 +55,14 @@ impl Shape {
             Duration::from_secs(self.warm_up),
             Duration::from_secs(self.seconds),
         )
+    }
+
+    /// Draws what was asked for.
+    pub(crate) fn draw(&self, workload: &str, compared: &[Compared]) -> Result<()> {
+        match &self.plot {
+            Some(path) => plot::draw(path, workload, compared),
+            None => Ok(()),
+        }
     }
 
     /// Connections for so many clients.
