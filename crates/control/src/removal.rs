@@ -68,8 +68,8 @@ impl Control {
     /// Removes a replica for good. It may be stopped when this is answered. The caller is an admin.
     ///
     /// # Errors
-    /// [`Refusal::WouldLoseMajority`], which `force` only answers as long as there is one, [`Error::Unavailable`] when the group does not decide on it in
-    /// time, and what the state machine refuses. The replica stays a member then.
+    /// [`Refusal::WouldLoseMajority`], which `force` only answers as long as there is one; [`Error::Unavailable`] when
+    /// the group does not decide on it in time; and what the state machine refuses. The replica stays a member then.
     pub async fn remove_replica(
         &self,
         caller: &Caller,

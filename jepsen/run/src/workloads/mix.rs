@@ -81,8 +81,7 @@ impl Workload for Mix {
 
     async fn finish(&self, run: &Arc<Run>) -> Result<()> {
         run.journal_held.store(true, Ordering::Relaxed);
-        // From the moment at which all is whole watchers have seconds to see all; the others' last reads take as long as
-        // they take.
+        // From the moment at which all is whole watchers have seconds to see all; the others' last reads take longer.
         let (watch, others): (Vec<_>, Vec<_>) = self.parts.iter().partition(|part| part.name() == "watch");
         for part in watch.into_iter().chain(others) {
             part.finish(run).await.with_context(|| part.name())?;
