@@ -117,7 +117,14 @@ impl Control {
             None => Err(unavailable),
             Some(leader) if leader == self.replica_id() => {
                 let taken = self.take_vote_here(replica_id).await;
-                taken.map_err(|_| unavailable)
+                taken.map_err(|error| {
+                    tracing::warn!(
+                        replica_id,
+                        cause = error.for_log(),
+                        "a replica keeps its vote for now"
+                    );
+                    unavailable
+                })
             }
             Some(leader) => {
                 let call = Call::TakeVote(TakeVote { replica_id });
@@ -128,7 +135,10 @@ impl Control {
                         refusal: PeerRefusal::Unsupported,
                         ..
                     }) => Ok(()),
-                    _ => Err(unavailable),
+                    answer => {
+                        tracing::warn!(replica_id, leader, ?answer, "a replica keeps its vote for now");
+                        Err(unavailable)
+                    }
                 }
             }
         }
